@@ -211,8 +211,8 @@ def verify_artifact(
     _check_licences(found, note)
     if found.variants:
         note(
-            f"note[FEW_CPU_VARIANTS]: {listed.name} is slow on many processors: it was built with"
-            f" the CPU variants {found.variants} alone, as by the demo; invoke build-cpu or"
+            f"note[FEW_CPU_VARIANTS]: {listed.name} starts on some processors only: it has"
+            f" the CPU variant {found.variants} alone, as the demo builds it; invoke build-cpu or"
             " build-cuda builds all of them"
         )
 

@@ -85,7 +85,7 @@ class BuildRequest:
     patches: str = "auto"
     """``none`` builds llama.cpp without the patches of ``build/patches``."""
     this_cpu: bool = False
-    """Build the CPU variants that this machine runs, and no others (``recipe.of_this_machine``)."""
+    """Build this machine's CPU variant, and no other (``recipe.of_this_machine``)."""
     copy: Path | None = None
     """A second place and name for the tarball, for workflows that want one file."""
     scheduler: str | None = None
@@ -302,6 +302,6 @@ def options(
     defined = dict(request.define)
     if "rpc-server" in request.also:
         defined |= _RPC
-    if request.this_cpu and (variants := recipe.of_this_machine(tree)):
-        defined[recipe.DEFINITION] = ";".join(variants)
+    if request.this_cpu and (variant := recipe.of_this_machine(tree)):
+        defined[recipe.DEFINITION] = variant
     return (*TARGETS, *program_targets(request.also, tree)), tuple(sorted(defined.items()))

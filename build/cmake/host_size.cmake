@@ -2,6 +2,20 @@
 # libraries a third smaller; inference (ggml, libllama) and sampling keep -O3 (docs/size.md).
 # farm/plan.py names this file as CMAKE_PROJECT_INCLUDE: CMake reads it after each project().
 
+# Compiles a target's sources in batches, except those that match ALONE. The demo's, for the pinned
+# source alone: most of the seconds of such a file are its headers. Upstream does it for libllama.
+function(farm_unite target batch alone)
+    if(TARGET ${target})
+        get_target_property(sources ${target} SOURCES)
+        get_target_property(folder ${target} SOURCE_DIR)
+        list(FILTER sources INCLUDE REGEX "${alone}")
+        list(TRANSFORM sources PREPEND "${folder}/")
+        set_source_files_properties(${sources}
+            TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+        set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${batch})
+    endif()
+endfunction()
+
 function(farm_build_for_size)
     foreach(target IN ITEMS
             llama-common server-context llama-server-impl llama-cli-impl mtmd cpp-httplib)
@@ -15,15 +29,10 @@ function(farm_build_for_size)
         set_source_files_properties("${CMAKE_SOURCE_DIR}/common/sampling.cpp"
             TARGET_DIRECTORY llama-common PROPERTIES COMPILE_OPTIONS -O3)
     endif()
-    if(FARM_CPU_VARIANTS AND TARGET mtmd)
-        # The demo's, for the pinned source alone: 45 small files as three, as libllama's models are.
-        get_target_property(sources mtmd SOURCES)
-        get_target_property(folder mtmd SOURCE_DIR)
-        list(FILTER sources EXCLUDE REGEX "models/")
-        list(TRANSFORM sources PREPEND "${folder}/")
-        set_source_files_properties(${sources}
-            TARGET_DIRECTORY mtmd PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
-        set_target_properties(mtmd PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 16)
+    if(FARM_CPU_VARIANTS)
+        farm_unite(mtmd 16 "^[^/]+$")
+        farm_unite(server-context 9 "^server-context\\.cpp$")
+        farm_unite(llama-common 24 "^(arg|json|jinja/value)\\.cpp$")
     endif()
 endfunction()
 

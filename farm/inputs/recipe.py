@@ -1,8 +1,8 @@
 """The farm's addition to llama.cpp's own CMake files: ``build/cmake/host_size.cmake``.
 
 llama.cpp builds its CPU code once for each kind of x86-64 processor, and chooses the best variant
-when it starts. The demo builds only the variants that this machine runs: of some 470 steps of a
-build, 170 are for variants that one machine never runs.
+when it starts. The demo builds only the best one for this machine: of some 470 steps of a build,
+190 are for the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE: Final = PROJECT_ROOT / "build" / "cmake" / "host_size.cmake"
 DEFINITION: Final = "FARM_CPU_VARIANTS"
 """The CMake variable with the CPU variants to build, separated by semicolons; without it: all."""
 _BASELINE: Final = "x64"
-"""The variant for every x86-64 processor: with it the tarball starts everywhere, but is slow."""
+"""The variant for every x86-64 processor."""
 _VARIANT: Final = re.compile(r"^\s*ggml_add_cpu_backend_variant\((\w+)([ \w]*)\)", re.MULTILINE)
 _FLAGS: Final = {
     "FMA": ("fma",),
@@ -50,8 +50,8 @@ def sha256() -> str:
     return hashlib.sha256(content()).hexdigest()
 
 
-def of_this_machine(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Return the variants to build for this machine: the best that runs, and the one for all.
+def of_this_machine(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the best variant that this machine runs.
 
     Empty if that is unknown: the processor is no x86-64, or the source has other variants.
 
@@ -61,16 +61,16 @@ def of_this_machine(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[
     """
     cmake = tree / "ggml" / "src" / "CMakeLists.txt"
     if not (cmake.is_file() and cpuinfo.is_file()):
-        return ()
+        return ""
     flags = _flags(cpuinfo.read_text("utf-8", "replace"))
     told = cmake.read_text("utf-8", "replace")
     variants = {name: words.split() for name, words in _VARIANT.findall(told)}
     running = {
         name: weight for name, words in variants.items() if (weight := _weight(words, flags))
     }
-    if not running or _BASELINE not in variants:
-        return ()
-    return (_BASELINE, max(running, key=lambda name: running[name]))
+    if not flags or _BASELINE not in variants:
+        return ""
+    return max(running, key=lambda name: running[name], default=_BASELINE)
 
 
 def _flags(cpuinfo: str) -> frozenset[str]:

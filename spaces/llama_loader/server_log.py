@@ -259,8 +259,9 @@ _CAUSES: Final = (
     _host(
         "LIBRARY_MISSING",
         r"no backends are loaded",
-        "ended: it finds no libggml-*.so with code for the CPU or a GPU",
-        "use an archive that has them in the folder of llama-server, where it looks for them",
+        "ended: it finds no libggml-*.so with code for this machine's CPU or GPU",
+        "use an archive that has them in the folder of llama-server; a release of the demo has code"
+        " for one kind of CPU: `invoke build-cpu` builds for all",
     ),
     _server(
         "BAD_MODEL",

@@ -19,6 +19,10 @@ MISMATCHES = (
     "Error relocating /r/llama-server: __fprintf_chk: symbol not found",
     "Error loading shared library libstdc++.so.6: No such file or directory (needed by x)",
 )
+NO_BACKEND = """\
+0.00.057.684 E llama_model_load_from_file_impl: no backends are loaded. hint: use \
+ggml_backend_load() or ggml_backend_load_all() to load a backend before calling this function
+0.00.057.819 E cmn  common_init_: failed to load model '/m.gguf'"""
 NAMED = "0.0.0.1 I llama_model_loader: - kv 2: general.name str = out of memory"
 
 
@@ -32,7 +36,6 @@ NAMED = "0.0.0.1 I llama_model_loader: - kv 2: general.name str = out of memory"
         (0, "bye", 2, "SERVER_ARGUMENT_INVALID", "did not serve; its last lines: bye"),
         (1, 'error while … "--device": invalid device: CUDA7', 5, "INVALID_DEVICE", "CUDA7"),
         (127, f"{SHARED}libx.so.1: cannot open shared object", 5, "LIBRARY_MISSING", "libx.so.1"),
-        (1, "x: no backends are loaded. hint: use y", 5, "LIBRARY_MISSING", "libggml-*.so"),
         (127, "symbol lookup error: /old/libx.so.1: no y", 5, "LIBRARY_MISMATCH", "/old/libx.so.1"),
         (1, "/old/libx.so.1: version `x' not found", 5, "LIBRARY_MISMATCH", "/old/libx.so.1"),
         (127, f"{SHARED}failed to map segment from shared object", 5, *NOEXEC),
@@ -45,6 +48,7 @@ NAMED = "0.0.0.1 I llama_model_loader: - kv 2: general.name str = out of memory"
         ),
         *((127, line, 5, "LIBRARY_MISMATCH", line) for line in MISMATCHES),
         (-6, "CUDA error: no kernel image is available", 5, "NO_KERNEL_IMAGE", "no code for this"),
+        (1, NO_BACKEND, 5, "LIBRARY_MISSING", "libggml-*.so"),
         (-6, "PTX was compiled with an unsupported toolchain.", 5, "DRIVER_TOO_OLD", "older than"),
         (-6, "forward compatibility was attempted", 5, "DRIVER_TOO_OLD", "CUDA's compat"),
         (-6, "unsupported display driver / cuda driver", 5, "DRIVER_TOO_OLD", "older than"),
