@@ -3,15 +3,20 @@
 # farm/plan.py names this file as CMAKE_PROJECT_INCLUDE: CMake reads it after each project().
 
 # Compiles a target's sources in batches, except those that match ALONE. The demo's, for the pinned
-# source alone: most of the seconds of such a file are its headers. Upstream does it for libllama.
+# source alone: most of the seconds of a small file are its headers.
 function(farm_unite target batch alone)
     if(TARGET ${target})
         get_target_property(sources ${target} SOURCES)
         get_target_property(folder ${target} SOURCE_DIR)
-        list(FILTER sources INCLUDE REGEX "${alone}")
-        list(TRANSFORM sources PREPEND "${folder}/")
-        set_source_files_properties(${sources}
-            TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+        foreach(source IN LISTS sources)
+            set(skip OFF)
+            if(source MATCHES "${alone}")
+                set(skip ON)
+            endif()
+            get_filename_component(source "${source}" ABSOLUTE BASE_DIR "${folder}")
+            set_source_files_properties("${source}"
+                TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ${skip})
+        endforeach()
         set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${batch})
     endif()
 endfunction()
@@ -30,9 +35,12 @@ function(farm_build_for_size)
             TARGET_DIRECTORY llama-common PROPERTIES COMPILE_OPTIONS -O3)
     endif()
     if(FARM_CPU_VARIANTS)
-        farm_unite(mtmd 16 "^[^/]+$")
-        farm_unite(server-context 9 "^server-context\\.cpp$")
+        farm_unite(llama 16 "^llama-kv-cache-dsv4\\.cpp$")
+        farm_unite(llama-cli-impl 3 "^$")
         farm_unite(llama-common 24 "^(arg|json|jinja/value)\\.cpp$")
+        farm_unite(llama-server-impl 3 "^$")
+        farm_unite(mtmd 25 "^mtmd-helper")
+        farm_unite(server-context 9 "^server-context\\.cpp$")
     endif()
 endfunction()
 

@@ -223,8 +223,8 @@ def _whole(path: Path) -> gguf_header.Header:
     if size < header.end:
         raise SettingError(
             "MODEL_INCOMPLETE",
-            f"{path} has {size} bytes, and its tensors end at byte {header.end}",
-            hint="download or copy it again: it was cut off",
+            f"{path.resolve()} has {size} bytes, and its tensors end at byte {header.end}",
+            hint="it was cut off: delete this file, and download or copy it again",
         )
     return header
 

@@ -136,10 +136,13 @@ def test_file_in_the_hubs_cache_with_other_bytes_is_named(
         path = model.get(load(environ={**clinic.variables, "HF_ENDPOINT": hub.url}))
     assert failures(clinic.examine(OFFLINE="1")) == {}
     blob = path.resolve()
-    for damaged in (content[:-1] + b"!", content[:-1]):
+    for damaged, code in (
+        (content[:-1] + b"!", "MODEL_SHA256_MISMATCH"),
+        (content[:-1], "MODEL_INCOMPLETE"),
+    ):
         blob.write_bytes(damaged)
         found = clinic.examine(OFFLINE="1")
-        assert failures(found) == {"model": "MODEL_SHA256_MISMATCH"}
+        assert failures(found) == {"model": code}
         assert str(blob) in found.as_text()
         assert "delete this file" in found.as_text()
 
