@@ -352,13 +352,8 @@ def test_package_that_is_not_installed_is_named_with_the_command_that_installs_i
 @pytest.mark.parametrize(
     ("wrong", "near"), [("servee", "serve"), ("fetch --manifst=x", "--manifest")]
 )
-def test_name_near_to_a_mistyped_one_is_offered(
-    wrong: str, near: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(wrong.split())
-    assert ended.value.code == 2
-    assert f"did you mean {near}?" in capsys.readouterr().err
+def test_name_near_to_a_mistyped_one_is_offered(command: Command, wrong: str, near: str) -> None:
+    assert f"did you mean {near}?" in refused(command(*wrong.split()), 2, "USAGE")
 
 
 def test_a_host_without_gpu(command: Command, release: Path) -> None:
