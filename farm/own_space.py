@@ -137,6 +137,7 @@ def make(wish: Wish, report: BuildReport, *, dry_run: bool = False) -> None:
     looked_at = _planned(wish, host, {})
     if not dry_run:
         hub.Hub(wish.space).require_writable()
+    deploy_space.require_model(wish.model)
     deploy_space.compare(looked_at, adopt=wish.adopt)
     variables, pin = _chosen(wish, host, report, dry_run=dry_run)
     planned = _planned(wish, host, pin, variables)
@@ -156,6 +157,8 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
     Raises:
         FarmError: the folder is no whole release, or the place refuses.
     """
+    if not dry_run:
+        place.require_writable()
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
         plan = publishing.prepare(folder, place, show.note, wheel=wheel.build(Path(made)))
         show.plan(plan)

@@ -284,6 +284,7 @@ def deploy_space(
     wanted = deploying.hardware(hardware)
     space = show.given("--to", to)
     deployment = deploying.plan(space, variable or (), model=model, mount=mount)
+    deploying.require_model(model)
     changes = deploying.compare(deployment, adopt=adopt)
     show.deployment(changes)
     if not dry_run:

@@ -182,6 +182,25 @@ class Changes:
     unset: tuple[str, ...] = ()
 
 
+def require_model(text: str | None) -> None:
+    """Ask the Hub for the file that ``--model`` names; a bucket, or none, is not asked for.
+
+    Raises:
+        UsageError: ``MODEL_INVALID``: the Hub has no such file, or shows it to others only.
+        PublishError: the Hub refuses, or does not answer.
+    """
+    chosen = _Model.parse(text, mount=False) if text else None
+    if chosen is None or chosen.mounted:
+        return
+    with hub.hub_errors(f"--model {text}"):
+        if not hub.api().file_exists(chosen.repo, chosen.file):
+            raise UsageError(
+                "MODEL_INVALID",
+                f"--model {text}: the Hub has no file {chosen.file} in {chosen.repo}",
+                hint="check both names; a private repository needs a token that may read it",
+            )
+
+
 def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
     """Compare what would be uploaded with the Space's files.
 

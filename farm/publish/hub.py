@@ -94,14 +94,23 @@ class Hub(Destination):
             self._head()
 
     def require_writable(self) -> None:
-        """Ask whose token it is: without one only reading works."""
+        """Ask the Hub whose token it is: without one, or with a reader's, only reading works.
+
+        Raises:
+            UsageError: ``TOKEN_MISSING``, ``TOKEN_INVALID``.
+            PublishError: the Hub does not take the token, or does not answer.
+        """
+        hint = (
+            f"set HF_TOKEN to a token that may write to {self._repository}"
+            " (https://huggingface.co/settings/tokens), or log in with `hf auth login`"
+        )
         if token("HF_TOKEN") is None and get_token() is None:
-            raise UsageError(
-                "TOKEN_MISSING",
-                "HF_TOKEN is not set, and there is no login",
-                hint=f"set HF_TOKEN to a token that may write to {self._repository}"
-                " (https://huggingface.co/settings/tokens), or log in with `hf auth login`",
-            )
+            told = "HF_TOKEN is not set, and there is no login"
+            raise UsageError("TOKEN_MISSING", told, hint=hint)
+        with hub_errors(self.where, hint):
+            who = self._api.whoami()
+        if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise UsageError("TOKEN_INVALID", "the Hub's token may only read", hint=hint)
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the files of a release on the main branch."""

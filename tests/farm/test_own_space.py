@@ -162,11 +162,18 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
         make(CPU, capsys)
     for change, code in (
         ({"model": "70b"}, "MODEL_INVALID"),
+        ({"model": "me/nothing:x.gguf"}, "MODEL_INVALID"),
         ({"hardware": "cray"}, "HARDWARE_UNKNOWN"),
         ({"variables": ("HF_TOKEN=x",)}, "VARIABLE_IS_SECRET"),
     ):
         with refused(code, UsageError):
             make(Wish(**{**vars(CPU), **change}), capsys)
+    hub.role = "read"
+    with refused("TOKEN_INVALID", UsageError):
+        make(CPU, capsys)
+    monkeypatch.setenv("HF_TOKEN", "hf_w0rng")
+    with refused("HUB_REFUSED", PublishError, "Invalid user token"):
+        make(CPU, capsys)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
     with refused("TOKEN_MISSING", UsageError):

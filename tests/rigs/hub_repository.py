@@ -19,6 +19,11 @@ from tests.rigs import http_served
 from tests.rigs.http_served import Answer, Request
 
 TOKEN = "hf_t0ken"
+MODELS = frozenset(
+    f"mradermacher/translategemma-{size}-it-i1-GGUF/translategemma-{size}-it.i1-Q4_K_M.gguf"
+    for size in ("4b", "12b", "27b")
+)
+"""Models of others that this Hub has."""
 LARGE = 1 << 16
 """Bytes from which on a file goes through LFS."""
 
@@ -46,6 +51,7 @@ class Hub:
     """What it holds, what it was asked, and what it refuses.
 
     Attributes:
+        role: what the account's token may do.
         refuse: a regular expression over ``METHOD path``: answered with 500.
         cut_at: 500 is also the answer to the n-th request from now that would change something.
         cut_after: whether that request is carried out before.
@@ -57,6 +63,7 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     refuse: str = ""
+    role: str = "write"
     cut_at: int = 0
     cut_after: bool = False
     sent: list[str] = field(default_factory=list)
@@ -91,6 +98,7 @@ class Hub:
 
     def _handle(self, asked: Request) -> Answer:
         reads = asked.method in {"GET", "HEAD"} or "/lfs/" in asked.path
+        reads &= "whoami" not in asked.path
         if reads or asked.headers.get("Authorization") == f"Bearer {TOKEN}":
             status, code, told = self.answer(asked.method, asked.path, asked.body)
         else:
@@ -106,6 +114,11 @@ class Hub:
 
 def oid(number: int) -> str:
     return f"{number:040x}"
+
+
+def _who(hub: Hub, _body: bytes) -> tuple[int, str, bytes]:
+    told = {"type": "user", "name": "me", "auth": {"accessToken": {"role": hub.role}}}
+    return 200, "", json.dumps(told).encode()
 
 
 def _create(hub: Hub, body: bytes) -> tuple[int, str, bytes]:
@@ -229,6 +242,8 @@ def _info(hub: Hub, _body: bytes, repo: str) -> tuple[int, str, bytes]:
 
 
 def _resolve(hub: Hub, _body: bytes, repo: str, revision: str, path: str) -> tuple[int, str, bytes]:
+    if f"{repo}/{path}" in MODELS:
+        return 200, oid(0), b"GGUF"
     repository = hub.repositories.get(repo)
     if repository is None:
         return 404, "RepoNotFound", b""
@@ -282,6 +297,7 @@ _KIND = "/api/(?:models|spaces)/"
 _REPO = "(?P<repo>[^/]+/[^/]+)"
 _REVISION = "(?P<revision>[^/]+)"
 _ROUTES: dict[str, Any] = {
+    "GET /api/whoami-v2": _who,
     "POST /api/repos/create": _create,
     "POST /api/validate-yaml": _validate,
     f"POST {_KIND}{_REPO}/preupload/{_REVISION}": _preupload,
