@@ -187,6 +187,8 @@ def renew(
     if dry_run:
         show.line(" ".join(due))
         return
+    if not due:
+        show.note(f"no channel of {place.where} ends within {within} days: nothing to renew")
     signer = trust.signer(show.path(key))
     for name in due:
         show.promotion(channels.renew(place, name, signer, days=lasting, project=named))

@@ -115,7 +115,8 @@ def plan(
         PublishError: the folder is no Space.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", space, re.ASCII) or ".." in space:
-        raise UsageError("SPACE_INVALID", f"--to {space!r} is not OWNER/NAME")
+        hint = "give the Space's name on the Hub: your account, a slash, and a name of your choice"
+        raise UsageError("SPACE_INVALID", f"--to {space!r} is not OWNER/NAME", hint=hint)
     files: dict[str, Path | bytes] = {
         path.relative_to(root).as_posix(): path
         for path in sorted(root.rglob("*"))
