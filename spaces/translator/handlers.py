@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from llama_loader.errors import SettingError
 from llama_space.values import Progress
 from translator import advice, documents, panels, texts
 from translator.session import Answer, InLine, Job, translate
@@ -25,14 +24,16 @@ if TYPE_CHECKING:
 
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 """Words for a ``Progress``'s stage; for all others ``waiting``."""
-_SETTING = SettingError.exit_status
 
 
 class Handlers:
     """One for each page: gradio calls its methods with what its components hold."""
 
-    def __init__(self, engine: Engine, settings: Settings, line: Line) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, line: Line, *, retries: bool = True
+    ) -> None:
         self._engine = engine
+        self._retries = retries
         self._settings = settings
         self._line = line
         self._stops: dict[str, threading.Event] = {}
@@ -50,8 +51,7 @@ class Handlers:
         return [
             panels.pill(state, words),
             panels.failure(failure, words),
-            # a setting that cannot be read only changes with a restart
-            gr.Button(visible=failure is not None and failure.exit_status != _SETTING),
+            gr.Button(visible=failure is not None and self._retries),
             panels.colophon(state, words),
         ]
 

@@ -104,7 +104,8 @@ class Page:
         self._settings = settings
         self._line = Line(CONCURRENCY, WAITING)
         self._start = token_hex(8)
-        self._handlers = handlers.Handlers(engine, settings, self._line)
+        retries = not isinstance(engine, RefusingEngine)
+        self._handlers = handlers.Handlers(engine, settings, self._line, retries=retries)
         self.i18n = gr.I18n(**{locale: _words(locale) for locale in texts.LOCALES})
 
     def build(self) -> gr.Blocks:
