@@ -104,8 +104,9 @@ async def aside(function: Callable[..., Any], *args: object) -> Any:
 
 
 def place(worker: str) -> str:
-    """Return a worker's address without its protocol."""
-    return worker.rpartition("://")[2]
+    """Return a worker's address without its protocol; a number for one of this process."""
+    scheme, _, where = worker.rpartition("://")
+    return f"worker {where.rpartition('/')[2]}" if scheme == "inproc" else where
 
 
 def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | FarmError:
