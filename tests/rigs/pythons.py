@@ -36,7 +36,7 @@ LEFT_OUT: Final = (
     "test_help_is_there_at_once",
     # no compiler, no FUSE and no release are there
     *("own_libraries_come_before", "driver_that", "no_plugin_of_the_callers", "disk_that_keeps_no"),
-    "disk_that_shows_all_files",
+    *("disk_that_shows_all_files", "another_folder_than_its_program"),
 )
 """What takes long, measures time or needs more, and does not depend on the Python."""
 PACKAGES: Final = "--include=ca-certificates,openssl,python3"
