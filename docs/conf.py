@@ -41,9 +41,7 @@ exclude_patterns = ["figures"]
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _PACKAGES: Final = ("llama_loader", "llama_space", "translator")
-_CODES: Final = json.loads((_ROOT / "spaces/translator/sentences_ja.json").read_text("utf-8"))[
-    "codes"
-]
+_CODES: Final = json.loads((_ROOT / "spaces/translator/sentences_ja.json").read_text("utf-8"))
 """All codes: a test compares them with the sources (tests/translator/test_sentences.py)."""
 _KINDS: Final = {
     name: kind.exit_status

@@ -45,9 +45,10 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
     if request.scheduler is not None:
         yield request.scheduler
         return
-    # A person reads the table, not Dask's own log; its workers write there after their end, too.
+    # A person reads the table, not Dask's own log; its workers write there after their end, too,
+    # and its scheduler a traceback of level CRITICAL where Ctrl-C has closed the client meanwhile.
     for handler in logging.getLogger("distributed").handlers:
-        handler.setLevel(logging.CRITICAL)
+        handler.setLevel(logging.CRITICAL + 1)
     with LocalCluster(
         n_workers=min(request.workers or 1, sets),
         threads_per_worker=1,
