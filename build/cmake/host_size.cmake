@@ -41,6 +41,16 @@ function(farm_build_for_size)
         farm_unite(llama-server-impl 3 "^$")
         farm_unite(mtmd 25 "^mtmd-helper")
         farm_unite(server-context 9 "^server-context\\.cpp$")
+        # arguments, HTTP and pictures: no token waits for these, and the demo's person does
+        foreach(target IN ITEMS cpp-httplib llama-cli-impl mtmd)
+            if(TARGET ${target})
+                target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C,CXX>:-O0>)
+            endif()
+        endforeach()
+        if(TARGET llama-common)
+            set_source_files_properties("${CMAKE_SOURCE_DIR}/common/arg.cpp"
+                TARGET_DIRECTORY llama-common PROPERTIES COMPILE_OPTIONS -O0)
+        endif()
     endif()
 endfunction()
 
