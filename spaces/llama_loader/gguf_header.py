@@ -35,6 +35,8 @@ _MAX_TEXT: Final = 4 << 20
 """Bytes of all names and kept texts together; the largest chat templates have some 30 kB."""
 _MAX_TEXTS: Final = 1 << 20
 """Texts in all arrays: each is a step. The largest vocabularies with merges have some 800,000."""
+_READ: Final = 1 << 20
+"""Bytes that are read at a time where texts are skipped."""
 _MAX_LAYERS: Final = 4096
 """Numbers of an array that has one for each layer; longer arrays are of tokens."""
 _BLOCKS: Final = {
@@ -208,10 +210,7 @@ class _Reader:
             self._texts += count
             if self._texts > _MAX_TEXTS:
                 raise ValueError("too many texts")
-            length, read, seek = struct.Struct("<Q").unpack, self._file.read, self._file.seek
-            for _ in range(count):  # hundreds of thousands, before every start
-                (size,) = length(read(8))
-                seek(size, 1)
+            self._skip_texts(count)
             return None
         if kind not in _SCALARS:
             raise ValueError("a GGUF value type that is not known")
@@ -221,6 +220,18 @@ class _Reader:
             return None
         values = self._unpack(f"<{count}{_SCALARS[kind]}")
         return max(values) if type(values[0]) is int else None
+
+    def _skip_texts(self, count: int) -> None:
+        """Skip hundreds of thousands of texts, before every start: a block is read at a time."""
+        length, block, at, last = struct.Struct("<Q").unpack_from, b"", 0, -1
+        for _ in range(count):
+            if at > last:
+                self._file.seek(at - len(block), 1)
+                block, at = self._file.read(_READ), 0
+                last = len(block) - 8
+            (size,) = length(block, at)
+            at += 8 + size
+        self._file.seek(at - len(block), 1)
 
     def _text(self) -> str:
         (length,) = self._unpack("<Q")
