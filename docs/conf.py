@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -43,6 +44,7 @@ _ROOT: Final = Path(__file__).resolve().parents[1]
 _PACKAGES: Final = ("llama_loader", "llama_space", "translator")
 _CODES: Final = json.loads((_ROOT / "spaces/translator/sentences_ja.json").read_text("utf-8"))
 """All codes: a test compares them with the sources (tests/translator/test_sentences.py)."""
+_SENTENCES: Final = json.loads((_ROOT / "spaces/llama_loader/sentences.json").read_text("utf-8"))
 _KINDS: Final = {
     name: kind.exit_status
     for name, kind in vars(loader_errors).items()
@@ -59,8 +61,6 @@ _STATUSES: Final = {
     7: "Exit status 7: the server did not start, or died",
     0: "Warnings, and codes of several kinds",
 }
-_CAUSES: Final = {"_server": 7, "_host": 5}
-"""Ends of llama-server that its log explains (server_log.py), and their exit statuses."""
 
 
 def errors() -> str:
@@ -71,11 +71,16 @@ def errors() -> str:
             said = found.setdefault((status, code), set())
             if what.strip("… :().,"):
                 said.add((what, cure))
-    told = {code for (_, code), said in found.items() if said}
-    found.update({(0, code): set() for code in _CODES if code not in told})
+    for name, words in _SENTENCES.items():  # some are chosen where they are raised
+        code, told = name.partition("/")[0], _told(words)
+        places = [said for (_, known), said in found.items() if known == code]
+        if told[0].strip("… :().,") and not any(told in said for said in places):
+            (places or [found.setdefault((0, code), set())])[0].add(told)
+    known = {code for (_, code), said in found.items() if said}
+    found.update({(0, code): set() for code in _CODES if code not in known})
     sections = dict.fromkeys(_STATUSES, "")
     for (status, code), said in sorted(found.items()):
-        if said or (status == 0 and code not in told):
+        if said or (status == 0 and code not in known):
             sentences = sorted(said) or [("the sentence names the case", "")]
             sections[status] += f"`{code}`\n" + "".join(map(_definition, sentences)) + "\n"
     return "".join(
@@ -96,6 +101,8 @@ def _raised(package: str) -> Iterator[tuple[int, str, str, str]]:
                     kind = function.id if isinstance(function, ast.Name) else ""
                     hints = [one.value for one in named if one.arg == "hint"]
                     yield from _row(kind, [*given, *hints])
+                case ast.Tuple(elts=[ast.Name(id=kind), name, *_]) if kind in _KINDS:
+                    yield from _row(kind, [name])  # an end that llama-server's log explains
                 case ast.Tuple(elts=given):
                     yield from _row("", given)
 
@@ -103,14 +110,19 @@ def _raised(package: str) -> Iterator[tuple[int, str, str, str]]:
 def _row(kind: str, given: list[ast.expr]) -> Iterator[tuple[int, str, str, str]]:
     values = [one.value if isinstance(one, ast.Constant) else None for one in given]
     for number, value in enumerate(values):
-        if isinstance(value, str) and value in _CODES:
-            status = _CAUSES.get(kind, _KINDS.get(kind, 0))
-            words = [_words(one) for one in given[number + 1 :]]
-            if kind in _CAUSES:  # what it is told by in the server's log comes first
-                words[:2] = [f"llama-server {words[1]}"]
-            what, cure, *_ = [*words, "", ""]
-            if what not in _CODES:
-                yield status, value, what, cure
+        if not isinstance(value, str) or value.partition("/")[0] not in _CODES:
+            continue
+        what, cure, *_ = [*(_words(one) for one in given[number + 1 :]), "", ""]
+        if value in _SENTENCES and not what:
+            what, cure = _told(_SENTENCES[value])
+        if what not in _CODES:
+            yield _KINDS.get(kind, 0), value.partition("/")[0], what, cure
+
+
+def _told(words: dict[str, str]) -> tuple[str, str]:
+    """Return a sentence and its hint, with ``…`` for what is filled in when it is raised."""
+    what, cure = (re.sub(r"{\w[^}]*}", "…", words.get(name, "")) for name in ("what", "hint"))
+    return what, cure
 
 
 def _words(said: ast.expr) -> str:

@@ -99,8 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = _missing_package(error)
         return _complain(missing.render(), missing.exit_status)
     except OSError as error:
-        hint = "is there room where the output goes, and may this user write there?"
-        return _complain(LoaderError("SYSTEM", str(error), hint=hint).render(), _SYSTEM)
+        return _complain(LoaderError("SYSTEM/output", error=error).render(), _SYSTEM)
 
 
 def _parsed(given: list[str]) -> argparse.Namespace:
@@ -128,8 +127,10 @@ def _missing_package(error: ImportError) -> SettingError:
     wanted = f"-r {shlex.quote(str(listed))}" if listed.is_file() else package
     return SettingError(
         "PACKAGE_MISSING",
-        f"the Python package {package} is not installed: {error}",
-        hint=f"{shlex.quote(sys.executable)} -m pip install {wanted}",
+        package=package,
+        error=error,
+        python=shlex.quote(sys.executable),
+        wanted=wanted,
     )
 
 
@@ -151,11 +152,7 @@ def _report_defect(
 
     frame = traceback.extract_tb(trace)[-1]
     place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-    defect = LoaderError(
-        "UNEXPECTED",
-        f"{kind.__name__}: {error} ({place})",
-        hint="this is a defect of the loader: please report it with this line",
-    )
+    defect = LoaderError("UNEXPECTED", kind=kind.__name__, error=error, place=place)
     _complain(defect.render(), _FAILED)
 
 
@@ -191,8 +188,7 @@ def _settings(options: argparse.Namespace, sink: Sink) -> Settings:
     if getattr(options, "hf", None):
         repo, *name = options.hf
         if name[1:] or bool(name) == (":" in repo):
-            what = "--hf takes OWNER/REPO FILE, or OWNER/REPO:QUANTISATION"
-            raise SettingError("USAGE", what, hint="such as --hf OWNER/REPO:Q4_K_M")
+            raise SettingError("USAGE/hub")
         given["gguf_repo_id"], given["gguf_filename"] = repo, name[0] if name else None
     found = settings.load(given)
     for note in found.unknown:
@@ -236,9 +232,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
 
     settings = _settings(options, console)
     if not settings.model_named:
-        what = "no model is named: --model PATH, --hf REPO FILE or --hf REPO:QUANTISATION"
-        hint = "or set YAKULINGO_SPACES_GGUF_PATH, or YAKULINGO_SPACES_GGUF_REPO_ID"
-        raise SettingError("USAGE", what, hint=hint)
+        raise SettingError("USAGE/model")
     looking = host.begin(settings)
     from llama_loader import loader, model, report, server, server_plan
 

@@ -126,12 +126,10 @@ class Client:
                         raise _refused(path, response.status, response.read(_READ_OF_REFUSAL))
                     yield response
         except TimeoutError as error:
-            message = f"llama-server was silent for {timeout:g} s at {path}"
-            raise ServerError("ANSWER_TIMEOUT", message) from error
+            raise ServerError("ANSWER_TIMEOUT", seconds=timeout, path=path) from error
         # http.client reads on after a chunk of a negative or impossible length, and fails then
         except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
-            message = f"llama-server does not answer at {path}: {error!r}"
-            raise ServerError("NO_ANSWER", message) from error
+            raise ServerError("NO_ANSWER", path=path, error=error) from error
 
 
 @final
@@ -167,7 +165,7 @@ class ChatStream:
                 raise
         else:
             if not sock.stopped.is_set():
-                raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
+                raise ServerError("ANSWER_CUT")
 
     def stop(self) -> None:
         """End it, also while a thread waits for the next piece; safe to call twice."""
@@ -262,8 +260,7 @@ def _piece(data: bytes) -> Piece:
         if _complaint(data):
             raise _refused("the stream", 500, data) from error
         shown = data[:_SHOWN].decode("utf-8", "replace")
-        message = f"what answers on the port is not llama-server: {shown}"
-        raise ServerError("NOT_LLAMA_SERVER", message) from error
+        raise ServerError("NOT_LLAMA_SERVER", shown=shown) from error
     choice = answer.choices[0] if answer.choices else _Choice()
     told, reason = answer.timings, choice.finish_reason or ""
     text = choice.text or choice.delta.content or ""
@@ -280,5 +277,4 @@ def _complaint(data: bytes) -> str:
 
 def _refused(path: str, status: int, data: bytes) -> ServerError:
     text = (_complaint(data) or data.decode("utf-8", "replace"))[:_SHOWN]
-    message = f"llama-server refused {path} with status {status}: {text}"
-    return ServerError("REQUEST_REFUSED", message)
+    return ServerError("REQUEST_REFUSED", path=path, status=status, text=text)

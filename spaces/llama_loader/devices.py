@@ -15,7 +15,6 @@ from llama_loader import processes, server_log
 from llama_loader.errors import HostError
 from llama_loader.gpus import BY_BUS, Gpu
 from llama_loader.host import HostFacts
-from llama_loader.server_log import INVALID_DEVICE_HINT
 
 TIMEOUT: Final = 60.0
 """Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
@@ -76,18 +75,13 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
     if done.failure:
         raise server_log.not_executable(done.failure)
     if done.status is None:
-        raise HostError(
-            "DEVICE_LIST_HANGS",
-            f"llama-server --list-devices did not end within {TIMEOUT:g} s; it printed: {printed}",
-            hint="the NVIDIA driver hangs: try again, or restart the Space",
-        )
+        raise HostError("DEVICE_LIST_HANGS", timeout=TIMEOUT, printed=printed)
     if done.status != 0:
         explained = server_log.explain(done.status, lines, loading=True)
         if isinstance(explained, HostError):
             raise explained
         ended = f"by signal {-done.status}" if done.status < 0 else f"with status {done.status}"
-        message = f"llama-server --list-devices ended {ended}; it printed: {printed}"
-        raise HostError("DEVICE_LIST_FAILED", message)
+        raise HostError("DEVICE_LIST_FAILED", ended=ended, printed=printed)
     return Listing(parse(done.output), done.output, done.seconds)
 
 
@@ -111,11 +105,7 @@ def parse(output: str) -> tuple[Device, ...]:
 
 
 def _garbled(what: str, output: str) -> HostError:
-    return HostError(
-        "DEVICE_LIST_GARBLED",
-        f"llama-server --list-devices printed {what}: {output.strip()[:_SHOWN]!r}",
-        hint="is this really a llama-server? Look at the runtime's archive",
-    )
+    return HostError("DEVICE_LIST_GARBLED", what=what, printed=output.strip()[:_SHOWN])
 
 
 def by_the_driver(host: HostFacts) -> Listing | None:
@@ -186,14 +176,12 @@ def choose(
 
 
 def _no_device(printed: str | None) -> HostError:
-    message, hint = "llama-server --list-devices lists no device", INVALID_DEVICE_HINT
-    if printed is not None:
-        hint = "no GPU is visible to it: is one attached, and CUDA_VISIBLE_DEVICES unset?"
-        line, advice = server_log.trouble_of_the_host(printed.splitlines())
-        if line:
-            message, hint = f"{message}; it printed: {line[:_SHOWN]!r}", advice
-    allow = "to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1"
-    return HostError("NO_DEVICE", message, hint=f"{hint}; {allow}")
+    if printed is None:
+        return HostError("NO_DEVICE/foreign")
+    line, advice = server_log.trouble_of_the_host(printed.splitlines())
+    if line:
+        return HostError("NO_DEVICE/told", line=line[:_SHOWN], advice=advice)
+    return HostError("NO_DEVICE")
 
 
 def _named(found: Sequence[Device], wanted: Sequence[str], *, ours: bool) -> DeviceChoice:
@@ -204,11 +192,9 @@ def _named(found: Sequence[Device], wanted: Sequence[str], *, ours: bool) -> Dev
     if unknown:
         there = ", ".join(names.values()) or "none"
         raise HostError(
-            "INVALID_DEVICE",
-            f"there is no device {', '.join(unknown)}; llama-server lists: {there}",
-            hint="set YAKULINGO_SPACES_LLAMA_DEVICE=auto, or name a device that is listed"
-            if ours
-            else INVALID_DEVICE_HINT,
+            "INVALID_DEVICE" if ours else "INVALID_DEVICE/foreign",
+            names=", ".join(unknown),
+            there=there,
         )
     return DeviceChoice(tuple(names[name.lower()] for name in wanted), "asked for by name")
 

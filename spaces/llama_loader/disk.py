@@ -59,11 +59,7 @@ def is_full(error: OSError) -> bool:
 def failure(place: Path, error: OSError) -> StoreError:
     """Return the error of a disk that is full, or that fails."""
     if is_full(error):
-        return StoreError(
-            "DISK_FULL",
-            f"no room in {place}: {error.strerror}; nothing was half-installed",
-            hint="free some space and try again, or use another store (HF_HOME, or --store)",
-        )
+        return StoreError("DISK_FULL", place=place, why=error.strerror)
     return StoreError(
         "STORE_FAILED",
         reason(place, error),

@@ -180,7 +180,7 @@ class _Visit:
             try:
                 check = Check(name, ok=True, detail=safe(look()))
             except OSError as error:
-                raise StoreError("SYSTEM", f"cannot look at the {name}: {error}") from error
+                raise StoreError("SYSTEM", name=name, error=error) from error
         except LoaderError as error:
             what, code, hint, status = error.message, error.code, error.hint, error.exit_status
             check = Check(name, ok=False, detail=what, code=code, hint=hint, status=status)
@@ -222,13 +222,9 @@ class _Visit:
         except PermissionError:
             return f"{root} is not this user's; a private temporary folder is used instead"
         except OSError as error:
-            raise StoreError("STORE_FAILED", f"{root}: {error.strerror}") from error
+            raise StoreError("STORE_FAILED", root=root, why=error.strerror) from error
         if free < _ROOM:
-            raise StoreError(
-                "DISK_NEARLY_FULL",
-                f"{free / 1e6:.0f} MB free at {root}",
-                hint="free some space, or use another store (HF_HOME, or --store)",
-            )
+            raise StoreError("DISK_NEARLY_FULL", megabytes=free / 1e6, root=root)
         return f"{root}, {free / 1e9:.1f} GB free"
 
     def _runtime(self) -> str:
@@ -338,12 +334,7 @@ def suppose(text: str, settings: Settings, sink: Sink) -> Supposition:
         LoaderError: the manifest cannot be had or trusted.
     """
     if settings.cuda_arch is not None or settings.url is not None:
-        raise SettingError(
-            "SETTING_INVALID",
-            "YAKULINGO_SPACES_CUDA_ARCH (--arch) and YAKULINGO_SPACES_LLAMA_CPP_URL (--url) leave"
-            " --suppose nothing to choose",
-            hint="unset them; --suppose says the capability, and a manifest what there is",
-        )
+        raise SettingError("SETTING_INVALID/suppose")
     facts, chosen, failure = supposed_host(text), None, None
     release, _ = loader.read_manifest(settings, sink)
     try:
@@ -369,13 +360,7 @@ def supposed_host(text: str) -> HostFacts:
         name, _, value = part.partition("=")
         field, fact = _fact(name.strip(), value.strip())
         if fact is None or field in facts:
-            raise SettingError(
-                "SETTING_INVALID",
-                f"--suppose {part!r} cannot be read, or is given already by another part",
-                hint="give each fact once, as a list such as capability=12.0,driver=580,glibc=2.36,"
-                "torch=cu128; capability (or gpu=NAME), driver, glibc, glibcxx, machine and torch"
-                " (cu124, cu128, cu130 … or none) can be given",
-            )
+            raise SettingError("SETTING_INVALID/suppose-part", part=part)
         facts[field] = fact
     return replace(_DEFAULTS, **facts)
 

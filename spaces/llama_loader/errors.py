@@ -6,9 +6,18 @@ turned into a process's exit status in ``__main__`` only. What is shown to peopl
 ``safe`` or ``printable``.
 """
 
+import json
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Final, TextIO
+
+_SENTENCES: Final[Mapping[str, Mapping[str, str]]] = json.loads(
+    Path(__file__).with_name("sentences.json").read_text("utf-8")
+)
+"""``what`` happened and the ``hint`` by code, with ``{names}`` of values: read once, at import, for
+an error may be that no more files can be opened."""
 
 _URL: Final = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]{0,32})://(?P<rest>\S+)")
 """Schemes are short. Without a bound, 64 kB from a mirror without ``:`` take half a minute."""
@@ -23,11 +32,18 @@ class LoaderError(Exception):
         code: short upper-case name that can be searched for, e.g. ``SHA256_MISMATCH``.
         message: what happened, naming the thing; one printable line without secrets.
         hint: what to do about it; another one, may be empty.
+
+    The words are those of ``sentences.json``, filled in with ``values``, unless a ``message`` is
+    given. A code that has several sentences is given with the case: ``PORT_IN_USE/bind``.
     """
 
     exit_status: ClassVar[int] = 1
 
-    def __init__(self, code: str, message: str, *, hint: str = "") -> None:
+    def __init__(
+        self, code: str, message: str | None = None, *, hint: str = "", **values: object
+    ) -> None:
+        if message is None:
+            code, message, hint = sentence(code, hint, values)
         super().__init__(code, message)
         self.code = code
         self.message, self.hint = safe(message), safe(hint)
@@ -56,9 +72,15 @@ class NetworkError(LoaderError):
     exit_status = 3
 
     def __init__(
-        self, code: str, message: str, *, hint: str = "", refusals: frozenset[int] = frozenset({0})
+        self,
+        code: str,
+        message: str | None = None,
+        *,
+        hint: str = "",
+        refusals: frozenset[int] = frozenset({0}),
+        **values: object,
     ) -> None:
-        super().__init__(code, message, hint=hint)
+        super().__init__(code, message, hint=hint, **values)
         self.refusals = refusals
 
 
@@ -84,6 +106,13 @@ class ServerError(LoaderError):
     """The server did not start, or died (exit status 7)."""
 
     exit_status = 7
+
+
+def sentence(name: str, hint: str, values: Mapping[str, object]) -> tuple[str, str, str]:
+    """Return the code, the sentence and the hint of a code, or of a case of it; ``hint`` wins."""
+    told = _SENTENCES[name]
+    hint = hint or told.get("hint", "").format(**values)
+    return name.partition("/")[0], told["what"].format(**values), hint
 
 
 def safe(text: str) -> str:

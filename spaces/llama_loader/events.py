@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from llama_loader.errors import safe, without_secrets
+from llama_loader.errors import safe, sentence, without_secrets
 
 ENGLISH: Final[Mapping[str, str]] = {
     "downloading": "downloading {name}: {amount}",
@@ -52,6 +52,11 @@ class Note:
     def __post_init__(self) -> None:
         for name in ("message", "hint"):
             object.__setattr__(self, name, safe(getattr(self, name)))
+
+    @classmethod
+    def of(cls, code: str, **values: object) -> "Note":
+        """Return the note with the words of a code, as ``LoaderError`` has them."""
+        return cls(*sentence(code, "", values))
 
 
 Event = Downloading | Stage | Note

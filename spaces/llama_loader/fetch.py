@@ -155,12 +155,7 @@ class Fetcher:
     def _mirrors(self, name: str, urls: Sequence[str]) -> Mirrors:
         allowed = [url for url in urls if url.startswith("file:")] if self.offline else urls
         if urls and not allowed:
-            raise NetworkError(
-                "OFFLINE",
-                f"{', '.join(map(locations.shown, urls))} is not in the store, and the loader may "
-                "not open a connection",
-                hint="unset YAKULINGO_SPACES_OFFLINE, or name a file:// URL",
-            )
+            raise NetworkError("OFFLINE", urls=", ".join(map(locations.shown, urls)))
         return Mirrors(name, allowed, self)
 
 
@@ -262,9 +257,8 @@ class Mirrors:
             )
         return NetworkError(
             "UNREACHABLE",
-            f"{self._name} cannot be fetched: {reasons}",
-            hint="is the address right, and does this machine reach it? A mirror can be listed in "
-            "the manifest's urls, or the release opened as file://",
+            file=self._name,
+            reasons=reasons,
             refusals=frozenset({0} if self._left else self._refusals),
         )
 
@@ -306,9 +300,9 @@ def _in_order(
         if number == len(artifact.chunks) and whole.hexdigest() != artifact.sha256:
             raise IntegrityError(
                 "SHA256_MISMATCH",
-                f"{artifact.name}: every chunk is right, but the whole has sha256 "
-                f"{whole.hexdigest()}, not {artifact.sha256}",
-                hint="the manifest contradicts itself; ask who published it",
+                artifact=artifact.name,
+                digest=whole.hexdigest(),
+                sha256=artifact.sha256,
             )
         yield chunk
 

@@ -141,11 +141,12 @@ def prepare(
     libraries, missing, added = choice.libraries, choice.missing, None
     if brought:
         packages = " ".join(cuda_libraries.packages(missing))
-        note = Note(
+        note = Note.of(
             "CUDA_RUNTIME_FETCHED",
-            f"fetching {brought.size / 1e6:.0f} MB of CUDA libraries ({brought.name}), because this"
-            f" machine lacks {', '.join(missing)}",
-            f"to avoid this download, add to requirements.txt (or pip install): {packages}",
+            megabytes=brought.size / 1e6,
+            artifact=brought.name,
+            missing=", ".join(missing),
+            packages=packages,
         )
         added = install(brought, note)
         version = brought.cuda.toolkit if brought.cuda else None
@@ -174,20 +175,21 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
     chosen = settings.cuda_arch or settings.devices or settings.cpu_chosen
     if to_come or chosen or choice.runs_on != "gpu":
         return []
-    hint = "does nvidia-smi name all GPUs here? A lost GPU needs a reset, or a new machine"
-    notes = [Note("DRIVER_COMPLAINT", complaint, hint) for complaint in facts.complaints]
+    notes = [Note.of("DRIVER_COMPLAINT", complaint=complaint) for complaint in facts.complaints]
     for gpu in facts.visible:
         code = gpu.capability
         if code is None:
-            what = f"the compute capability of {gpu.name} is unknown, so it was not counted"
-            cure = "the driver may be too old for it; YAKULINGO_SPACES_CUDA_ARCH (--arch) names one"
-            notes.append(Note("GPU_UNKNOWN", what, cure))
+            notes.append(Note.of("GPU_UNKNOWN", gpu=gpu.name))
         elif code not in choice.capabilities:
-            what = f"{choice.artifact.name} has no code for its compute capability"
-            cure = f"to use all GPUs, {selection.building(facts.capabilities)}; cuda_arch={code}"
-            cure += f" (--arch, YAKULINGO_SPACES_CUDA_ARCH={code}) takes this one instead"
-            what = f"{gpu.name} is not used: {what} {selection.dotted([code])}"
-            notes.append(Note("GPU_UNUSED", what, cure))
+            note = Note.of(
+                "GPU_UNUSED",
+                gpu=gpu.name,
+                artifact=choice.artifact.name,
+                building=selection.building(facts.capabilities),
+                capability=code,
+                dotted=selection.dotted([code]),
+            )
+            notes.append(note)
     return notes
 
 
@@ -206,13 +208,7 @@ def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
     folders += [*cuda_libraries.folders(prepared.libraries), *prepared.host.driver_folders]
     odd = next((folder for folder in folders if set(str(folder)) & set(":;$")), None)
     if odd is not None:
-        raise SettingError(
-            "LIBRARY_FOLDER_UNUSABLE",
-            f"the dynamic linker cannot be given {str(odd)!r}: it takes ':', ';' and '$' in a"
-            " folder's name for something else",
-            hint="move the store (HF_HOME, or --store) or the Python environment to a folder whose"
-            " path has none of them",
-        )
+        raise SettingError("LIBRARY_FOLDER_UNUSABLE", folder=str(odd))
     inherited = {"CUDA_DEVICE_ORDER": gpus.BY_BUS, **settings.inherited}
     environ = processes.environment(inherited, libraries=folders)
     searched = filter(None, ("$ORIGIN", environ.get("LD_LIBRARY_PATH")))

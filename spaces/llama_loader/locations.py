@@ -66,12 +66,7 @@ def require_endpoint(endpoint: str) -> None:
             which the message does not show, and which the Hub's own client would log.
     """
     if not is_allowed_web(endpoint) or {"?", "#"} & set(endpoint):
-        raise SettingError(
-            "ENDPOINT_REFUSED",
-            f"{mistyped(endpoint)!r} is neither https nor on loopback",
-            hint="correct HF_ENDPOINT: no user name, no query; for this machine give"
-            " http://127.0.0.1:PORT, because the name localhost may lead to another one",
-        )
+        raise SettingError("ENDPOINT_REFUSED", endpoint=mistyped(endpoint))
 
 
 def is_allowed_web(url: str) -> bool:
@@ -149,7 +144,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _refused(url: str, why: str = "is not a URL to load from") -> SettingError:
-    return SettingError("URL_REFUSED", f"{mistyped(url)!r} {why}", hint=_ACCEPTED)
+    return SettingError("URL_REFUSED", url=mistyped(url), why=why, hint=_ACCEPTED)
 
 
 @dataclass(frozen=True)

@@ -198,12 +198,7 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         resolved = [resolve(manifest_url, url) for url in self.urls]
         allowed = tuple(url for url in resolved if _nearness(url) <= _nearness(manifest_url))
         if not allowed:
-            raise IntegrityError(
-                "MIRROR_REFUSED",
-                f"{self.name}: a manifest of another machine names this one alone as its mirror:"
-                f" {resolved[0][:200]}",
-                hint="relative, https:// and hf:// URLs may stand in such a manifest",
-            )
+            raise IntegrityError("MIRROR_REFUSED", artifact=self.name, mirror=resolved[0][:200])
         return allowed
 
 
@@ -231,13 +226,11 @@ def parse(data: bytes, *, what: str = "manifest") -> Manifest:
     """
     tree = strict_json(data, what=what, max_bytes=MAX_MANIFEST_BYTES)
     if not isinstance(tree, dict):
-        raise IntegrityError("MANIFEST_INVALID", f"{what}: $: must be a JSON object")
+        raise IntegrityError("MANIFEST_INVALID", what=what)
     version = tree.get("schema_version")
     if type(version) is int and version != SCHEMA_VERSION:
         raise IntegrityError(
-            "MANIFEST_SCHEMA_UNKNOWN",
-            f"{what}: $.schema_version: is {version}; this loader knows {SCHEMA_VERSION}",
-            hint="update the loader (spaces/llama_loader) to the version that made this release",
+            "MANIFEST_SCHEMA_UNKNOWN", what=what, version=version, schema_version=SCHEMA_VERSION
         )
     return convert(tree, Manifest, what=what, code="MANIFEST_INVALID")
 
@@ -250,9 +243,7 @@ def strict_json(data: bytes, *, what: str, max_bytes: int) -> Any:
             that is not finite or a string with a lone surrogate.
     """
     if len(data) > max_bytes:
-        raise IntegrityError(
-            "JSON_TOO_LARGE", f"{what} is {len(data)} bytes; at most {max_bytes} are accepted"
-        )
+        raise IntegrityError("JSON_TOO_LARGE", what=what, size=len(data), max_bytes=max_bytes)
     try:
         tree = json.loads(
             data.decode("utf-8"),
@@ -261,11 +252,11 @@ def strict_json(data: bytes, *, what: str, max_bytes: int) -> Any:
             parse_float=_finite,
         )
     except RecursionError:
-        raise IntegrityError("JSON_TOO_DEEP", f"{what} is nested too deep") from None
+        raise IntegrityError("JSON_TOO_DEEP", what=what) from None
     except UnicodeDecodeError as error:
-        raise IntegrityError("JSON_NOT_UTF8", f"{what} is not UTF-8 text: {error}") from error
+        raise IntegrityError("JSON_NOT_UTF8", what=what, error=error) from error
     except ValueError as error:
-        raise IntegrityError("JSON_MALFORMED", f"{what} is not JSON: {error}") from error
+        raise IntegrityError("JSON_MALFORMED", what=what, error=error) from error
     _reject(tree, "$", what, 0)
     return tree
 
@@ -337,13 +328,11 @@ def _finite(text: str) -> float | _Rejected:
 
 def _reject(value: object, path: str, what: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
-        raise IntegrityError(
-            "JSON_TOO_DEEP", f"{what}: more than {_MAX_DEPTH} levels at {path[:80]}"
-        )
+        raise IntegrityError("JSON_TOO_DEEP/path", what=what, max_depth=_MAX_DEPTH, path=path[:80])
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         value = _Rejected("holds a lone surrogate")
     if isinstance(value, _Rejected):
-        raise IntegrityError("JSON_AMBIGUOUS", f"{what}: {path}: {value.problem}")
+        raise IntegrityError("JSON_AMBIGUOUS", what=what, path=path, problem=value.problem)
     if isinstance(value, dict):
         for key, item in value.items():
             _reject(key, path, what, depth)

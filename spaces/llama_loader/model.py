@@ -84,9 +84,10 @@ def named(settings: Settings, *, ask: bool = True) -> Settings:
         return settings
     if not fitting:
         raise SettingError(
-            "FILE_NOT_FOUND",
-            f"{repo} has no GGUF file of {wanted}; there are: {', '.join(there[:20]) or 'none'}",
-            hint="name a quantisation that it has, or the file itself",
+            "FILE_NOT_FOUND/quantisation",
+            repo=repo,
+            wanted=wanted,
+            there=", ".join(there[:20]) or "none",
         )
     return replace(settings, gguf_filename=min(fitting, key=lambda name: (len(name), name)))
 
@@ -145,13 +146,7 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
     name = given.name if given else settings.gguf_filename
     number, count = gguf_header.part(name)
     if pinned and count > 1:
-        raise SettingError(
-            "MODEL_PIN_OF_PARTS",
-            f"a sha256 pins one file, but {label(settings)} is file {number} of {count}: pins of"
-            " split models are not possible yet",
-            hint="unset YAKULINGO_SPACES_GGUF_SHA256, or use a model in one file; a commit in"
-            " YAKULINGO_SPACES_GGUF_REVISION names all files of a repository",
-        )
+        raise SettingError("MODEL_PIN_OF_PARTS", model=label(settings), number=number, count=count)
     path = given or _from_hub(settings, sink)
     require_usable(path)
     if pinned:
@@ -169,20 +164,11 @@ def require_usable(path: Path) -> None:
     """
     with _reading(path):
         if not path.is_file():  # nor a FIFO, whose reader would wait for ever
-            raise SettingError(
-                "MODEL_MISSING",
-                f"there is no file {path}",
-                hint="correct --model or YAKULINGO_SPACES_GGUF_PATH; for a model of the Hub give"
-                " --hf REPO FILE, or YAKULINGO_SPACES_GGUF_REPO_ID and _FILENAME instead",
-            )
+            raise SettingError("MODEL_MISSING", path=path)
         number, count = gguf_header.part(path.name)
         missing = [one for one in gguf_header.files(path) if not one.is_file()]
         if missing or number > 1:
-            raise SettingError(
-                "MODEL_INCOMPLETE",
-                f"{path} is part of a model in {count} files; missing: {len(missing)}",
-                hint="put all parts into one folder, and name the first one",
-            )
+            raise SettingError("MODEL_INCOMPLETE", path=path, count=count, missing=len(missing))
         _require_first(path.name, str(path))
     headers = [_whole(one) for one in gguf_header.files(path)]
     header = headers[0]
@@ -202,11 +188,7 @@ def require_usable(path: Path) -> None:
         )
     declared = header.numbers.get("count", 0)  # split.count
     if declared not in {0, gguf_header.part(path.name)[1]}:
-        raise SettingError(
-            "MODEL_PART",
-            f"{path} is one of the {declared} files of a model, by another name",
-            hint="give all of them the names that they had: …-00001-of-….gguf and so on",
-        )
+        raise SettingError("MODEL_PART", path=path, declared=declared)
 
 
 def _whole(path: Path) -> gguf_header.Header:
@@ -215,17 +197,9 @@ def _whole(path: Path) -> gguf_header.Header:
     with _reading(path), path.open("rb") as file:
         head, size = file.read(16), path.stat().st_size
     if header is None:
-        raise SettingError(
-            "MODEL_NOT_GGUF",
-            f"{path} is no GGUF file, or a damaged one; it begins with {head!r}",
-            hint="download it again: a web page or a Git LFS pointer may have been saved instead",
-        )
+        raise SettingError("MODEL_NOT_GGUF", path=path, head=head)
     if size < header.end:
-        raise SettingError(
-            "MODEL_INCOMPLETE",
-            f"{path.resolve()} has {size} bytes, and its tensors end at byte {header.end}",
-            hint="it was cut off: delete this file, and download or copy it again",
-        )
+        raise SettingError("MODEL_INCOMPLETE/cut", path=path.resolve(), size=size, end=header.end)
     return header
 
 
@@ -234,19 +208,13 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "let this user read it, or name another file (--model, YAKULINGO_SPACES_GGUF_PATH)"
-        raise SettingError("MODEL_NOT_READABLE", f"{path}: {error.strerror}", hint=hint) from error
+        raise SettingError("MODEL_NOT_READABLE", path=path, why=error.strerror) from error
 
 
 def _require_first(name: str, label: str) -> None:
     number, count = gguf_header.part(name)
     if number != 1 or not count or _PIECE.search(name):
-        raise SettingError(
-            "MODEL_PART",
-            f"{label} is not the first part of a model",
-            hint="name the file that ends in -00001-of-….gguf; pieces such as .part1of2 have to be"
-            " joined to one file first",
-        )
+        raise SettingError("MODEL_PART/later", label=label)
 
 
 def require_as_named(path: Path) -> None:
@@ -279,7 +247,10 @@ def _require_digest(
     if digest.hexdigest() != sha256:
         raise IntegrityError(
             "MODEL_SHA256_MISMATCH",
-            f"{path} has the sha256 {digest.hexdigest()}, {told} {sha256}",
+            path=path,
+            digest=digest.hexdigest(),
+            told=told,
+            sha256=sha256,
             hint=cure,
         )
 
@@ -395,17 +366,9 @@ def _hub_client(settings: Settings) -> ModuleType:
         import huggingface_hub.file_download  # tqdm reads variables too
         import huggingface_hub.utils.logging
     except ValueError as error:
-        raise SettingError(
-            "SETTING_INVALID",
-            f"a variable that huggingface_hub reads cannot be used: {error}",
-            hint="correct or unset it: HF_HUB_DOWNLOAD_TIMEOUT=10, say, is a number without a unit",
-        ) from error
+        raise SettingError("SETTING_INVALID/hub-client", error=error) from error
     except ImportError as error:
-        raise SettingError(
-            "HUB_CLIENT_MISSING",
-            "huggingface_hub is not installed, so no model can be fetched from the Hub",
-            hint="pip install huggingface_hub, or give a local file with --model",
-        ) from error
+        raise SettingError("HUB_CLIENT_MISSING") from error
     # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr
     huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     return huggingface_hub
@@ -438,9 +401,7 @@ def _require_writable(sink: Sink) -> None:
     with disk.errors(cache):
         own = disk.make_private_folder("llama-loader-hub")
     constants.HF_HUB_CACHE = str(own)
-    told = f"{cache} cannot be written; the model is kept in {own}, which is gone with this"
-    hint = "set HF_HOME to a folder that this user can write, or give a local file with --model"
-    sink(Note("MODEL_CACHE_TEMPORARY", f"{told} machine's temporary files", hint))
+    sink(Note.of("MODEL_CACHE_TEMPORARY", cache=cache, own=own))
 
 
 def _require_room(settings: Settings, remote: list[_Remote]) -> None:
@@ -528,10 +489,7 @@ def _fetched(
         except (RuntimeError, OSError) as error:  # the first is hf_xet's only kind
             if isinstance(error, OSError) and _XET_PLACE not in str(error):
                 raise
-            told = f"the Hub's storage does not give {label(settings)} by Xet ({error}); it is"
-            told += " fetched without"
-            note = Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt")
-            transfer.sink(note)
+            transfer.sink(Note.of("XET_UNREACHABLE", model=label(settings), error=error))
             constants.HF_HUB_DISABLE_XET = True
             return _watched(download, label(settings), transfer)
 
@@ -578,8 +536,7 @@ def _watched(download: Callable[[], str], what: str, transfer: _Transfer) -> Pat
     downloading, before = Background(download), transfer.furthest
     while not downloading.wait(_SILENCE):
         if transfer.furthest == before:
-            told = f"no byte of {what} has come for {_SILENCE:g} s"
-            transfer.sink(Note("DOWNLOAD_SILENT", told))
+            transfer.sink(Note.of("DOWNLOAD_SILENT", model=what, seconds=_SILENCE))
         before = transfer.furthest
     return Path(downloading.result())
 
@@ -609,18 +566,9 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
     endpoint, repo = settings.hf_endpoint, settings.gguf_repo_id
     if isinstance(error, errors.GatedRepoError):
         state = "this HF_TOKEN has no access to it" if settings.hf_token else "HF_TOKEN is not set"
-        return NetworkError(
-            "MODEL_GATED",
-            f"{repo} is gated, and {state}",
-            hint=f"accept its licence at {endpoint}/{repo} and set HF_TOKEN in the Space's secrets"
-            " to a token of that account",
-        )
+        return NetworkError("MODEL_GATED", repo=repo, state=state, endpoint=endpoint)
     if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
-        return NetworkError(
-            "OFFLINE",
-            f"{label(settings)} is not in the local cache, and offline is set",
-            hint="fetch it once with YAKULINGO_SPACES_OFFLINE=0, or give a file with --model",
-        )
+        return NetworkError("OFFLINE/model", model=label(settings))
     # a mirror may not have the Hub's X-Error-Code
     hint, status = "", getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -668,23 +616,18 @@ def _unreachable(settings: Settings, reason: str, how: str = "") -> NetworkError
         how += ", or correct HF_ENDPOINT"
     return NetworkError(
         "HUB_UNREACHABLE",
-        f"cannot fetch {label(settings)} from {settings.hf_endpoint}: {reason}",
-        hint=f"check the network and try again{how}; if you have a copy, name it with --model",
+        model=label(settings),
+        endpoint=settings.hf_endpoint,
+        reason=reason,
+        how=how,
     )
 
 
 def _refused(settings: Settings, reason: str) -> NetworkError:
     return NetworkError(
-        "HUB_REFUSED",
-        f"{settings.hf_endpoint} refuses {label(settings)}: {reason}",
-        hint="set HF_TOKEN to a token that it takes, or correct HF_ENDPOINT",
+        "HUB_REFUSED", endpoint=settings.hf_endpoint, model=label(settings), reason=reason
     )
 
 
 def _unusable(settings: Settings, reason: str) -> NetworkError:
-    return NetworkError(
-        "HUB_UNUSABLE",
-        f"{settings.hf_endpoint} does not answer as a Hub does: {reason}",
-        hint="correct HF_ENDPOINT: a page that asks for a login, or a mirror that is no whole Hub,"
-        " may answer there; or give a local file with --model",
-    )
+    return NetworkError("HUB_UNUSABLE", endpoint=settings.hf_endpoint, reason=reason)

@@ -128,8 +128,7 @@ class Installed:
 
 def damaged(message: str) -> IntegrityError:
     """Return the error of a runtime that must not be executed."""
-    hint = "`fetch` takes it out of use and repairs it"
-    return IntegrityError("RUNTIME_DAMAGED", message, hint=hint)
+    return IntegrityError("RUNTIME_DAMAGED", why=message)
 
 
 def find_program(paths: Iterable[str], name: str) -> str:
@@ -141,9 +140,7 @@ def find_program(paths: Iterable[str], name: str) -> str:
     found = sorted(path for path in paths if path.rpartition("/")[2] == PROGRAM)
     if len(found) != 1:
         raise IntegrityError(
-            "NO_SERVER_IN_ARCHIVE",
-            f"{name} holds {' and '.join(found) or 'no llama-server'}",
-            hint="name an archive of a llama.cpp release for Linux",
+            "NO_SERVER_IN_ARCHIVE", name=name, found=" and ".join(found) or "no llama-server"
         )
     return found[0].rpartition("/")[0] or "."
 

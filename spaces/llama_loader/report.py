@@ -163,12 +163,7 @@ def served(
 
 def api_key(key: str) -> Note:
     """Return what tells a person the key that ``serve`` made."""
-    return Note(
-        "API_KEY",
-        f"each request must carry the header Authorization: Bearer {key}",
-        "this key is new for each `serve`; give your own with -- --api-key-file FILE, or ask for"
-        " none with --no-key",
-    )
+    return Note.of("API_KEY", key=key)
 
 
 def devices(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:

@@ -129,10 +129,10 @@ def missing_libraries(
     packages = " ".join(cuda_libraries.packages(missing))
     return HostError(
         "CUDA_LIBRARY_MISSING",
-        f"{what} needs {', '.join(missing)}, which is neither in LD_LIBRARY_PATH, nor in"
-        " site-packages/nvidia, nor in a CUDA toolkit under /usr/local or /cuda-image, nor known"
-        f" to ldconfig{found}",
-        hint=f"add to requirements.txt (or pip install): {packages}",
+        what=what,
+        missing=", ".join(missing),
+        found=found,
+        packages=packages,
     )
 
 
@@ -153,20 +153,12 @@ def _considered(one: Choice, best: Choice) -> Considered:
 def _no_gpu(host: HostFacts) -> HostError:
     named = ", ".join(gpu.name for gpu in host.gpus)
     if host.called != "this machine":
-        hint = "give capability=12.0 or gpu=NAME, or --allow-cpu"
-        return HostError("NO_GPU", f"{host.called} is supposed to have no GPU", hint=hint)
+        return HostError("NO_GPU/supposed", called=host.called)
     found = f"only {named}, whose compute capability is unknown" if named else "none was found"
     if named and not host.visible:
         found = f"CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}"
     found = "; ".join([found, *host.complaints])
-    return HostError(
-        "NO_GPU",
-        f"no NVIDIA GPU: {found} (asked NVML, nvidia-smi and /proc/driver/nvidia)",
-        hint="check that the Space's hardware is ZeroGPU or another GPU, and that"
-        " CUDA_VISIBLE_DEVICES is unset or names one; to run on the CPU, give --allow-cpu or set"
-        " YAKULINGO_SPACES_ALLOW_CPU=1; YAKULINGO_SPACES_CUDA_ARCH names a compute capability that"
-        " cannot be detected",
-    )
+    return HostError("NO_GPU", found=found)
 
 
 def _nothing(

@@ -106,8 +106,4 @@ def _require_answer(server: Server, deadline: float, *, cached: bool) -> None:
     asked = {"max_tokens": 1, "timeout": left, "cache_prompt": cached}
     answer = server.ask(lambda client: client.completion(PROMPT, **asked)).text
     if answer != ANSWER:
-        raise ServerError(
-            "WRONG_ANSWER",
-            f"llama-server computes wrongly: to a prompt whose answer is {ANSWER!r} it answers"
-            f" {answer[:40]!r}",
-        )
+        raise ServerError("WRONG_ANSWER", right=ANSWER, answer=answer[:40])

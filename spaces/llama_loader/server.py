@@ -178,8 +178,7 @@ class Server:
                 try:
                     self.ask(probe)
                 except ServerError as error:
-                    hangs = f"llama-server hangs: {error.message}"
-                    raise ServerError("SERVER_HANGS", hangs) from error
+                    raise ServerError("SERVER_HANGS", why=error.message) from error
             except LoaderError as error:
                 self._reason = self._reason or error
                 return self.keep()
@@ -205,7 +204,7 @@ class Server:
         if not over:
             return
         if self._program.status is None:
-            raise ServerError("SERVER_NOT_STARTED", "llama-server was not started")
+            raise ServerError("SERVER_NOT_STARTED")
         self._log.finish()
         raise server_log.explain(self._program.status, self.tail(), loading=self.started is None)
 
@@ -248,7 +247,7 @@ class Server:
 
     def _require_wanted(self) -> None:
         if self._stopped.is_set():
-            raise ServerError("SERVER_STOPPED", "llama-server was stopped")
+            raise ServerError("SERVER_STOPPED")
 
     def _renew(self, reason: LoaderError) -> None:
         """Make ready for a new start after an end, after a growing pause, or give up."""
@@ -259,13 +258,14 @@ class Server:
         if len(self._restarts) == LIMIT - 1:
             raise ServerError(
                 "SERVER_GAVE_UP",
-                f"llama-server ended {LIMIT} times within {WINDOW / 60:g} minutes; the last"
-                f" time: {reason.message}",
+                limit=LIMIT,
+                minutes=WINDOW / 60,
+                why=reason.message,
                 hint=reason.hint,
             ) from reason
         pause = _PAUSE * 2 ** len(self._restarts)
         self._restarts.append(now)
-        self._sink(Note("SERVER_RESTARTED", f"{reason.message}; started anew in {pause:g} s"))
+        self._sink(Note.of("SERVER_RESTARTED", why=reason.message, pause=pause))
         self._stopped.wait(pause)
         # on the same port, and as it was asked for: what one start gave up is tried again
         self.asked = replace(self.asked, port=self.port or None)
@@ -334,8 +334,9 @@ class Server:
             )
         except OSError as error:
             if error.filename != argv[0]:  # no more processes, say
-                why = f"cannot start {argv[0]}: {error}"
-                raise ServerError("SERVER_NOT_STARTED", why) from error
+                raise ServerError(
+                    "SERVER_NOT_STARTED/system", program=argv[0], error=error
+                ) from error
             why = f"{argv[0]}: {processes.why_not_executable(error)}"
             raise server_log.not_executable(why) from error
 
@@ -378,22 +379,17 @@ class Server:
     def _require_ours(self, program: processes.Program) -> None:
         """Refuse another program on the port: any user can bind it, and must not get the key."""
         if self._owns_its_port(program) is False:
-            what = f"llama-server does not answer at {self.url}: another program has its port"
-            raise ServerError("NO_ANSWER", what)
+            raise ServerError("NO_ANSWER/other", url=self.url)
 
     def _stranger(self) -> ServerError:
-        return ServerError(
-            "PORT_IN_USE",
-            f"another program answers on port {self.port}",
-            hint="leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
-        )
+        return ServerError("PORT_IN_USE", port=self.port)
 
     def _too_late(self, what: str) -> ServerError:
         return ServerError(
             "START_TIMEOUT",
-            f"llama-server {what} after {self.plan.startup_timeout:g} s; its last lines:"
-            f" {server_log.quote(self.tail())}",
-            hint="raise YAKULINGO_SPACES_LLAMA_SERVER_STARTUP_TIMEOUT, or take a smaller model",
+            what=what,
+            seconds=self.plan.startup_timeout,
+            lines=server_log.quote(self.tail()),
         )
 
     def _check_devices(self) -> None:
@@ -403,13 +399,7 @@ class Server:
         report = self.report
         if report.on_devices(self.plan.devices) is False:
             where = ", ".join(report.buffers) or "the CPU"
-            raise HostError(
-                "MODEL_ON_CPU",
-                f"the model was meant for {', '.join(self.plan.devices)}, but it is in {where}",
-                hint="this would be far too slow: is a GPU attached, and is the Space's hardware"
-                " ZeroGPU? To run on the CPU, give --allow-cpu or set"
-                " YAKULINGO_SPACES_ALLOW_CPU=1",
-            )
+            raise HostError("MODEL_ON_CPU", devices=", ".join(self.plan.devices), where=where)
 
 
 def new_key() -> str:
@@ -449,9 +439,6 @@ def _bound(wanted: int, host: str) -> socket.socket:
     except OSError as error:
         opened.close()
         raise ServerError(
-            "PORT_IN_USE",
-            f"port {wanted} on {host} cannot be had: {error.strerror}",
-            hint="give another --port, or none (and leave"
-            " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
+            "PORT_IN_USE/bind", wanted=wanted, host=host, why=error.strerror
         ) from error
     return opened

@@ -6,8 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import IO, Final, NamedTuple
+from typing import IO, Final
 
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 
@@ -132,186 +131,80 @@ class ServerLog:
 
 _QUOTED_LINES: Final = 6
 _QUOTED_CHARACTERS: Final = 700
-_MEMORY_HINT: Final = (
-    "take a smaller quantisation or model, lower YAKULINGO_SPACES_N_CTX, or lower"
-    " YAKULINGO_SPACES_N_GPU_LAYERS"
-)
-_NOT_EXECUTABLE_HINT: Final = (
-    "put the store on a disk whose files may be executed: --store DIR, or HF_HOME; and check that"
-    " the release is for this machine's processor and system"
-)
-
-
-INVALID_DEVICE_HINT: Final = (
-    "--list-devices empty or 'invalid device' usually means a Vulkan build of llama-server, and"
-    " ZeroGPU shows no Vulkan device: point YAKULINGO_SPACES_LLAMA_CPP_URL (or the manifest) at a"
-    " CUDA build and set YAKULINGO_SPACES_LLAMA_DEVICE=auto"
-)
-"""For archives that are not ours; after the original YakuLingo guide."""
-
-
-class _Cause(NamedTuple):
-    kind: type[LoaderError]
-    code: str
-    shown_by: str
-    sentence: str
-    hint: str
-
-
-_server, _host, _setting = (partial(_Cause, it) for it in (ServerError, HostError, SettingError))
 _CAUSES: Final = (
-    _setting(
-        ARGUMENT_INVALID,
-        r"^status 0 while loading$",
-        "ended: it did what it was asked to, without an error, and did not serve",
-        "an argument after `--`, such as --help, may make it print something and end: leave it out",
-    ),
-    _server(
-        "PORT_IN_USE",
-        r"couldn't bind HTTP server socket",
-        "ended: another program has the port",
-        "leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
-    ),
-    _host(
-        "RUNTIME_NOT_EXECUTABLE",
-        r"failed to map segment from shared object",
-        "ended: a library of the runtime may not be executed where it is stored (noexec)",
-        _NOT_EXECUTABLE_HINT,
-    ),
-    _host(
-        "LIBRARY_MISSING",
+    (SettingError, "SERVER_ARGUMENT_INVALID/ended", r"^status 0 while loading$"),
+    (ServerError, "PORT_IN_USE/taken", r"couldn't bind HTTP server socket"),
+    (HostError, "RUNTIME_NOT_EXECUTABLE/library", r"failed to map segment from shared object"),
+    (
+        HostError,
+        "LIBRARY_MISSING/needed",
         r"error while loading shared libraries: .*cannot open shared object",
-        "ended: a library that it needs is not on this machine",
-        "`python -m llama_loader doctor` names the package that brings it",
     ),
-    _host(
-        "GLIBC_TOO_OLD",
-        r"version `GLIBC\S*' not found",
-        "ended: it was built for a newer system than this one",
-        "use a release built on an older system, or a newer base image",
-    ),
-    _host(
+    (HostError, "GLIBC_TOO_OLD", r"version `GLIBC\S*' not found"),
+    (
+        HostError,
         "LIBRARY_MISMATCH",
-        r"symbol lookup error|undefined symbol|version `\S+' not found|relocation error"
-        r"|error while loading shared libraries|Error (?:relocating|loading shared library) ",
-        "ended: a library on this machine does not fit the others",
-        "take the folder that the line names out of LD_LIBRARY_PATH, or install the packages that"
-        " `python -m llama_loader doctor` names",
+        (
+            r"symbol lookup error|undefined symbol|version `\S+' not found|relocation error"
+            r"|error while loading shared libraries|Error (?:relocating|loading shared library) "
+        ),
     ),
-    _host(
-        "INVALID_DEVICE",
-        r"invalid device: ",
-        "ended: a device that was named is not there",
-        INVALID_DEVICE_HINT,
-    ),
-    _setting(
-        ARGUMENT_INVALID,
+    (HostError, "INVALID_DEVICE/ended", r"invalid device: "),
+    (
+        SettingError,
+        "SERVER_ARGUMENT_INVALID",
         r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
-        "ended: it does not take an argument that it was given",
-        "look at the arguments after `--`; `llama-server --help` lists what it takes",
     ),
-    _host(
-        "NO_KERNEL_IMAGE",
-        r"no kernel image is available|device kernel image is invalid",
-        "ended: this build has no code for this GPU",
-        "leave YAKULINGO_SPACES_CUDA_ARCH unset, or publish a set for this GPU",
-    ),
-    _host(
-        "LIBRARY_MISSING",
-        r"PTX JIT compiler library not found",
-        "ended: the driver's libnvidia-ptxjitcompiler.so.1 is not on this machine",
-        "give the container the driver's compute libraries (NVIDIA_DRIVER_CAPABILITIES), or use a"
-        " release that has machine code for this GPU",
-    ),
-    _host(
+    (HostError, "NO_KERNEL_IMAGE", r"no kernel image is available|device kernel image is invalid"),
+    (HostError, "LIBRARY_MISSING/compiler", r"PTX JIT compiler library not found"),
+    (HostError, "DRIVER_TOO_OLD/compat", r"forward compatibility was attempted"),
+    (
+        HostError,
         "DRIVER_TOO_OLD",
-        r"forward compatibility was attempted",
-        "ended: CUDA's compat libcuda.so.1 was found before the driver's own",
-        "remove the folder of that compat libcuda.so.1 from LD_LIBRARY_PATH and ld.so.conf: this"
-        " GPU does not take it",
+        (
+            r"CUDA driver version is insufficient|PTX was compiled with an unsupported toolchain"
+            r"|unsupported display driver / cuda driver|not supported in the installed CUDA driver"
+        ),
     ),
-    _host(
-        "DRIVER_TOO_OLD",
-        r"CUDA driver version is insufficient|PTX was compiled with an unsupported toolchain"
-        r"|unsupported display driver / cuda driver|not supported in the installed CUDA driver",
-        "ended: the NVIDIA driver is older than this build's CUDA",
-        "update the driver, or use a release of an older CUDA line (cu124)",
-    ),
-    _server(
-        "OUT_OF_MEMORY",
+    (
+        ServerError,
+        "OUT_OF_MEMORY/gpu",
         r"cudaMalloc failed|CUDA error: out of memory|(?:unable|failed) to allocate CUDA",
-        "ended: not enough GPU memory for the model and its context",
-        _MEMORY_HINT,
     ),
-    _server(
+    (
+        ServerError,
         "OUT_OF_MEMORY",
-        r"(?i)out of memory|insufficient memory|unable to allocate|failed to allocate .*buffer"
-        r"|std::bad_alloc|ENOMEM",
-        "ended: not enough main memory for the model and its context",
-        _MEMORY_HINT,
+        (
+            r"(?i)out of memory|insufficient memory|unable to allocate|failed to allocate .*buffer"
+            r"|std::bad_alloc|ENOMEM"
+        ),
     ),
-    _server(
+    (
+        ServerError,
         "CUDA_ERROR",
         r"CUDA error(?!: (?:system not yet initialized|no CUDA-capable device|driver is a stub))",
-        "was stopped by a CUDA error",
-        "the server is started anew; if it happens again, report it with this text",
     ),
-    _host(
-        "LIBRARY_MISSING",
-        r"no backends are loaded",
-        "ended: it finds no libggml-*.so with code for this machine's CPU or GPU",
-        "use an archive that has them in the folder of llama-server; a release of the demo has code"
-        " for one kind of CPU: `invoke build-cpu` builds for all",
-    ),
-    _server(
+    (HostError, "LIBRARY_MISSING/backends", r"no backends are loaded"),
+    (
+        ServerError,
         "BAD_MODEL",
-        r"error loading model|failed to load model|failed to open GGUF|invalid magic"
-        r"|unknown model architecture|failed to read (?:magic|header)",
-        "cannot load the model",
-        "is the file there, whole, GGUF, and of an architecture that this build knows?",
+        (
+            r"error loading model|failed to load model|failed to open GGUF|invalid magic"
+            r"|unknown model architecture|failed to read (?:magic|header)"
+        ),
     ),
-    _server(
-        "SERVER_KILLED",
-        r"^SIGKILL ",
-        "was killed (SIGKILL) {when}",
-        "usually the system ran out of main memory: take a smaller model or context",
-    ),
-    _host(
-        "ILLEGAL_INSTRUCTION",
-        r"^SIGILL ",  # the same instruction comes at the same place again
-        "used an instruction that this CPU does not have (SIGILL) {when}",
-        "a virtual machine may announce more (AMX, AVX-512) than it allows; on a GPU all layers"
-        " must be there: check YAKULINGO_SPACES_N_GPU_LAYERS and the device",
-    ),
-    _host(
-        "LIBRARY_MISSING",
-        r"cannot open shared object file",
-        "ended: a plugin needs a library that is not on this machine",
-        "`python -m llama_loader doctor` names the package that brings it",
-    ),
-    _host(
-        "NO_DEVICE",
-        r"driver is a stub",
-        "ended: a CUDA toolkit's stub libcuda.so.1 was found before the driver's own",
-        "remove the toolkit's folder 'stubs' from LD_LIBRARY_PATH and ld.so.conf",
-    ),
-    _host(
-        "NO_DEVICE",
-        r"system not yet initialized",
-        "ended: the GPUs are not ready",
-        "these GPUs need nvidia-fabricmanager in the driver's version: start it, or take another"
-        " machine",
-    ),
-    _host(
-        "NO_DEVICE",
-        r"no CUDA-capable device|failed to initialize CUDA|CUDA error",
-        "ended: CUDA finds no GPU",
-        "does nvidia-smi work here, and is CUDA_VISIBLE_DEVICES unset?",
-    ),
-    _server("SERVER_CRASHED", r"^(?:SIG\w+|status -[0-9]+) while ", "was ended by {end}", ""),
-    _server("SERVER_ENDED", r"^status [0-9]+ while ", "ended with {end}", ""),
+    (ServerError, "SERVER_KILLED", r"^SIGKILL "),
+    # the same instruction comes at the same place again
+    (HostError, "ILLEGAL_INSTRUCTION", r"^SIGILL "),
+    (HostError, "LIBRARY_MISSING/plugin", r"cannot open shared object file"),
+    (HostError, "NO_DEVICE/stub", r"driver is a stub"),
+    (HostError, "NO_DEVICE/fabric", r"system not yet initialized"),
+    (HostError, "NO_DEVICE/ended", r"no CUDA-capable device|failed to initialize CUDA|CUDA error"),
+    (ServerError, "SERVER_CRASHED", r"^(?:SIG\w+|status -[0-9]+) while "),
+    (ServerError, "SERVER_ENDED", r"^status [0-9]+ while "),
 )
-"""Causes of an end: the first counts that a line shows, or how it ended (``SIGILL while …``)."""
+"""Causes of an end, each with the name of its sentence: the first counts that a line shows, or how
+it ended (``SIGILL while …``)."""
 
 
 def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
@@ -319,17 +212,13 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
     when = "while loading" if loading else "while it served"
     how = next((one.name for one in signal.Signals if one == -status), f"status {status}")
     end = f"{how} {when}"
-    cause, line = next(_shown([end, *map(_message, _own(lines))]))
-    sentence = cause.sentence.format(end=end, when=when)
-    quoted = quote(lines, line if line != end else "")
-    message = f"llama-server {sentence}; its last lines: {quoted}"
-    return cause.kind(cause.code, message, hint=cause.hint)
+    kind, name, line = next(_shown([end, *map(_message, _own(lines))]))
+    return kind(name, end=end, when=when, lines=quote(lines, line if line != end else ""))
 
 
 def not_executable(why: str) -> HostError:
     """Return the error of a llama-server that the system does not execute."""
-    message = f"cannot start llama-server: {why}"
-    return HostError("RUNTIME_NOT_EXECUTABLE", message, hint=_NOT_EXECUTABLE_HINT)
+    return HostError("RUNTIME_NOT_EXECUTABLE", why=why)
 
 
 def trouble_of_the_host(lines: Sequence[str]) -> tuple[str, str]:
@@ -337,16 +226,18 @@ def trouble_of_the_host(lines: Sequence[str]) -> tuple[str, str]:
 
     A CUDA build that finds no device says why in the lines before its list, and ends well.
     """
-    shown = _shown([*map(_message, _own(lines))])
-    return next(((line, cause.hint) for cause, line in shown if cause.kind is HostError), ("", ""))
+    for kind, name, line in _shown([*map(_message, _own(lines))]):
+        if kind is HostError:
+            return line, HostError(name, end="", when="", lines="").hint
+    return "", ""
 
 
-def _shown(lines: Sequence[str]) -> Iterator[tuple[_Cause, str]]:
+def _shown(lines: Sequence[str]) -> Iterator[tuple[type[LoaderError], str, str]]:
     """Yield the causes that lines show, the one that counts first, each with its first line."""
-    for cause in _CAUSES:
+    for kind, name, shown_by in _CAUSES:
         for line in lines:
-            if re.search(cause.shown_by, line):
-                yield cause, line
+            if re.search(shown_by, line):
+                yield kind, name, line
                 break
 
 

@@ -164,57 +164,26 @@ def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Ite
     A model that is on none of its devices is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
     """
     if not plan.repacked:
-        yield Note(
-            "CPU_NOT_REPACKED",
-            "this CPU announces instructions (AMX, AVX-512) that it then refuses (SIGILL);"
-            " llama-server was started anew without weights laid out for them (--no-repack), so"
-            " prompts take longer on the CPU",
-            "nothing is wrong on the GPU; otherwise choose another machine type",
-        )
+        yield Note.of("CPU_NOT_REPACKED")
     if plan.devices != asked.devices:
-        yield Note(
-            "DEVICES_ADDED",
-            f"{', '.join(asked.devices)} had no room for the model, although it was reckoned to"
-            f" fit; it is on {', '.join(plan.devices)} now",
-            "another program may use that GPU; to start on all at once, name them in"
-            " YAKULINGO_SPACES_LLAMA_DEVICE",
+        yield Note.of(
+            "DEVICES_ADDED", asked=", ".join(asked.devices), devices=", ".join(plan.devices)
         )
     own_layers = last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
     all_asked = asked.n_gpu_layers >= ALL_LAYERS and own_layers is None
     if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
-        yield Note(
-            "LAYERS_LEFT_OVER",
-            f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked"
-            " for; the CPU does the rest, and each token waits for it",
-            "where the GPU has no room for all, take a smaller quantisation or model, or lower"
-            " YAKULINGO_SPACES_N_CTX",
-        )
+        yield Note.of("LAYERS_LEFT_OVER", offloaded=report.offloaded, layers=report.layers)
     owners = report.owners(plan.devices)
     unused = [name for name in plan.devices if name not in owners]
     if owners and unused:
-        yield Note(
-            "DEVICE_UNUSED",
-            f"{', '.join(unused)} got no part of the model, by llama-server's own report",
-            "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
-        )
+        yield Note.of("DEVICE_UNUSED", devices=", ".join(unused))
     if plan.devices and plan.n_gpu_layers and not (report.told or plan.allow_cpu):
-        yield Note(
-            "DEVICES_NOT_CHECKED",
-            f"whether the model is on {', '.join(plan.devices)} could not be checked: llama-server"
-            " did not say where it put it, so this start proves nothing of the GPU",
-            "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU"
-            " holds",
-        )
+        yield Note.of("DEVICES_NOT_CHECKED", devices=", ".join(plan.devices))
 
 
 def threads_unused(asked: int) -> Note:
     """Return the note for threads that were asked of a build without the patch."""
-    return Note(
-        "LOAD_THREADS_UNUSED",
-        f"YAKULINGO_SPACES_LOAD_THREADS={asked} changes nothing: this build of llama.cpp has no"
-        f" patch {PARALLEL_UPLOAD}, so one thread uploads the weights",
-        f"take a release whose manifest names {PARALLEL_UPLOAD} in source.patches, or unset it",
-    )
+    return Note.of("LOAD_THREADS_UNUSED", asked=asked, parallel_upload=PARALLEL_UPLOAD)
 
 
 def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:
@@ -239,47 +208,22 @@ def check(extra: tuple[str, ...], *, no_key: bool = False) -> tuple[Note, ...]:
     for argument in extra:
         name = _name(argument.partition("=")[0])
         if name in _OURS:
-            raise SettingError(
-                "EXTRA_ARGUMENT",
-                f"{name} after -- would start another server than the one that is waited for",
-                hint="give --port N, --model PATH or --hf REPO FILE before the --; for TLS or a"
-                " prefix, put a proxy before the server",
-            )
+            raise SettingError("EXTRA_ARGUMENT/ours", name=name)
     host = last(extra, "--host") or "127.0.0.1"
     if host not in {"127.0.0.1", "localhost", "0.0.0.0"}:  # noqa: S104 - compared, not bound to
-        raise SettingError(
-            "EXTRA_ARGUMENT",
-            f"--host {host}: the loader reaches its server on loopback alone",
-            hint="give --host 0.0.0.0, or put a proxy before it",
-        )
+        raise SettingError("EXTRA_ARGUMENT/host", host=host)
     return _key_notes(extra, host, no_key=no_key)
 
 
 def _key_notes(extra: tuple[str, ...], host: str, *, no_key: bool) -> tuple[Note, ...]:
     if last(extra, "--api-key") == "":  # a variable of a script that is not set
-        raise SettingError(
-            "EXTRA_ARGUMENT",
-            "--api-key after -- is empty, so no request could carry it",
-            hint="give a key, or leave it out: `serve` makes a random one and prints it",
-        )
+        raise SettingError("EXTRA_ARGUMENT/empty-key")
     if not no_key:
         return ()
     if has_key(extra):
-        raise SettingError(
-            "EXTRA_ARGUMENT",
-            "--no-key contradicts the key that is given after --",
-            hint="leave one of them out",
-        )
-    opened = (
-        "the server asks for no key: every user of this machine can use it, and so can web pages in"
-        " a browser on this machine"
-    )
-    if host == "0.0.0.0":  # noqa: S104 - compared, not bound to
-        opened = (
-            "the server asks for no key and listens on all addresses of this machine: every program"
-            " that reaches one of them can use it"
-        )
-    return (Note("SERVER_OPEN", opened, "leave out --no-key: `serve` then prints a random key"),)
+        raise SettingError("EXTRA_ARGUMENT/no-key")
+    everywhere = host == "0.0.0.0"  # noqa: S104 - compared, not bound to
+    return (Note.of("SERVER_OPEN/everywhere" if everywhere else "SERVER_OPEN"),)
 
 
 def has_key(extra: tuple[str, ...]) -> bool:
@@ -320,8 +264,7 @@ def _require_file(name: str, place: Path) -> None:
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
     if why:
-        hint = "a relative path begins at the folder where `serve` is called"
-        raise SettingError("EXTRA_ARGUMENT", f"{place}, after -- {name}, {why}", hint=hint)
+        raise SettingError("EXTRA_ARGUMENT/file", place=place, name=name, why=why)
 
 
 def last(extra: Sequence[str], *names: str) -> str | None:

@@ -296,16 +296,10 @@ def load(
     if "gguf_repo_id" in chosen and "gguf_path" not in chosen:
         values["gguf_path"] = None  # the variable must not win over an option or a keyword
     if values["sha256"] and not values["url"]:
-        raise SettingError(
-            "SETTING_INVALID",
-            f"{PREFIX}LLAMA_CPP_SHA256 (--sha256) pins a tarball, but none is named",
-            hint=f"set llama_cpp_url (--url); {PREFIX}LLAMA_CPP_MANIFEST_SHA256 pins a manifest",
-        )
+        raise SettingError("SETTING_INVALID/pin", prefix=PREFIX)
     if ":" in values["gguf_repo_id"] and values["gguf_filename"] != DEFAULT_FILE:
         raise SettingError(
-            "SETTING_CONFLICT",
-            f"{values['gguf_repo_id']} names a quantisation, and {PREFIX}GGUF_FILENAME a file",
-            hint="unset one of them",
+            "SETTING_CONFLICT/quantisation", repo=values["gguf_repo_id"], prefix=PREFIX
         )
     hub = {name: _of_environment(_Row(name, kind), environ) for name, kind in _OF_THE_HUB.items()}
     values["offline"] |= bool(hub["HF_HUB_OFFLINE"] or hub["TRANSFORMERS_OFFLINE"])
@@ -346,9 +340,7 @@ def certificate_file() -> str | None:
             ssl.create_default_context(cafile=place)
         except OSError as error:
             raise SettingError(
-                "SETTING_INVALID",
-                f"{name} names certificates that cannot be read: {place}: {error}",
-                hint=f"correct {name}, or unset it: then the system's certificates count",
+                "SETTING_INVALID/certificates", name=name, place=place, error=error
             ) from error
     return os.environ.get("SSL_CERT_FILE") or None
 
@@ -376,11 +368,7 @@ def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:
     found = {}
     for keyword, value in given.items():
         if keyword not in _KEYWORDS:
-            raise SettingError(
-                "SETTING_UNKNOWN",
-                f"there is no setting {keyword!r}; near ones: {_near(keyword)}",
-                hint="see docs/settings.md for all of them",
-            )
+            raise SettingError("SETTING_UNKNOWN/keyword", keyword=keyword, near=_near(keyword))
         if value is not None:
             row = _FIELDS[_KEYWORDS[keyword]]
             found[_KEYWORDS[keyword]] = _read(row, keyword, value, row.kind.types)
@@ -391,11 +379,7 @@ def _unknown(environ: Mapping[str, str]) -> Iterator[Note]:
     known = {name for row in _FIELDS.values() for name in row.variables}
     for name in sorted(environ.keys() - known):
         if name.startswith((PREFIX, NEUTRAL_PREFIX)) and environ[name].strip():
-            yield Note(
-                "SETTING_UNKNOWN",
-                f"{name} is no setting, and nothing reads it; near ones: {_near(name).upper()}",
-                "correct or unset it; docs/settings.md has all settings",
-            )
+            yield Note.of("SETTING_UNKNOWN/variable", name=name, near=_near(name).upper())
 
 
 def _near(name: str) -> str:
@@ -411,11 +395,7 @@ def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:
     values = {name: _read(row, name, text) for name, text in texts.items() if text}
     first, *others = values or [""]
     if any(values[other] != values[first] for other in others):
-        raise SettingError(
-            "SETTING_CONFLICT",
-            f"{first} and {others[0]} are set to different values",
-            hint="unset one of them: both name the same setting",
-        )
+        raise SettingError("SETTING_CONFLICT/prefixes", first=first, other=others[0])
     return values.get(first, row.default)
 
 
@@ -429,10 +409,11 @@ def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -
         shown = repr(mistyped(value) if row.kind is _link and isinstance(value, str) else value)
         default = "auto" if row.default == () else row.default
         raise SettingError(
-            "SETTING_INVALID",
-            f"{source} is {'not shown here' if row.secret else shown}, which is not {accepts}",
-            hint=f"set {source} to {accepts}, or leave it out for the default ("
-            f"{'unset' if default is None else int(default) if default is False else default})",
+            "SETTING_INVALID/value",
+            source=source,
+            shown="not shown here" if row.secret else shown,
+            accepts=accepts,
+            usual="unset" if default is None else int(default) if default is False else default,
         ) from None
 
 
@@ -468,10 +449,5 @@ def _token_of_login(place: Path) -> str | None:
     except OSError:  # not logged in, or as another user
         return None
     if not sound:
-        raise SettingError(
-            "SETTING_INVALID",
-            f"{place} is no token of the Hub: a token is a regular file of at most"
-            f" {_MAX_TOKEN_FILE} bytes",
-            hint="run `hf auth login` again, correct HF_TOKEN_PATH or HF_HOME, or set HF_TOKEN",
-        )
+        raise SettingError("SETTING_INVALID/token", place=place, max_token_file=_MAX_TOKEN_FILE)
     return str(_read(_FIELDS["hf_token"], f"the token in {place}", text)) if text else None

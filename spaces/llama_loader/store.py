@@ -131,13 +131,7 @@ class Store:
         digest = hashlib.sha256(data).hexdigest()
         _require_pin(what, digest, sha256, "MANIFEST_PIN_MISMATCH")
         if sha256 is None:
-            self._sink(
-                Note(
-                    "MANIFEST_NOT_PINNED",
-                    f"{what} is not pinned; its sha256 is {digest}",
-                    f"set YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256={digest}",
-                )
-            )
+            self._sink(Note.of("MANIFEST_NOT_PINNED", what=what, digest=digest))
         manifest = schema.parse(data, what=what)
         if sha256 is not None:
             self.write("manifests", f"{sha256}.json", data=data)
@@ -158,30 +152,15 @@ class Store:
             if path.parent.name == "runtimes" and store_folder.DIGEST.fullmatch(path.name):
                 break
         else:
-            raise SettingError(
-                "NOT_A_RUNTIME",
-                f"{folder} is not in an installed runtime",
-                hint="give the folder that `python -m llama_loader fetch` prints",
-            )
+            raise SettingError("NOT_A_RUNTIME", folder=folder)
         entry = next((one for one in artifacts or () if one.sha256 == path.name), None)
         if artifacts is not None and entry is None:
-            raise IntegrityError(
-                "OTHER_ARTIFACT",
-                f"{path} was not unpacked from an artifact of the manifest",
-                hint="give the manifest of the release that it came from",
-            )
+            raise IntegrityError("OTHER_ARTIFACT", path=path)
         with disk.errors(path), Folder.open(path) as place:
             installed = Receipt.read(place).installed(path, entry, self._sink)
         installed.verify()
         if entry is None:
-            self._sink(
-                Note(
-                    "COMPARED_WITH_RECEIPT",
-                    f"{path} was compared with its own receipt, not with a manifest: a program that"
-                    " can change the files can change the receipt",
-                    "give the release's manifest with --manifest and --manifest-sha256",
-                )
-            )
+            self._sink(Note.of("COMPARED_WITH_RECEIPT", path=path))
         return installed
 
     def read(self, *names: str, limit: int) -> bytes | None:
@@ -220,15 +199,7 @@ class Store:
             if error.errno not in disk.NOT_WRITABLE or self._is_private:
                 raise
             usual, self.root, self._is_private = self.root, disk.make_private_folder(), True
-            self._sink(
-                Note(
-                    "STORE_TEMPORARY",
-                    f"{usual} cannot be used ({error.strerror}); installing to {self.root}, "
-                    "which is gone with this machine's temporary files",
-                    "set HF_HOME or --store to a folder that this user, and no other, can write; a"
-                    " disk that all users can write is safe after `chmod +t` on its folder",
-                )
-            )
+            self._sink(Note.of("STORE_TEMPORARY", usual=usual, why=error.strerror, root=self.root))
             return self._open(make=make)
 
     @contextmanager
@@ -258,7 +229,7 @@ class Store:
         except OSError:  # as on some network disks
             return False
         if not is_locked:
-            self._sink(Note("STORE_BUSY", "another process writes to the store; waiting for that"))
+            self._sink(Note.of("STORE_BUSY"))
         while not is_locked and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
             is_locked = staging.lock()
@@ -291,7 +262,7 @@ class Store:
             problem = error.message
         else:
             return found
-        told(Note("RUNTIME_DAMAGED", problem, "it is fetched again"))
+        told(Note.of("RUNTIME_DAMAGED/found", why=problem))
         return None
 
     # installing
@@ -374,14 +345,7 @@ class Store:
             self._sink(Stage("fetch", time.monotonic() - started, size))
             _require_pin(name, digest, sha256, "SHA256_MISMATCH")
             if sha256 is None:
-                self._sink(
-                    Note(
-                        "UNVERIFIED",
-                        f"{name} is not pinned: these bytes are run as they came; their sha256 is"
-                        f" {digest}",
-                        f"set YAKULINGO_SPACES_LLAMA_CPP_SHA256={digest}",
-                    )
-                )
+                self._sink(Note.of("UNVERIFIED", name=name, digest=digest))
 
             def fill(into: Path) -> Receipt:
                 started = time.monotonic()

@@ -39,12 +39,7 @@ def require_usable(path: Path) -> None:
     """
     odd = _UNUSABLE.search(f"{path}") or _UNUSABLE.search(os.path.realpath(path))
     if odd is not None:
-        raise StoreError(
-            "STORE_PATH_UNUSABLE",
-            f"the store's path {str(odd.string)!r} has the character {odd[0]!r}, which the dynamic"
-            " linker or a line of text takes for more than a name",
-            hint="use another store (HF_HOME, or --store)",
-        )
+        raise StoreError("STORE_PATH_UNUSABLE", path=str(odd.string), character=odd[0])
 
 
 def open_store(place: Path, *, make: bool) -> Folder:
@@ -74,11 +69,7 @@ def _state(root: Folder) -> str:
     marker = "" if data is None else data.decode("ascii", "replace")
     number = marker.removeprefix(PROGRAM).strip()
     if number.isdecimal() and int(number) > FORMAT:
-        raise StoreError(
-            "STORE_NEWER",
-            f"the store {root.path} has format {number}; this loader knows {FORMAT}",
-            hint="update the loader, or use another store with --store",
-        )
+        raise StoreError("STORE_NEWER", path=root.path, number=number, format=FORMAT)
     odd = [name for name in sorted(names & FOLDERS) if not root.has_folder(name)]
     if not odd and marker == MARKER:
         return "ours"
@@ -89,11 +80,7 @@ def _state(root: Folder) -> str:
             if any(DIGEST.fullmatch(name) for name in runtimes.names()):
                 return "damaged"
     why = f"{odd[0]} in it is a link or a file" if odd else "it holds other files"
-    raise StoreError(
-        "STORE_NOT_OURS",
-        f"{root.path} is not a store of this loader: {why}",
-        hint="give --store (or HF_HOME) a folder that is new, empty, or already a store",
-    )
+    raise StoreError("STORE_NOT_OURS", path=root.path, why=why)
 
 
 def _claim(root: Folder, state: str) -> None:

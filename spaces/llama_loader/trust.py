@@ -117,13 +117,7 @@ def read(path: Path) -> Pin:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SettingError(
-            "RELEASE_NOT_CHOSEN",
-            f"nothing says which release to run: {path.name} cannot be read ({error.strerror})",
-            hint=f"put {path.name} beside the app, or set llama_cpp_manifest_url and"
-            " llama_cpp_manifest_sha256 (as variables YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL and"
-            " …_SHA256, as options --manifest and --manifest-sha256)",
-        ) from error
+        raise SettingError("RELEASE_NOT_CHOSEN", file=path.name, why=error.strerror) from error
     tree = schema.strict_json(data, what=path.name, max_bytes=_MAX_RELEASE_FILE)
     pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID")
     digest, key = pin.manifest_sha256 is not None, bool(pin.public_key)
@@ -160,20 +154,13 @@ def signed_comment(content: bytes, signature: bytes, public_key: str, what: str)
     try:
         key = minisign.PublicKey.from_base64(public_key)
     except (minisign.Error, ValueError) as error:
-        raise SettingError(
-            "PUBLIC_KEY_INVALID",
-            f"{public_key[:80]!r} is not a minisign public key: {error}",
-            hint="give the line of base64 in the key's .pub file, which begins with RW",
-        ) from error
+        raise SettingError("PUBLIC_KEY_INVALID", key=public_key[:80], error=error) from error
     try:
         parsed = minisign.Signature.from_bytes(signature)
         key.verify(content, parsed)
     except (minisign.Error, ValueError) as error:
         raise IntegrityError(
-            "SIGNATURE_INVALID",
-            f"{what} is not signed by {public_key}: {error}",
-            hint="it was changed on its way or signed with another key: do not use it before"
-            " its author confirms the key",
+            "SIGNATURE_INVALID", what=what, public_key=public_key, error=error
         ) from error
     return str(parsed.trusted_comment)
 
@@ -213,30 +200,16 @@ class Channel:
             if last is None:
                 raise
             offered = last
-            self.sink(
-                Note(
-                    "CHANNEL_OUT_OF_REACH",
-                    f"channel {self._url} cannot be asked ({error.message}); going on with serial"
-                    f" {mark}, which was accepted before",
-                    "it is asked again at the next start",
-                )
-            )
+            self.sink(Note.of("CHANNEL_OUT_OF_REACH", url=self._url, why=error.message, mark=mark))
         serial, asked = offered.manifest.serial, (self.pin.min_serial or 0, "is asked for")
         least, why = max(asked, (mark, "was accepted before"))
         if serial < least:
             raise IntegrityError(
-                "SERIAL_TOO_LOW",
-                f"manifest {self._url} has serial {serial}; {least} {why}",
-                hint="an older release is offered as new: a rollback would have a higher serial",
+                "SERIAL_TOO_LOW", url=self._url, serial=serial, least=least, why=why
             )
         accepted = last is not None and last.data == offered.data
         if last and not accepted and last.manifest.serial == serial:
-            raise IntegrityError(
-                "SERIAL_REUSED",
-                f"manifest {self._url} has serial {mark} with other content than the one that was"
-                " accepted before",
-                hint="two manifests were signed under one serial: ask its author which is right",
-            )
+            raise IntegrityError("SERIAL_REUSED", url=self._url, mark=mark)
         if last and self._left(offered.manifest) <= timedelta():
             offered, accepted = last, True  # no new one is accepted now; the last has its grace
         self._require_current(offered.manifest, accepted=accepted)
@@ -264,12 +237,7 @@ class Channel:
         except NetworkError as error:
             if not error.refusals <= {404, 410}:  # a server may have it, and not give it
                 raise
-            raise IntegrityError(
-                "SIGNATURE_MISSING",
-                f"manifest {self._url} has no signature: {error.message}",
-                hint="a channel is signed when it is promoted; a release alone is pinned with"
-                " manifest_sha256",
-            ) from error
+            raise IntegrityError("SIGNATURE_MISSING", url=self._url, why=error.message) from error
         return self._verified(data, signature)
 
     def _verified(self, data: bytes, signature: bytes) -> _Signed:
@@ -280,9 +248,10 @@ class Channel:
         if comment != expected:
             raise IntegrityError(
                 "CHANNEL_MISMATCH",
-                f"manifest {self._url} is signed as {comment!r}, expected is {expected!r}",
-                hint=f"it belongs elsewhere, {RELEASE_FILE.name} names the wrong project or"
-                " channel, or an older farm signed it: then its author must promote it again",
+                url=self._url,
+                comment=comment,
+                expected=expected,
+                file=RELEASE_FILE.name,
             )
         return _Signed(found, data, signature)
 
@@ -292,21 +261,11 @@ class Channel:
 
     def _require_current(self, found: Manifest, *, accepted: bool) -> None:
         if found.created > self.now + SKEW:
-            raise IntegrityError(
-                "CLOCK_WRONG",
-                f"manifest {self._url} was made on {found.created:%Y-%m-%d}, but this machine's"
-                f" clock says {self.now:%Y-%m-%d}",
-                hint="set the clock: with a wrong one nobody can tell whether a release expired",
-            )
+            raise IntegrityError("CLOCK_WRONG", url=self._url, created=found.created, now=self.now)
         left = self._left(found)
         if found.expires is None or (left <= timedelta() and not (accepted and -left < GRACE)):
             when = f"expired on {found.expires:%Y-%m-%d}" if found.expires else "never expires"
-            raise IntegrityError(
-                "MANIFEST_EXPIRED",
-                f"manifest {self._url} {when}; this machine's clock says {self.now:%Y-%m-%d}",
-                hint="is the clock right? Otherwise its author must promote a release again: a"
-                " channel that does not expire could be held back for ever",
-            )
+            raise IntegrityError("MANIFEST_EXPIRED", url=self._url, when=when, now=self.now)
         if left <= WARNING:
             code, told = "CHANNEL_EXPIRES_SOON", f"expires on {found.expires:%Y-%m-%d}"
             if left <= timedelta():

@@ -150,9 +150,7 @@ def _expected(member: Member, listed: dict[str, FileEntry], name: str) -> FileEn
 
 def refused(name: str, why: str) -> IntegrityError:
     """Return the error of an archive that is damaged or unsafe."""
-    return IntegrityError(
-        "ARCHIVE_REFUSED", f"{name}: {why}", hint="nothing of it was kept, and nothing was run"
-    )
+    return IntegrityError("ARCHIVE_REFUSED", name=name, why=why)
 
 
 def archive_format(head: bytes, name: str) -> str:
@@ -160,12 +158,7 @@ def archive_format(head: bytes, name: str) -> str:
     for magic, found in MAGIC.items():
         if head.startswith(magic):
             return found
-    raise IntegrityError(
-        "ARCHIVE_UNKNOWN",
-        f"{name} is neither gzip, xz, zstd nor zip data (it begins with {head[:8]!r})",
-        hint="name a .tar.gz, .tar.xz, .tar.zst or .zip; a page that asks for a login comes with"
-        " status 200: open the URL in a browser",
-    )
+    raise IntegrityError("ARCHIVE_UNKNOWN", name=name, head=head[:8])
 
 
 def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[bytes, None, None]:
@@ -212,9 +205,7 @@ def _decoder(form: str, name: str) -> tuple[Callable[[], Any], type[Exception]]:
     if form == "tar.xz":
         return (lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)), lzma.LZMAError
     if form != "tar.zst":
-        raise IntegrityError(
-            "FORMAT_UNKNOWN", f"{name}: this loader cannot read {form!r}", hint="update the loader"
-        )
+        raise IntegrityError("FORMAT_UNKNOWN", name=name, form=form)
     zstd = _zstd()
     options = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
     return (lambda: zstd.ZstdDecompressor(options=options)), zstd.ZstdError

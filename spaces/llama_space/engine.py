@@ -171,9 +171,7 @@ class Engine:
             LoaderError: nothing could be prepared, or the server failed.
         """
         if self._decorated is not None:
-            message = "the main process of a ZeroGPU Space has no GPU, and so no server"
-            hint = "call it in a function with @spaces.GPU; engine.chat() borrows a GPU by itself"
-            raise ServerError("NO_SERVER_HERE", message, hint=hint)
+            raise ServerError("NO_SERVER_HERE")
         while (ready := self._prepared()) is None:
             pass
         try:
@@ -233,8 +231,7 @@ class Engine:
         if failure is not None:
             raise failure.error()
         if ready is None:
-            message = "no runtime is installed yet: it is being prepared"
-            raise ServerError("NOT_PREPARED", message, hint="look again in a minute")
+            raise ServerError("NOT_PREPARED")
         settled = replace(ready.settings, offline=True)
         return loader.prepare(settled, released=ready.released, sink=sink)
 

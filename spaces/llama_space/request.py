@@ -140,8 +140,7 @@ def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Re
 def completion(prompt: object, options: Mapping[str, Any], settings: Settings) -> Request:
     """Return the request for a text's continuation."""
     if not isinstance(prompt, str):
-        hint = 'a prompt is a text such as "Once upon a time"; engine.chat() takes messages'
-        raise SettingError("REQUEST_INVALID", f"the prompt is {reprlib.repr(prompt)}", hint=hint)
+        raise SettingError("REQUEST_INVALID/prompt", prompt=reprlib.repr(prompt))
     return _checked(prompt, options, settings)
 
 
@@ -197,12 +196,7 @@ def _refused(message: str, hint: str) -> SettingError:
 
 
 def _invalid(message: str) -> SettingError:
-    return SettingError(
-        "MESSAGE_INVALID",
-        message,
-        hint='messages is a list such as [{"role": "user", "content": "Hello"}]; a role is one of'
-        f" {', '.join(_ROLES)}; engine.complete() takes a text",
-    )
+    return SettingError("MESSAGE_INVALID", why=message, roles=", ".join(_ROLES))
 
 
 class Shown(msgspec.Struct, frozen=True):

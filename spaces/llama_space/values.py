@@ -84,8 +84,7 @@ class Failure:
     def of(cls, error: LoaderError | OSError) -> Failure:
         """Return an error as a value; one of the system's is disk trouble."""
         if isinstance(error, OSError):
-            hint = "is the disk full, or are too many files open?"
-            error = StoreError("SYSTEM", str(error), hint=hint)
+            error = StoreError("SYSTEM/files", error=error)
         return cls(error.code, error.message, error.hint, error.exit_status)
 
     def error(self) -> LoaderError:

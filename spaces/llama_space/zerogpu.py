@@ -62,9 +62,7 @@ def entry_point(size: str) -> Answer:
         # by its name: the Space's own folder may be called so too, and a type checker finds that
         gpu = importlib.import_module("spaces").GPU
     except (ImportError, AttributeError, AssertionError) as error:  # the last for a variable unset
-        message = f"SPACES_ZERO_GPU is set, but the package 'spaces' cannot be used: {error}"
-        hint = "pip install spaces, or unset SPACES_ZERO_GPU: outside ZeroGPU it is not needed"
-        raise SettingError("SPACES_MISSING", message, hint=hint) from error
+        raise SettingError("SPACES_MISSING", error=error) from error
     seconds: Callable[[Ready, Request], int] = lambda _, wanted: wanted.reserved.seconds  # noqa: E731
     decorated: Answer = gpu(duration=seconds, size=size)(worker.answer)
     return decorated

@@ -1,12 +1,20 @@
-"""What may be a secret never stands in an error, a hint or a line of progress."""
+"""What may be a secret never stands in an error, a hint or a line of progress.
 
+Each sentence of ``sentences.json`` is used, and gets all of its values where it is.
+"""
+
+import ast
 import copy
 import io
+import re
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from string import Formatter
 
 import pytest
 
-from llama_loader import settings
+from llama_loader import errors, server_log, settings
 from llama_loader.console import Console
 from llama_loader.errors import LoaderError, SettingError, mistyped, without_secrets
 from llama_loader.events import Downloading
@@ -96,3 +104,57 @@ def test_no_secret_of_what_is_no_url_is_shown(text: str) -> None:
         with pytest.raises(SettingError, match=name) as caught:
             settings.load(environ={name: text})
         assert SECRET not in caught.value.render()
+
+
+SENTENCES = errors._SENTENCES
+SOURCES = [
+    path
+    for package in ("llama_loader", "llama_space")
+    for path in sorted((Path(errors.__file__).parents[1] / package).glob("*.py"))
+]
+
+
+def values(name: str) -> set[str]:
+    told = "".join(SENTENCES[name].values())
+    return {re.split(r"[.[]", field)[0] for _, field, _, _ in Formatter().parse(told) if field}
+
+
+def uses() -> Iterator[tuple[str, set[str]]]:
+    """Yield the names of sentences that a call may use, and the values that it gives."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(args=[ast.Constant() | ast.IfExp() as first], keywords=given):
+                    for one in ast.walk(first):
+                        name = one.value if isinstance(one, ast.Constant) else None
+                        if isinstance(name, str) and re.fullmatch("[A-Z_0-9]+(/[a-z-]+)?", name):
+                            yield name, {str(keyword.arg) for keyword in given}
+
+
+def test_each_sentence_gets_all_of_its_values_where_an_error_or_a_note_is_made() -> None:
+    found = list(uses())
+    assert len(found) > 90
+    for name, given in found:
+        if name in SENTENCES:
+            assert values(name) <= given, name
+        else:
+            assert "/" not in name, name
+    for kind, name, _ in server_log._CAUSES:
+        assert values(name) <= {"end", "when", "lines"}, name
+        assert kind(name, end="e", when="w", lines="l").code == name.partition("/")[0]
+
+
+def test_each_sentence_is_said_somewhere() -> None:
+    source = "".join(path.read_text() for path in SOURCES)
+    assert [name for name in SENTENCES if f'"{name}"' not in source] == []
+
+
+def test_sentence_of_a_case_has_the_code_alone_and_a_hint_of_its_own() -> None:
+    error = SettingError("SETTING_CONFLICT/prefixes", first="A", other="B")
+    assert error.render() == (
+        "error[SETTING_CONFLICT]: A and B are set to different values\n"
+        "hint: unset one of them: both name the same setting"
+    )
+    assert SettingError("HUB_CLIENT_MISSING", hint="wait").hint == "wait"
+    assert copy.copy(error).render() == error.render()
+    assert LoaderError("X", "").message == ""
