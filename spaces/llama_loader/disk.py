@@ -60,12 +60,7 @@ def failure(place: Path, error: OSError) -> StoreError:
     """Return the error of a disk that is full, or that fails."""
     if is_full(error):
         return StoreError("DISK_FULL", place=place, why=error.strerror)
-    return StoreError(
-        "STORE_FAILED",
-        reason(place, error),
-        hint="can there be a folder, and do its owner and permissions allow this? If not, use"
-        " another store (HF_HOME, or --store)",
-    )
+    return StoreError("STORE_FAILED/place", why=reason(place, error))
 
 
 def reason(place: Path, error: OSError) -> str:

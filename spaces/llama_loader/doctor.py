@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llama_loader import disk, gpus, host, loader, model, report, selection
+from llama_loader import disk, gpus, host, loader, model, model_file, report, selection
 from llama_loader.cuda_libraries import Library
 from llama_loader.devices import Listing
 from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
@@ -29,10 +29,6 @@ from llama_loader.settings import Settings
 
 _ROOM: Final = 1_000_000_000
 """Bytes of free disk below which an installation (75 to 190 MB unpacked) becomes doubtful."""
-_TOO_SLOW_HINT: Final = (
-    "no GPU is attached: check that the Space's hardware is ZeroGPU; on ZeroGPU a GPU comes only"
-    " inside a decorated function, and may have to wait in the queue"
-)
 _NEEDED: Final = {
     **dict.fromkeys(("gpu", "store", "runtime"), "settings"),
     "libraries": "runtime",
@@ -212,7 +208,7 @@ class _Visit:
         what = f"none attached now; ZeroGPU documents {named}" if named else "no NVIDIA GPU found"
         if settings.cpu_allowed:
             return f"{what}; the CPU is allowed"
-        raise HostError("NO_GPU", "; ".join([what, *facts.complaints]), hint=_TOO_SLOW_HINT)
+        raise HostError("NO_GPU/here", found="; ".join([what, *facts.complaints]))
 
     def _store(self) -> str:
         root = self.settings.store
@@ -252,7 +248,7 @@ class _Visit:
         except HostError as error:
             if error.code == "NO_DEVICE" and prepared.host.zerogpu:
                 # the main process of a ZeroGPU Space never has one: another build would not help
-                error.hint = _TOO_SLOW_HINT
+                raise HostError("NO_DEVICE/main", why=error.message) from error
             raise
         return report.chosen(chosen)
 
@@ -263,16 +259,16 @@ class _Visit:
 
     def _model(self) -> str:
         """Say which model is set; one that is still to be fetched is no fault if the Hub has it."""
-        settings, name = self.settings, model.label(self.settings)
+        settings, name = self.settings, self.settings.model
         if not settings.model_named and find_spec("huggingface_hub") is None:
             return "none is named, and huggingface_hub, which fetches the default, is not installed"
         path = settings.gguf_path or model.at_hand(settings)
         if path is None and settings.offline:
             path = model.get(replace(settings, gguf_sha256=None))
         if path is not None:
-            model.require_usable(path)
+            model_file.require_usable(path)
             if settings.gguf_path is None and not settings.no_test_run:
-                model.require_as_named(path)
+                model_file.require_as_named(path)
             return name if settings.gguf_path else f"{name}, in {path.parent}"
         size = model.size_on_hub(settings)
         told = f"{size / 1e9:.1f} GB " if size else ""

@@ -359,7 +359,7 @@ def start(
         server.stop()
         code = error.code if isinstance(error, LoaderError) else ""
         if code == "BAD_MODEL":
-            from llama_loader.model import require_as_named
+            from llama_loader.model_file import require_as_named
 
             require_as_named(model)  # then these bytes are why
         unseen = code == "INVALID_DEVICE" and plan.devices

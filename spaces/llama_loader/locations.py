@@ -21,10 +21,6 @@ _HF: Final = re.compile(
     r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+)"
 )
 _REPO: Final = re.compile(r"\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII)
-_ACCEPTED: Final = (
-    "give https://…, file:///… or hf://OWNER/REPO[@REVISION]/PATH; for this machine give"
-    " http://127.0.0.1:PORT, because the name localhost may lead to another one"
-)
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _refused(url: str, why: str = "is not a URL to load from") -> SettingError:
-    return SettingError("URL_REFUSED", url=mistyped(url), why=why, hint=_ACCEPTED)
+    return SettingError("URL_REFUSED", url=mistyped(url), why=why)
 
 
 @dataclass(frozen=True)

@@ -254,11 +254,7 @@ def _problems(place: Folder, files: dict[str, FileEntry], piece_size: int) -> di
     for path in problems:
         whole = next(_pieces(path, files[path], 0))
         if files[path].chunks and not whole.problem(place):
-            raise IntegrityError(
-                CONTRADICTION,
-                f"{path} has the sha256 that is listed for it, but not its pieces'",
-                hint="the manifest contradicts itself; ask who published it",
-            )
+            raise IntegrityError(CONTRADICTION, path=path)
     return problems
 
 

@@ -20,15 +20,11 @@ _KNOWN: Final = {
     "format": {"tar.gz", "tar.xz", "tar.zst"},
     "backend": {"cuda", "cpu"},
 }
-_LOOK: Final = "look at the release's manifest; `doctor` shows why each artifact is passed over"
-_HINTS: Final = {
-    # in the order of the checks of ``_troubles``
-    "NO_ARTIFACT": _LOOK,
-    "PLATFORM_UNSUPPORTED": _LOOK,
-    "NO_ARTIFACT_FOR_GPU": "",  # by the GPU: see ``building``
-    "GLIBC_TOO_OLD": "use a newer base image, or a release built on an older system",
-    "DRIVER_TOO_OLD": "update the NVIDIA driver, or use a release of an older CUDA line (cu124)",
-}
+_CHECKS: Final = (
+    *("NO_ARTIFACT", "PLATFORM_UNSUPPORTED", "NO_ARTIFACT_FOR_GPU"),
+    *("GLIBC_TOO_OLD", "DRIVER_TOO_OLD"),
+)
+"""Codes of the errors of ``_troubles``, in its order."""
 
 
 @dataclass(frozen=True)
@@ -166,18 +162,20 @@ def _nothing(
 ) -> HostError:
     """Return the error of the server that came furthest, with a list of what there is."""
     servers = [one for one in judged if one.artifact.kind == LLAMA_SERVER]
-    furthest = max((one.trouble for one in servers), key=[*_HINTS].index, default="NO_ARTIFACT")
+    furthest = max((one.trouble for one in servers), key=_CHECKS.index, default="NO_ARTIFACT")
     best = [one for one in servers if one.trouble == furthest][:3]
     why = "; ".join(f"{one.artifact.name} {one.reason}" for one in best) or "none is a server"
     why = "none has code for it" if furthest == "NO_ARTIFACT_FOR_GPU" else why
     what = f"compute capability {dotted(targets)}" if targets else "the CPU"
-    hint = _HINTS[furthest] or f"{building(targets)}, or run on the CPU with --allow-cpu"
     there = ", ".join(dict.fromkeys(_holds(one.artifact) for one in servers)) or "nothing at all"
     return HostError(
-        furthest,
-        f"release {manifest.release} has nothing for {what} on {host.called}: {why}"
-        f" (there is: {there})",
-        hint=hint,
+        f"{furthest}/release",
+        release=manifest.release,
+        what=what,
+        called=host.called,
+        why=why,
+        there=there,
+        building=building(targets) if targets else "",
     )
 
 

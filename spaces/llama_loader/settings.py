@@ -247,6 +247,13 @@ class Settings:
         return self.gguf_path is not None or not is_default
 
     @property
+    def model(self) -> str:
+        """The model's name in messages."""
+        if ":" in self.gguf_repo_id and self.gguf_path is None:
+            return self.gguf_repo_id
+        return str(self.gguf_path or f"{self.gguf_repo_id}/{self.gguf_filename}")
+
+    @property
     def cpu_chosen(self) -> bool:
         """No layer is meant for a GPU."""
         return self.n_gpu_layers == 0

@@ -343,7 +343,7 @@ class Store:
             started, name = time.monotonic(), locations.shown(url)
             digest, size = fetcher.copy(url, copy, limit=foreign.MAX_BYTES)
             self._sink(Stage("fetch", time.monotonic() - started, size))
-            _require_pin(name, digest, sha256, "SHA256_MISMATCH")
+            _require_pin(name, digest, sha256, "SHA256_MISMATCH/pin")
             if sha256 is None:
                 self._sink(Note.of("UNVERIFIED", name=name, digest=digest))
 
@@ -360,11 +360,7 @@ class Store:
 
 def _require_pin(what: str, digest: str, pinned: str | None, code: str) -> None:
     if pinned not in (None, digest):
-        raise IntegrityError(
-            code,
-            f"{what} has sha256 {digest}; {pinned} is pinned",
-            hint="if it is meant to change, pin the new digest; otherwise do not use it",
-        )
+        raise IntegrityError(code, what=what, digest=digest, pinned=pinned)
 
 
 def _timed(

@@ -122,19 +122,10 @@ def read(path: Path) -> Pin:
     pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID")
     digest, key = pin.manifest_sha256 is not None, bool(pin.public_key)
     if digest == key:
-        code = "RELEASE_INVALID" if key else "RELEASE_NOT_PINNED"
-        why = f"has {'both' if key else 'neither'} of manifest_sha256 and public_key"
-    elif key and not (pin.project and pin.channel):
-        code = "CHANNEL_NOT_NAMED"
-        why = "follows a channel, but does not name its project and channel"
-    else:
-        return pin
-    raise IntegrityError(
-        code,
-        f"{path.name} {why}",
-        hint="it pins a release with manifest_sha256, or follows a channel with public_key,"
-        ' "project": "OWNER/REPO" and "channel": "stable"; invoke pin-space writes either',
-    )
+        raise IntegrityError("RELEASE_INVALID" if key else "RELEASE_NOT_PINNED", file=path.name)
+    if key and not (pin.project and pin.channel):
+        raise IntegrityError("CHANNEL_NOT_NAMED", file=path.name)
+    return pin
 
 
 def signed_for(project: str, channel: str, serial: int, release: str) -> str:
@@ -267,15 +258,9 @@ class Channel:
             when = f"expired on {found.expires:%Y-%m-%d}" if found.expires else "never expires"
             raise IntegrityError("MANIFEST_EXPIRED", url=self._url, when=when, now=self.now)
         if left <= WARNING:
-            code, told = "CHANNEL_EXPIRES_SOON", f"expires on {found.expires:%Y-%m-%d}"
-            if left <= timedelta():
-                code = "CHANNEL_EXPIRED"
-                told = (
-                    f"expired on {found.expires:%Y-%m-%d}; the release that was accepted before"
-                    f" runs until {found.expires + GRACE:%Y-%m-%d}"
-                )
-            hint = "its author renews it by promoting a release again; is this machine's clock"
-            self.sink(Note(code, f"channel {self._url} {told}", f"{hint} right?"))
+            name = "CHANNEL_EXPIRED" if left <= timedelta() else "CHANNEL_EXPIRES_SOON"
+            end = found.expires + GRACE
+            self.sink(Note.of(name, url=self._url, expires=found.expires, end=end))
 
     def _accepted(self) -> tuple[int, _Signed | None]:
         """Return the highest serial accepted, and its manifest unless that was damaged since.

@@ -27,21 +27,15 @@ if TYPE_CHECKING:
     Answer = Callable[[Ready, Request], Iterator[Item | Status]]
 
 _ABORTED: Final = "ZEROGPU_ABORTED"
-_CODES: Final = {
-    # titles of the `spaces` package's errors (spaces/zero/client.py, wrappers.py): code, hint
-    "ZeroGPU quota exceeded": ("ZEROGPU_QUOTA", "log in to Hugging Face, or come back later"),
-    "ZeroGPU pending credits exceeded": ("ZEROGPU_QUOTA", "wait until your other tasks have ended"),
-    "ZeroGPU illegal duration": (
-        "ZEROGPU_DURATION",
-        "send a shorter text; the Space's owner can set YAKULINGO_SPACES_ZEROGPU_DURATION",
-    ),
-    "ZeroGPU queue timeout": ("ZEROGPU_BUSY", "no GPU became free: try again in a minute"),
-    "ZeroGPU client error": ("ZEROGPU_BUSY", "reload the page and try again in a minute"),
-    "ZeroGPU worker error": (
-        _ABORTED,
-        "the GPU was taken away, mostly for taking too long: try again with a shorter text",
-    ),
+_NAMES: Final = {
+    "ZeroGPU quota exceeded": "ZEROGPU_QUOTA",
+    "ZeroGPU pending credits exceeded": "ZEROGPU_QUOTA/pending",
+    "ZeroGPU illegal duration": "ZEROGPU_DURATION",
+    "ZeroGPU queue timeout": "ZEROGPU_BUSY",
+    "ZeroGPU client error": "ZEROGPU_BUSY/client",
+    "ZeroGPU worker error": _ABORTED,
 }
+"""Titles of the `spaces` package's errors (spaces/zero/client.py, wrappers.py), and our names."""
 
 
 def entry_point(size: str) -> Answer:
@@ -107,7 +101,6 @@ def _expected() -> tuple[type[Exception], ...]:
 def _explained(error: Any) -> Failure:
     title = getattr(error, "title", "")
     message = str(getattr(error, "message", error))
-    unknown = ("ZEROGPU_FAILED", "this is ZeroGPU's own trouble: try again in a minute")
-    code, hint = _CODES.get(title, unknown)
-    kind = ServerError if code == _ABORTED else HostError
-    return Failure.of(kind(code, f"{title}: {message}" if title else message, hint=hint))
+    name = _NAMES.get(title, "ZEROGPU_FAILED")
+    kind = ServerError if name == _ABORTED else HostError
+    return Failure.of(kind(name, told=f"{title}: {message}" if title else message))

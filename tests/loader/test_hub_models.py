@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from verbs import PROJECT
 
-from llama_loader import model, self_test
+from llama_loader import hub as client
+from llama_loader import model, model_file, self_test
 from llama_loader.errors import LoaderError
 from llama_loader.events import Note
 from llama_loader.settings import load
@@ -108,7 +109,7 @@ def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: P
 
 
 def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_ANSWERED", 0.5)
+    monkeypatch.setattr(client, "_ANSWERED", 0.5)
     with FaultServer() as server:
         for path in ("/me/model/resolve/main/m.gguf", "/api/models/me/model"):
             server.put(path, b"[]")
@@ -301,7 +302,7 @@ def test_download_of_which_no_byte_comes_is_told(
 ) -> None:
     content = self_test.MODEL.read_bytes()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(model, "_SILENCE", 0.1)
+    monkeypatch.setattr(client, "_SILENCE", 0.1)
     told: list[object] = []
     with serving(Slow(files={"m.gguf": content})) as hub:
         variables = {"GGUF_REPO_ID": "me/model", "GGUF_FILENAME": "m.gguf"}
@@ -509,11 +510,11 @@ def test_gguf_file_that_is_no_whole_model_is_refused_by_what_it_says_of_itself(
 @pytest.mark.parametrize("data", [self_test.MODEL.read_bytes(), gguf(LLAMA)])
 def test_gguf_file_that_says_nothing_else_is_taken_for_a_model(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.gguf").write_bytes(data)
-    model.require_usable(tmp_path / "m.gguf")
+    model_file.require_usable(tmp_path / "m.gguf")
     whole = gguf(LLAMA, text("general.type", "model"), number("split.count", 1))
     (tmp_path / "m.gguf").write_bytes(whole)
-    model.require_usable(tmp_path / "m.gguf")
+    model_file.require_usable(tmp_path / "m.gguf")
     for part in (0, 1):  # llama-gguf-split can put a header alone into the first part
         data = gguf(LLAMA, number("split.count", 2), tensors=part)
         (tmp_path / f"p-0000{part + 1}-of-00002.gguf").write_bytes(data)
-    model.require_usable(tmp_path / "p-00001-of-00002.gguf")
+    model_file.require_usable(tmp_path / "p-00001-of-00002.gguf")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from verbs import PROJECT
 
-from llama_loader import model, self_test
+from llama_loader import model, model_file, self_test
 from llama_loader.errors import IntegrityError, LoaderError, SettingError
 from llama_loader.settings import Settings, bound_xet, load
 from tests.rigs.hub import COMMIT, Hub, serving
@@ -34,7 +34,7 @@ def settings(**variables: str) -> Settings:
 def refused(path: Path) -> SettingError:
     """Return the error of a local model, for the doctor and for whoever serves it."""
     with pytest.raises(SettingError) as caught:
-        model.require_usable(path)
+        model_file.require_usable(path)
     error, wanted = caught.value, settings(GGUF_PATH=str(path))
     with pytest.raises(SettingError) as told:
         model.get(wanted)
@@ -82,7 +82,7 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_started(
 def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(TINY)
-    model.require_usable(tmp_path / "m-00001-of-00002.gguf")
+    model_file.require_usable(tmp_path / "m-00001-of-00002.gguf")
     assert refused(tmp_path / "m-00002-of-00002.gguf").code == "MODEL_INCOMPLETE"
     second = tmp_path / "m-00002-of-00002.gguf"
     for data, words in (
@@ -91,7 +91,7 @@ def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
     ):
         second.write_bytes(data)
         with pytest.raises(SettingError, match=f"{second}.*{words}"):
-            model.require_usable(tmp_path / "m-00001-of-00002.gguf")
+            model_file.require_usable(tmp_path / "m-00001-of-00002.gguf")
 
 
 @pytest.mark.timeout(20)

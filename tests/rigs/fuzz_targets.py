@@ -36,6 +36,7 @@ from llama_loader import (
     host,
     manifest,
     model,
+    model_file,
     processes,
     selection,
     server_log,
@@ -207,7 +208,7 @@ def _read_gguf(data: bytes, folder: Path) -> None:
         os.truncate(place, 1 << 38)  # sparse: claims of any size come true
     try:
         gguf_header.measure(place, 0)
-        model.require_usable(place)
+        model_file.require_usable(place)
     finally:
         place.unlink()
 

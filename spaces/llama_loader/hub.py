@@ -1,0 +1,437 @@
+"""Fetch a model from the Hugging Face Hub, or find it in the Hub's cache.
+
+The Hub's own client asks, keeps the cache and fetches by Xet. Without Xet, and after a download
+that was cut off, the loader downloads by itself, because that client begins anew. This module turns
+the client's errors into sentences.
+
+What asks the Hub raises ``NetworkError`` (it cannot be reached, or has nothing for this token),
+``SettingError`` (no such repository, revision or file; huggingface_hub is not installed) and
+``StoreError`` (the model cannot be written, or has no room).
+"""
+
+import errno
+import glob
+import io
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from llama_loader import disk, gguf_header, locations, model_file
+from llama_loader.concurrency import Background
+from llama_loader.errors import LoaderError, NetworkError, SettingError
+from llama_loader.events import Downloading, Event, Note, Sink
+from llama_loader.fetch import Fetcher
+from llama_loader.locations import Web
+from llama_loader.settings import Settings, bound_xet, certificate_file
+
+_ANSWER_TIMEOUT: Final = 10.0
+"""Seconds that the Hub may be silent when it answers a question about a file."""
+_ANSWERED: Final = 60.0
+"""Seconds until the whole answer is here: the client's own time begins anew with every byte."""
+_XET_PLACE: Final = "/xet-read-token"
+"""In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
+_NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
+"""An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
+_LEFT_BEHIND: Final = 600.0
+"""Seconds after the last byte of a download by the Hub's client; then its process was killed."""
+_SILENCE: Final = 20.0
+"""Seconds without a byte of a download after which a note is told, again and again."""
+
+
+def files(settings: Settings) -> list[str]:
+    """Return the names of the GGUF files that a repository has."""
+    client = _hub_client(settings)
+    api = client.HfApi(endpoint=settings.hf_endpoint, token=settings.hf_token or False)
+
+    def ask() -> list[str]:
+        repo, revision = settings.gguf_repo_id, settings.gguf_revision
+        try:
+            told = api.model_info(repo, revision=revision, timeout=_ANSWER_TIMEOUT)
+            names = [str(one.rfilename) for one in told.siblings or ()]
+        except (TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise ValueError(f"its list of files cannot be read: {error}") from error
+        return [name for name in names if name.lower().endswith(".gguf") and ".." not in name]
+
+    with _hub_errors(settings):
+        found: list[str] = _answered(ask)
+        return found
+
+
+def _answered(ask: Callable[[], Any]) -> Any:
+    """Return what the Hub answers, if it does so in time."""
+    asking = Background(ask)
+    if not asking.wait(_ANSWERED):
+        raise TimeoutError(f"no whole answer within {_ANSWERED:g} s")
+    return asking.result()
+
+
+def files_in_cache(settings: Settings) -> list[str]:
+    """Return the names of the GGUF files of a repository that are in the Hub's cache."""
+    try:
+        snapshots = _folder(settings) / "snapshots"
+    except (ImportError, ValueError):
+        return []
+    return ["/".join(path.relative_to(snapshots).parts[1:]) for path in snapshots.glob("**/*.gguf")]
+
+
+def cached(settings: Settings) -> list[Path | None]:
+    """Return where each part lies in the Hub's cache; None for a part that does not."""
+    try:
+        from huggingface_hub import errors, try_to_load_from_cache
+    except (ImportError, ValueError):  # the second is a variable of its own: see _hub_client
+        return []
+    found: list[Path | None] = []
+    for name in gguf_header.parts(settings.gguf_filename):
+        try:
+            path = try_to_load_from_cache(
+                settings.gguf_repo_id, name, revision=settings.gguf_revision
+            )
+        except (OSError, ValueError, errors.HFValidationError):
+            path = None
+        found.append(Path(path) if isinstance(path, str) else None)
+    return found
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A file on the Hub, by the Hub's own answer; ``size`` is None where it names none."""
+
+    place: Web
+    etag: str
+    size: int | None
+    by_xet: bool
+    blobs: Path
+
+    @property
+    def begun(self) -> Path:
+        """Where a download without Xet collects its bytes, for the next process too."""
+        return self.blobs / f"{self.etag}.llama-loader.incomplete"
+
+    def to_be_resumed(self) -> bool:
+        """Return whether an earlier process was ended, in either way, while it fetched this."""
+        return any(self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"))
+
+    def left(self) -> int:
+        """Return the bytes that are still to come; sweep what the Hub's client left behind."""
+        for path in self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"):
+            if path != self.begun and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                self.begun.touch()  # for ``to_be_resumed``
+                path.unlink()
+        here = next((one for one in (self.blobs / self.etag, self.begun) if one.is_file()), None)
+        return max(0, (self.size or 0) - (here.stat().st_size if here else 0))
+
+
+def _on_hub(settings: Settings) -> list[_Remote]:
+    """Ask the Hub for each part of a model."""
+    model_file.require_first(settings.gguf_filename, settings.model)
+    client, found = _hub_client(settings), []
+    for name in gguf_header.parts(settings.gguf_filename):
+        one = replace(settings, gguf_filename=name)
+        place = {"revision": settings.gguf_revision, "endpoint": settings.hf_endpoint}
+        with _hub_errors(one):
+            url = client.hf_hub_url(settings.gguf_repo_id, name, **place)
+            options = {"token": settings.hf_token or False, "timeout": _ANSWER_TIMEOUT}
+            answer = _answered(partial(client.get_hf_file_metadata, url, **options))
+        named_by = (answer.commit_hash or "", answer.etag or "")
+        if not all(map(_NAME.fullmatch, named_by)) or (answer.size or 0) < 0:
+            told = f"X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}"
+            raise _failure("HUB_UNUSABLE", settings, f"{told} for {one.model}")
+        found.append(
+            _Remote(
+                Web(url, settings.hf_token),
+                answer.etag,
+                answer.size or None,  # some mirrors answer HEAD with a length of 0
+                answer.xet_file_data is not None,
+                _folder(settings) / "blobs",
+            )
+        )
+    return found
+
+
+def _folder(settings: Settings) -> Path:
+    """Return the repository's folder in the Hub's cache."""
+    return _cache() / f"models--{settings.gguf_repo_id.replace('/', '--')}"
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def size(settings: Settings) -> int | None:
+    """Return the bytes that the Hub names for all parts of a model, in a small request for each."""
+    remote = _on_hub(settings)
+    _require_room(settings, remote)
+    return _size(remote)
+
+
+def _size(remote: list[_Remote]) -> int | None:
+    sizes = [one.size for one in remote]
+    return None if None in sizes else sum(filter(None, sizes))
+
+
+def _hub_client(settings: Settings) -> ModuleType:
+    locations.require_endpoint(settings.hf_endpoint)
+    certificate_file()
+    bound_xet()
+    try:
+        import huggingface_hub.constants  # which reads its variables
+        import huggingface_hub.file_download  # tqdm reads variables too
+        import huggingface_hub.utils.logging
+    except ValueError as error:
+        raise SettingError("SETTING_INVALID/hub-client", error=error) from error
+    except ImportError as error:
+        raise SettingError("HUB_CLIENT_MISSING") from error
+    # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    return huggingface_hub
+
+
+def fetch(settings: Settings, sink: Sink) -> Path:
+    """Fetch all parts of a model that are not in the Hub's cache; return the first one's path."""
+    model_file.require_first(settings.gguf_filename, settings.model)
+    client, remote = _hub_client(settings), []
+    if None in cached(settings) and not settings.offline:
+        _require_writable(sink)
+        remote = _on_hub(settings)
+        _require_room(settings, remote)
+    names, found, done = gguf_header.parts(settings.gguf_filename), [], 0
+    for name, one in zip_longest(names, remote):
+        transfer = _Transfer(settings.gguf_filename, done, _size(remote), sink)
+        found.append(_fetched(client, replace(settings, gguf_filename=name), one, transfer))
+        done += found[-1].stat().st_size
+    return found[0]
+
+
+def _require_writable(sink: Sink) -> None:
+    """Have the Hub's client keep files in a private folder if its cache cannot be written."""
+    from huggingface_hub import constants
+
+    cache = _cache()
+    place = next(one for one in (cache, *cache.parents) if os.path.exists(one))  # noqa: PTH110
+    if cache.is_absolute() and os.access(place, os.W_OK | os.X_OK):
+        return
+    with disk.errors(cache):
+        own = disk.make_private_folder("llama-loader-hub")
+    constants.HF_HUB_CACHE = str(own)
+    sink(Note.of("MODEL_CACHE_TEMPORARY", cache=cache, own=own))
+
+
+def _require_room(settings: Settings, remote: list[_Remote]) -> None:
+    """Refuse a model that the disk has no room for, before its first byte comes."""
+    cache = _folder(settings)
+    with disk.errors(cache.parent):
+        size = sum(one.left() for one in remote)
+        free = shutil.disk_usage(disk.nearest(cache)).free
+        if free < size:
+            sizes = f"takes {size / 1e9:.3g} GB more, {free / 1e9:.3g} GB are free"
+            raise OSError(errno.ENOSPC, f"{settings.model} {sizes}")
+
+
+@dataclass
+class _Transfer:
+    """One part of a model on its way; tells ``sink`` how far all parts are.
+
+    Attributes:
+        name: of the model.
+        before: bytes of the parts before this one.
+        total: bytes of all parts; None for as many as the download is told of.
+        furthest: bytes of this part that have come. Xet has two bars: the one that is further
+            counts.
+    """
+
+    name: str
+    before: int
+    total: int | None
+    sink: Sink
+    furthest: int = 0
+
+    def told(self, event: Event) -> None:
+        if isinstance(event, Downloading):
+            self.tell(event.done, event.total)
+
+    def tell(self, done: int, size: int | None) -> None:
+        self.furthest = max(self.furthest, done)
+        self.sink(Downloading(self.name, self.before + self.furthest, self.total or size))
+
+    def bar(self) -> type:
+        """Return a class of progress bars for the Hub's client that draws nothing, and tells."""
+        from tqdm import tqdm
+
+        tell = self.tell
+
+        class Told(tqdm):  # type: ignore[misc] # it has no types
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                options.pop("name", None)
+                drawn_nowhere = {"disable": False, "file": io.StringIO()}
+                super().__init__(*arguments, **{**options, **drawn_nowhere})
+
+            def update(self, n: float | None = 1) -> bool | None:
+                drawn: bool | None = super().update(n)
+                tell(int(self.n), int(self.total or 0) or None)
+                return drawn
+
+        return Told
+
+
+def _fetched(
+    client: ModuleType, settings: Settings, remote: _Remote | None, transfer: _Transfer
+) -> Path:
+    """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
+    from huggingface_hub import constants
+
+    def download() -> str:
+        xet_is_here = not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
+        by_xet = remote and remote.by_xet and xet_is_here and remote.size is not None
+        if remote and (not by_xet or remote.to_be_resumed()):
+            _download(settings, remote, transfer)
+        path: str = client.hf_hub_download(
+            settings.gguf_repo_id,
+            settings.gguf_filename,
+            revision=settings.gguf_revision,
+            token=settings.hf_token or False,
+            endpoint=settings.hf_endpoint,
+            local_files_only=settings.offline,
+            tqdm_class=transfer.bar(),
+        )
+        return path
+
+    with _hub_errors(settings):
+        try:
+            return _watched(download, settings.model, transfer)
+        except (RuntimeError, OSError) as error:  # the first is hf_xet's only kind
+            if isinstance(error, OSError) and _XET_PLACE not in str(error):
+                raise
+            transfer.sink(Note.of("XET_UNREACHABLE", model=settings.model, error=error))
+            constants.HF_HUB_DISABLE_XET = True
+            return _watched(download, settings.model, transfer)
+
+
+def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
+    """Put a file's bytes where the Hub's client looks for them, after those of an earlier process.
+
+    An ETag of 64 hexadecimal digits is the sha256 of a large file.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # what it imports
+
+    blobs, blob = remote.blobs, remote.blobs / remote.etag
+    lock = blobs.parents[1] / ".locks" / blobs.parent.name / f"{remote.etag}.lock"
+    for folder in (blobs, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):  # the client's own: it has one for each file
+        if blob.exists():
+            return
+        with remote.begun.open("ab") as file:
+            try:
+                Fetcher(sink=transfer.told).resume(remote.place, file, remote.size)
+            except NetworkError as error:
+                if not file.tell():
+                    remote.begun.unlink()
+                name = "HUB_UNREACHABLE" if 0 in error.refusals else "HUB_UNUSABLE"
+                if error.refusals & {401, 403}:
+                    name = "HUB_REFUSED"
+                raise _failure(name, settings, error.message) from error
+        cure = "try again, as the file is removed; if other bytes come again, correct HF_ENDPOINT"
+        try:
+            if re.fullmatch("[0-9a-f]{64}", remote.etag):
+                model_file.require_digest(remote.begun, remote.etag, "the Hub's is", cure)
+            elif gguf_header.read(remote.begun) is None:
+                told = f"what it sends for {settings.model} is no GGUF file"
+                raise _failure("HUB_UNUSABLE", settings, told)
+        except LoaderError:
+            remote.begun.unlink()
+            raise
+        remote.begun.replace(blob)
+
+
+def _watched(download: Callable[[], str], what: str, transfer: _Transfer) -> Path:
+    """Download a file and return its path; a note tells each time that no byte of it comes."""
+    downloading, before = Background(download), transfer.furthest
+    while not downloading.wait(_SILENCE):
+        if transfer.furthest == before:
+            transfer.sink(Note.of("DOWNLOAD_SILENT", model=what, seconds=_SILENCE))
+        before = transfer.furthest
+    return Path(downloading.result())
+
+
+@contextmanager
+def _hub_errors(settings: Settings) -> Iterator[None]:
+    """Turn what the Hub's client raises into the loader's errors.
+
+    That is its own errors, the system's, and those of its HTTP library, which changed from version
+    to version. ImportError is a proxy of a kind (SOCKS) that needs a package.
+    """
+    from huggingface_hub import errors
+
+    http: type[Exception] = errors.HTTPError  # type: ignore[attr-defined] # what it imports
+    # of httpx, or httpx2: a redirect to an address of 64 kB, say
+    library = sys.modules.get(http.__module__.partition(".")[0])
+    invalid: type[Exception] = getattr(library, "InvalidURL", http)
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, http, invalid) as error:
+        raise _explained(error, settings) from error
+
+
+def _explained(error: Exception, settings: Settings) -> LoaderError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        name = "MODEL_GATED" if settings.hf_token is None else "MODEL_GATED/token"
+        return _failure(name, settings)
+    if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
+        return _failure("OFFLINE/model", settings)
+    # a mirror may not have the Hub's X-Error-Code
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    wrong = {
+        errors.RepositoryNotFoundError: "REPOSITORY_NOT_FOUND",
+        errors.RevisionNotFoundError: "REVISION_NOT_FOUND",
+        errors.RemoteEntryNotFoundError: "FILE_NOT_FOUND",
+        errors.HFValidationError: "REPOSITORY_INVALID",
+    }
+    names = [name for kind, name in wrong.items() if isinstance(error, kind)]
+    if names or status == 404:  # noqa: PLR2004 - HTTP's Not Found
+        return SettingError(
+            names[0] if names else "FILE_NOT_FOUND/mirror",
+            endpoint=settings.hf_endpoint,
+            repo=settings.gguf_repo_id,
+            revision=settings.gguf_revision or "main",
+            file=settings.gguf_filename,
+            model=settings.model,
+            error=error,
+        )
+    if 400 <= status < 500 and status not in {408, 429}:  # noqa: PLR2004 - not "later"
+        return _failure("HUB_REFUSED", settings, f"status {status}: {error}")
+    if isinstance(error, OSError):  # a write to a full disk names no file
+        names_a_file = error.errno is not None and error.filename is not None
+        if names_a_file or disk.is_full(error):
+            return disk.failure(_cache(), error)
+    by_xet = isinstance(error, RuntimeError) or _XET_PLACE in str(error)
+    how = " with HF_HUB_DISABLE_XET=1" if by_xet else ""
+    return _failure("HUB_UNREACHABLE", settings, str(error), how)
+
+
+def _failure(name: str, settings: Settings, reason: str = "", how: str = "") -> NetworkError:
+    """Return the error of a Hub that does not give a model; ``how`` says how to try again."""
+    if settings.hf_endpoint != locations.HUB:
+        how += ", or correct HF_ENDPOINT"
+    return NetworkError(
+        name,
+        model=settings.model,
+        endpoint=settings.hf_endpoint,
+        repo=settings.gguf_repo_id,
+        reason=reason,
+        how=how,
+    )

@@ -1,0 +1,118 @@
+"""Refuses files that are no model: by name, parts, header, size or digest.
+
+Whether llama-server knows the architecture, it alone can say. Errors are ``SettingError`` but where
+another is named.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from llama_loader import gguf_header
+from llama_loader.errors import IntegrityError, SettingError
+
+_BLOCK: Final = 4 * 1024 * 1024
+_PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
+"""Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
+
+
+def require_usable(path: Path) -> None:
+    """Refuse what llama-server cannot serve, by its name, its parts and its header."""
+    with _reading(path):
+        if not path.is_file():  # nor a FIFO, whose reader would wait for ever
+            raise SettingError("MODEL_MISSING", path=path)
+        number, count = gguf_header.part(path.name)
+        missing = [one for one in gguf_header.files(path) if not one.is_file()]
+        if missing or number > 1:
+            raise SettingError("MODEL_INCOMPLETE", path=path, count=count, missing=len(missing))
+        require_first(path.name, str(path))
+    headers = [_whole(one) for one in gguf_header.files(path)]
+    header = headers[0]
+    kind = header.texts.get("type", "model")
+    architecture = header.texts.get("architecture", "without an architecture")
+    if architecture == "clip" or kind == "mmproj":
+        kind = "multimodal projector (mmproj)"
+    elif kind == "model" and architecture in {"controlvector", "without an architecture"}:
+        kind = architecture
+    elif kind == "model" and not any(one.end for one in headers):
+        kind = "vocabulary, without tensors"
+    if kind != "model":  # or an adapter, an imatrix
+        name = "MODEL_PROJECTOR" if "mmproj" in kind else "MODEL_KIND"
+        raise SettingError(name, path=path, kind=kind)
+    declared = header.numbers.get("count", 0)  # split.count
+    if declared not in {0, gguf_header.part(path.name)[1]}:
+        raise SettingError("MODEL_PART", path=path, declared=declared)
+
+
+def _whole(path: Path) -> gguf_header.Header:
+    """Return the header of a part of a model; refuse one that ends before its tensors do."""
+    header = gguf_header.read(path)
+    with _reading(path), path.open("rb") as file:
+        head, size = file.read(16), path.stat().st_size
+    if header is None:
+        raise SettingError("MODEL_NOT_GGUF", path=path, head=head)
+    if size < header.end:
+        raise SettingError("MODEL_INCOMPLETE/cut", path=path.resolve(), size=size, end=header.end)
+    return header
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingError("MODEL_NOT_READABLE", path=path, why=error.strerror) from error
+
+
+def require_first(name: str, label: str) -> None:
+    """Refuse a file that is not the first part of a model; ``label`` is what messages call it."""
+    number, count = gguf_header.part(name)
+    if number != 1 or not count or _PIECE.search(name):
+        raise SettingError("MODEL_PART/later", label=label)
+
+
+def require_as_named(path: Path) -> None:
+    """Hash a model of the Hub's cache, where the sha256 of a large file is the name of its bytes.
+
+    Raises:
+        IntegrityError: a file of it has other bytes than the Hub's; names it.
+    """
+    for part in gguf_header.files(path):
+        place = Path(os.path.realpath(part))
+        if re.fullmatch("[0-9a-f]{64}", place.name):
+            require_digest(
+                place,
+                place.name,
+                "by its name it should be",
+                "delete this file; it is fetched anew",
+            )
+
+
+def require_digest(
+    path: Path,
+    sha256: str,
+    told: str = "pinned is",
+    cure: str = "correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file to have it fetched anew",
+) -> None:
+    """Hash a file; ``told`` says whose the sha256 is, ``cure`` what to do about another one.
+
+    Raises:
+        IntegrityError: it has other bytes.
+    """
+    digest = hashlib.sha256()
+    with _reading(path), path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise IntegrityError(
+            "MODEL_SHA256_MISMATCH",
+            path=path,
+            digest=digest.hexdigest(),
+            told=told,
+            sha256=sha256,
+            hint=cure,
+        )
