@@ -235,6 +235,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
         raise SettingError("USAGE/model")
     looking = host.begin(settings)
     from llama_loader import loader, model, report, server, server_plan
+    from llama_loader.events import Note
 
     for note in server_plan.check(options.extra, no_key=options.no_key):
         console(note)
@@ -255,7 +256,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
             told = report.served(settings, prepared, running, path, key)
             tell(sys.stdout, json.dumps(told))
         elif key is not None:
-            console(report.api_key(key))
+            console(Note.of("API_KEY", key=key))
         with suppress(KeyboardInterrupt):  # from now on this is how it ends
             tell(sys.stdout, f"ready {running.url}")
             running.watch()

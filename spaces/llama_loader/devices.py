@@ -73,7 +73,7 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
     lines = done.output.splitlines()
     printed = repr(server_log.quote(lines))
     if done.failure:
-        raise server_log.not_executable(done.failure)
+        raise HostError("RUNTIME_NOT_EXECUTABLE", why=done.failure)
     if done.status is None:
         raise HostError("DEVICE_LIST_HANGS", timeout=TIMEOUT, printed=printed)
     if done.status != 0:
@@ -92,7 +92,7 @@ def parse(output: str) -> tuple[Device, ...]:
     """
     _, heading, body = output.partition("Available devices:")
     if not heading:
-        raise _garbled("no list", output)
+        raise HostError("DEVICE_LIST_GARBLED/heading", printed=output.strip()[:_SHOWN])
     found = []
     for line in body.split("\n"):
         matched = _DEVICE.fullmatch(line)
@@ -100,12 +100,8 @@ def parse(output: str) -> tuple[Device, ...]:
             total, free = int(matched["total"]) * _MIB, int(matched["free"]) * _MIB
             found.append(Device(matched["name"], matched["description"], total, free))
         elif _CUT.match(line):
-            raise _garbled("a list that is cut off or damaged", line)
+            raise HostError("DEVICE_LIST_GARBLED", printed=line.strip()[:_SHOWN])
     return tuple(one for one in found if not _NO_GPU.fullmatch(one.name))
-
-
-def _garbled(what: str, output: str) -> HostError:
-    return HostError("DEVICE_LIST_GARBLED", what=what, printed=output.strip()[:_SHOWN])
 
 
 def by_the_driver(host: HostFacts) -> Listing | None:

@@ -10,7 +10,7 @@ in words such as ``capability=12.0,driver=580,glibc=2.36,torch=cu128``.
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -62,66 +62,36 @@ class Check:
     status: int = 0
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What ``doctor --json`` prints; its JSON Schema is made from this class.
-
-    Attributes:
-        settings: each setting, as a number, a truth value or text; a token only as ``set``.
-        host, choice: null where a check before them failed.
-    """
-
-    ok: bool
-    exit_status: int
-    checks: tuple[Check, ...]
-    notes: tuple[Note, ...]
-    host: HostFacts | None
-    settings: dict[str, bool | int | float | str | None]
-    choice: report.Chosen | None
-    timeline: tuple[Stage, ...]
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of what ``doctor --json`` prints."""
-    found = msgspec.json.schema(Findings, schema_hook=lambda _: {"type": "string"})  # a path
-    draft = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": draft, "title": "llama_loader doctor --json", **found}
-
-
 @dataclass
 class Examination:
-    """What was found, in the order in which it was looked at."""
+    """What ``doctor --json`` prints, in the order in which it was looked at; see ``json_schema``.
+
+    Attributes:
+        exit_status: 0 where a model could be served now, else the first failure's.
+        settings: each setting, as a number, a truth value or text; a token only as ``set``.
+        host, release, choice: null where a check before them failed.
+    """
 
     checks: list[Check] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
-    facts: HostFacts | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    prepared: Prepared | None = None
-
-    @property
-    def exit_status(self) -> int:
-        """0 where a model could be served now, else the first failure's."""
-        return next((check.status for check in self.checks if not check.ok), 0)
+    ok: bool = True
+    exit_status: int = 0
+    host: HostFacts | None = None
+    settings: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    release: str | None = None
+    choice: report.Chosen | None = None
+    timeline: list[Stage] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""
-        findings = Findings(
-            ok=self.exit_status == 0,
-            exit_status=self.exit_status,
-            checks=tuple(self.checks),
-            notes=tuple(self.notes),
-            host=self.facts,
-            settings=self.settings,
-            choice=report.choice(self.prepared.choice) if self.prepared else None,
-            timeline=tuple(self.prepared.timeline.stages) if self.prepared else (),
-        )
-        found: dict[str, Any] = report.plain(findings)
+        found: dict[str, Any] = report.plain(self)
         return found
 
     def as_text(self) -> str:
         """Return the page; foreign text cannot forge a line of it."""
-        lines = report.host_lines(self.facts) if self.facts else []
-        lines += report.choice_lines(self.prepared) if self.prepared else []
+        lines = report.host_lines(self.host) if self.host else []
+        if self.choice:
+            lines += report.choice_lines(self.release, self.choice, self.timeline)
         lines.append("checks")
         said = [
             (f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}", check.hint)
@@ -130,9 +100,16 @@ class Examination:
         said += [(f"note {note.code}: {note.message}", note.hint) for note in self.notes]
         for line, hint in said:
             lines += [f"  {line}", *([f"       hint: {hint}"] if hint else [])]
-        good = self.exit_status == 0
-        lines.append(f"verdict: a model {'can' if good else 'cannot'} be served here now")
+        lines.append(f"verdict: a model {'can' if self.ok else 'cannot'} be served here now")
         return "\n".join(printable(line) for line in lines)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of what ``doctor --json`` prints."""
+    found = msgspec.json.schema(Examination, schema_hook=lambda _: {"type": "string"})  # a path
+    found["$defs"]["Examination"]["required"] = [one.name for one in fields(Examination)]
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, "title": "llama_loader doctor --json", **found}
 
 
 def examine(
@@ -180,6 +157,7 @@ class _Visit:
         except LoaderError as error:
             what, code, hint, status = error.message, error.code, error.hint, error.exit_status
             check = Check(name, ok=False, detail=what, code=code, hint=hint, status=status)
+            self.found.ok, self.found.exit_status = False, self.found.exit_status or status
         self.found.checks.append(check)
 
     def _sink(self, event: Event) -> None:
@@ -201,7 +179,7 @@ class _Visit:
 
     def _gpu(self) -> str:
         facts, settings = host.detect(self.settings), self.settings
-        self.facts = self.found.facts = facts
+        self.facts = self.found.host = facts
         named = ", ".join(f"{gpu.name} ({report.dotted(gpu)})" for gpu in facts.gpus)
         if facts.gpus and facts.gpu_source != "zerogpu":
             return f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
@@ -228,7 +206,10 @@ class _Visit:
             prepared = loader.prepare(self.settings, sink=self._sink)
         else:
             prepared = self._prepare(self.settings, self._sink)
-        self.prepared = self.found.prepared = prepared
+        self.prepared = prepared
+        self.found.release = prepared.installed.release
+        self.found.choice = report.choice(prepared.choice)
+        self.found.timeline = prepared.timeline.stages  # it grows
         artifact = prepared.installed.artifact
         name = artifact.name if artifact else self.settings.url
         by = report.trust(self.settings, prepared)
@@ -276,7 +257,7 @@ class _Visit:
         return f"{name}, {told}from the Hub ({token} token)"
 
 
-def _plain(value: object) -> object:
+def _plain(value: object) -> bool | int | float | str | None:
     if isinstance(value, bool | int | float | None):
         return value
     return safe(",".join(map(str, value)) if isinstance(value, tuple) else str(value))

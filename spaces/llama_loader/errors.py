@@ -70,18 +70,7 @@ class NetworkError(LoaderError):
     """
 
     exit_status = 3
-
-    def __init__(
-        self,
-        code: str,
-        message: str | None = None,
-        *,
-        hint: str = "",
-        refusals: frozenset[int] = frozenset({0}),
-        **values: object,
-    ) -> None:
-        super().__init__(code, message, hint=hint, **values)
-        self.refusals = refusals
+    refusals: frozenset[int] = frozenset({0})
 
 
 class IntegrityError(LoaderError):

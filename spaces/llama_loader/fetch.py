@@ -255,12 +255,9 @@ class Mirrors:
                 hint="the file behind the URL is not the one that the manifest describes, or a "
                 "page that asks for a login: open the URL in a browser",
             )
-        return NetworkError(
-            "UNREACHABLE",
-            file=self._name,
-            reasons=reasons,
-            refusals=frozenset({0} if self._left else self._refusals),
-        )
+        error = NetworkError("UNREACHABLE", file=self._name, reasons=reasons)
+        error.refusals = frozenset({0} if self._left else self._refusals)
+        return error
 
 
 @contextmanager

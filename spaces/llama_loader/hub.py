@@ -343,10 +343,10 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
                 if error.refusals & {401, 403}:
                     name = "HUB_REFUSED"
                 raise _failure(name, settings, error.message) from error
-        cure = "try again, as the file is removed; if other bytes come again, correct HF_ENDPOINT"
         try:
             if re.fullmatch("[0-9a-f]{64}", remote.etag):
-                model_file.require_digest(remote.begun, remote.etag, "the Hub's is", cure)
+                name = "MODEL_SHA256_MISMATCH/hub"
+                model_file.require_digest(remote.begun, remote.etag, name)
             elif gguf_header.read(remote.begun) is None:
                 told = f"what it sends for {settings.model} is no GGUF file"
                 raise _failure("HUB_UNUSABLE", settings, told)

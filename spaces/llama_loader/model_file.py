@@ -84,21 +84,11 @@ def require_as_named(path: Path) -> None:
     for part in gguf_header.files(path):
         place = Path(os.path.realpath(part))
         if re.fullmatch("[0-9a-f]{64}", place.name):
-            require_digest(
-                place,
-                place.name,
-                "by its name it should be",
-                "delete this file; it is fetched anew",
-            )
+            require_digest(place, place.name, "MODEL_SHA256_MISMATCH/name")
 
 
-def require_digest(
-    path: Path,
-    sha256: str,
-    told: str = "pinned is",
-    cure: str = "correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file to have it fetched anew",
-) -> None:
-    """Hash a file; ``told`` says whose the sha256 is, ``cure`` what to do about another one.
+def require_digest(path: Path, sha256: str, name: str = "MODEL_SHA256_MISMATCH") -> None:
+    """Hash a file; ``name`` is that of the error's sentence, which tells whose the sha256 is.
 
     Raises:
         IntegrityError: it has other bytes.
@@ -108,11 +98,4 @@ def require_digest(
         while block := file.read(_BLOCK):
             digest.update(block)
     if digest.hexdigest() != sha256:
-        raise IntegrityError(
-            "MODEL_SHA256_MISMATCH",
-            path=path,
-            digest=digest.hexdigest(),
-            told=told,
-            sha256=sha256,
-            hint=cure,
-        )
+        raise IntegrityError(name, path=path, digest=digest.hexdigest(), sha256=sha256)

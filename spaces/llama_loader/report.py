@@ -13,7 +13,7 @@ from llama_loader import trust as trusted
 from llama_loader.cuda_libraries import Library
 from llama_loader.devices import DeviceChoice, Listing
 from llama_loader.errors import printable
-from llama_loader.events import Note
+from llama_loader.events import Note, Stage
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared
@@ -90,16 +90,14 @@ def choice(made: Choice | None) -> Chosen | None:
     )
 
 
-def choice_lines(prepared: Prepared) -> list[str]:
-    """Describe the choice among a release's artifacts; empty for an archive by URL."""
-    if prepared.choice is None:
-        return []
-    verdicts = [f"  {one.name}: {one.reason}" for one in prepared.choice.verdicts]
+def choice_lines(release: str | None, made: Chosen, stages: Iterable[Stage]) -> list[str]:
+    """Describe the choice among a release's artifacts, and what it took."""
+    verdicts = [f"  {one.name}: {one.reason}" for one in made.verdicts]
     times: dict[str, float] = {}
-    for one in prepared.timeline.stages:  # the tarball is verified, then each file of it
+    for one in stages:  # the tarball is verified, then each file of it
         times[one.name] = times.get(one.name, 0.0) + one.seconds
     took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
-    return [f"release {prepared.installed.release}", *verdicts, f"  took: {took}"]
+    return [f"release {release}", *verdicts, f"  took: {took}"]
 
 
 def trust(settings: Settings, prepared: Prepared) -> str:
@@ -159,11 +157,6 @@ def served(
         "repacked": server.plan.repacked,
         "buffers": server.report.buffers,
     }
-
-
-def api_key(key: str) -> Note:
-    """Return what tells a person the key that ``serve`` made."""
-    return Note.of("API_KEY", key=key)
 
 
 def devices(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:

@@ -338,7 +338,7 @@ class Server:
                     "SERVER_NOT_STARTED/system", program=argv[0], error=error
                 ) from error
             why = f"{argv[0]}: {processes.why_not_executable(error)}"
-            raise server_log.not_executable(why) from error
+            raise HostError("RUNTIME_NOT_EXECUTABLE", why=why) from error
 
     def _await_health(self, deadline: float) -> None:
         client = self.client()
@@ -347,7 +347,7 @@ class Server:
             status = client.health(timeout=min(2.0, max(0.1, deadline - time.monotonic())))
             if status is not None and self._owns_its_port(self._program) is False:
                 self.check(within=_SETTLED)
-                raise self._stranger()
+                raise ServerError("PORT_IN_USE", port=self.port)
             if status == 200:  # noqa: PLR2004 - HTTP's OK
                 return
             if time.monotonic() >= deadline:
@@ -360,7 +360,7 @@ class Server:
         def first(client: Client) -> None:
             ours = self._owns_its_port(self._program)
             if ours is None and self.api_key and not client.refuses_wrong_keys(timeout=left):
-                raise self._stranger()
+                raise ServerError("PORT_IN_USE", port=self.port)
             client.completion("1", max_tokens=1, timeout=left, cache_prompt=False)
 
         try:
@@ -380,9 +380,6 @@ class Server:
         """Refuse another program on the port: any user can bind it, and must not get the key."""
         if self._owns_its_port(program) is False:
             raise ServerError("NO_ANSWER/other", url=self.url)
-
-    def _stranger(self) -> ServerError:
-        return ServerError("PORT_IN_USE", port=self.port)
 
     def _too_late(self, what: str) -> ServerError:
         return ServerError(

@@ -216,11 +216,6 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
     return kind(name, end=end, when=when, lines=quote(lines, line if line != end else ""))
 
 
-def not_executable(why: str) -> HostError:
-    """Return the error of a llama-server that the system does not execute."""
-    return HostError("RUNTIME_NOT_EXECUTABLE", why=why)
-
-
 def trouble_of_the_host(lines: Sequence[str]) -> tuple[str, str]:
     """Return the line that shows what is wrong with this machine, and what to do; empty for none.
 

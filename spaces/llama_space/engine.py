@@ -40,12 +40,7 @@ from llama_space.values import (
     log,
 )
 
-_UNEXPECTED: Final = Failure(
-    "UNEXPECTED",
-    "the preparation ended unexpectedly; the Space's log has the place",
-    "this is a defect: please report it with the log",
-    1,
-)
+_UNEXPECTED: Final = Failure.of(LoaderError("UNEXPECTED/preparation"))
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 """A fork renews them: it has the threads and locks of none."""
 

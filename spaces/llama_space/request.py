@@ -167,12 +167,12 @@ def _checked(
     _require_known(given)
     for name, (fits, accepts) in _OPTIONS.items():
         if name in given and not fits(given[name]):
-            raise _refused(f"{name} is {reprlib.repr(given[name])}", f"{name} takes {accepts}")
+            value = reprlib.repr(given[name])
+            raise SettingError("REQUEST_INVALID/value", name=name, value=value, accepts=accepts)
     try:  # as plain data: it crosses a process, and goes to the server as JSON
         plain, extra = json.loads(json.dumps([asked, given], allow_nan=False))
     except (TypeError, ValueError) as error:
-        hint = "messages and sampling options are texts, numbers, lists and dictionaries"
-        raise _refused(f"the request cannot be written as JSON: {error}", hint) from error
+        raise SettingError("REQUEST_INVALID/json", error=error) from error
     return Request(plain, extra)
 
 
@@ -181,18 +181,13 @@ def _require_known(given: Mapping[str, Any]) -> None:
     for name in given.keys() - _OPTIONS.keys():
         near = difflib.get_close_matches(name, _OPTIONS, 1, _ALIKE)
         if near:
-            raise _refused(f"there is no option {name!r}", f"did you mean {near[0]}?")
+            raise SettingError("REQUEST_INVALID/option", name=name, near=near[0])
         if name in _SET_BY_THE_ENGINE:
-            what = f"{name} cannot be chosen: the engine streams one answer to one request"
-            raise _refused(what, "leave it out")
+            raise SettingError("REQUEST_INVALID/engine", name=name)
 
 
 def _all(value: object, kind: type) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(one, kind) for one in value)
-
-
-def _refused(message: str, hint: str) -> SettingError:
-    return SettingError("REQUEST_INVALID", message, hint=hint)
 
 
 def _invalid(message: str) -> SettingError:
