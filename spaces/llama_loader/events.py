@@ -6,17 +6,12 @@ A terminal, a Gradio bar and a log show the same events: the work prints nothing
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from llama_loader.errors import safe, sentence, without_secrets
 
-ENGLISH: Final[Mapping[str, str]] = {
-    "downloading": "downloading {name}: {amount}",
-    "share": "{done} of {total} ({share})",
-}
-"""What ``line`` is made of. A page in another language has texts of its own by these names."""
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -63,7 +58,7 @@ Event = Downloading | Stage | Note
 Sink = Callable[[Event], None]
 
 
-def line(one: Event, forms: Mapping[str, str] = ENGLISH) -> str:
+def line(one: Event) -> str:
     """Return one line about an event, without secrets."""
     if isinstance(one, Note):
         return f"{one.code}: {one.message}{one.hint and f'; {one.hint}'}"
@@ -71,9 +66,8 @@ def line(one: Event, forms: Mapping[str, str] = ENGLISH) -> str:
         return f"{one.name}: {one.seconds:.1f} s"
     amount = size(one.done)
     if one.total:
-        share = f"{one.done / one.total:.0%}"
-        amount = forms["share"].format(done=amount, total=size(one.total), share=share)
-    return forms["downloading"].format(name=without_secrets(one.name), amount=amount)
+        amount = f"{amount} of {size(one.total)} ({one.done / one.total:.0%})"
+    return f"downloading {without_secrets(one.name)}: {amount}"
 
 
 def size(count: int) -> str:
@@ -82,6 +76,14 @@ def size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count} B"
+
+
+def summed(stages: Iterable[Stage]) -> dict[str, float]:
+    """Return the seconds of stages, those of one name added up, in the order of their first."""
+    seconds: dict[str, float] = {}
+    for one in stages:
+        seconds[one.name] = seconds.get(one.name, 0.0) + one.seconds
+    return seconds
 
 
 def ignore(event: Event) -> None:

@@ -13,7 +13,7 @@ from llama_loader import trust as trusted
 from llama_loader.cuda_libraries import Library
 from llama_loader.devices import DeviceChoice, Listing
 from llama_loader.errors import printable
-from llama_loader.events import Note, Stage
+from llama_loader.events import Note, Stage, summed
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared
@@ -93,10 +93,7 @@ def choice(made: Choice | None) -> Chosen | None:
 def choice_lines(release: str | None, made: Chosen, stages: Iterable[Stage]) -> list[str]:
     """Describe the choice among a release's artifacts, and what it took."""
     verdicts = [f"  {one.name}: {one.reason}" for one in made.verdicts]
-    times: dict[str, float] = {}
-    for one in stages:  # the tarball is verified, then each file of it
-        times[one.name] = times.get(one.name, 0.0) + one.seconds
-    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in summed(stages).items())
     return [f"release {release}", *verdicts, f"  took: {took}"]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from llama_loader import gguf_header, host, model, report
+from llama_loader import events, gguf_header, host, model, report
 from llama_loader.errors import HostError
 from llama_loader.events import Note, Sink, Stage
 from llama_loader.host import HostFacts
@@ -114,10 +114,7 @@ def runtime(prepared: Prepared) -> Status:
 
 def summed(stages: Iterable[Stage]) -> Stages:
     """Add up stages of one name, in the order of their first."""
-    seconds: dict[str, float] = {}
-    for one in stages:
-        seconds[one.name] = seconds.get(one.name, 0.0) + one.seconds
-    return tuple((name, round(took, 4)) for name, took in seconds.items())
+    return tuple((name, round(took, 4)) for name, took in events.summed(stages).items())
 
 
 def server_arguments(template: str | None) -> tuple[str, ...]:

@@ -32,9 +32,7 @@ Stages = tuple[tuple[str, float], ...]
 Phase = Literal["preparing", "ready", "failed", "closed"]
 Waiting = Literal["prepare", "queue", "start", "load", "restart", "waiting"]
 
-ENGLISH: Final[Mapping[str, str]] = {
-    **events.ENGLISH,
-    "so_far": "{line} ({seconds} s)",
+_WORDS: Final[Mapping[Waiting, str]] = {
     "prepare": "preparing",
     "queue": "ZeroGPU lends a GPU as soon as one is free",
     "start": "starting llama-server",
@@ -42,7 +40,6 @@ ENGLISH: Final[Mapping[str, str]] = {
     "restart": "llama-server is started anew",
     "waiting": "waiting for words",
 }
-"""What the lines are made of. A page in another language has texts of its own by these names."""
 _AGAIN_AFTER: Final = 30.0
 """Seconds after which a failure, such as an unreachable Hub, is no answer to a new call."""
 _KEPT_CALLS: Final = 20
@@ -64,8 +61,9 @@ class Progress:
 
     @property
     def text(self) -> str:
-        """A line for a person, in English."""
-        return line(self)
+        """A line for a person, in English; seconds are left out below one."""
+        line = events.line(self.event) if self.event else _WORDS[self.stage]
+        return f"{line} ({int(self.seconds)} s)" if self.seconds >= 1 else line
 
 
 @dataclass(frozen=True)
@@ -190,12 +188,6 @@ class Status:
 
 Item = Union[Progress, Piece, Figures, Failure]  # noqa: UP007 - evaluated at run time, on 3.10 too
 """One of the values that ``Engine.events`` yields."""
-
-
-def line(one: Progress, forms: Mapping[str, str] = ENGLISH) -> str:
-    """Return one line about what is being waited for; seconds are left out below one."""
-    line = forms[one.stage] if one.event is None else events.line(one.event, forms)
-    return forms["so_far"].format(line=line, seconds=int(one.seconds)) if one.seconds >= 1 else line
 
 
 class Record:
