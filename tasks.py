@@ -338,7 +338,7 @@ def update_pins(_: Context, newest: bool = False) -> None:
 @verb
 def clean(_: Context, dry_run: bool = False) -> None:
     """Remove the farm's caches, logs and unfinished builds, its images, volume and containers."""
-    from farm.clean import Leavings
+    from farm.terminal.status import Leavings
 
     with Leavings() as left:
         show.leavings(left)

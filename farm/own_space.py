@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from huggingface_hub import SpaceHardware
 
-    from farm.publish.destination import Destination
-    from farm.publish.parts import Plan
+    from farm.publish.places import Destination
+    from farm.publish.publishing import Plan
     from farm.terminal.progress import BuildReport
 
 _ENDED: Final = frozenset({"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "STOPPED", "PAUSED"})

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from farm.engines.base import Engine
     from farm.pipeline import Made
-    from farm.publish.destination import Destination
+    from farm.publish.places import Destination
     from farm.request import BuildRequest
     from farm.source import Source
     from farm.targets import ArchSet, Line

@@ -16,14 +16,14 @@ import msgspec
 from farm import trust
 from farm.errors import PublishError
 from farm.inputs import pins
-from farm.publish import parts
-from farm.publish.destination import Signed
+from farm.publish import publishing
+from farm.publish.places import Signed
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
 from llama_loader.trust import signed_for
 
 if TYPE_CHECKING:
-    from farm.publish.destination import Destination
+    from farm.publish.places import Destination
     from farm.trust import Signer
     from llama_loader.manifest import Artifact, Manifest
 
@@ -317,7 +317,7 @@ def _with_addresses(release: Manifest, base: str) -> Manifest:
 def _read(destination: Destination, release: str, checked: str | None) -> Manifest:
     content = destination.small(release, MANIFEST)
     if checked is not None:
-        parts.require_digest(content, checked, what=f"{release} of {destination.where}")
+        publishing.require_digest(content, checked, what=f"{release} of {destination.where}")
     found = schema.parse(content, what=f"{release} of {destination.where}")
     if found.release != release:
         raise PublishError(

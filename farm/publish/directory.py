@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 from farm import durable
 from farm.errors import PublishError, UsageError
-from farm.publish import parts
-from farm.publish.destination import SIGNATURE, Destination
+from farm.publish import publishing
+from farm.publish.places import SIGNATURE, Destination
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from farm.publish.destination import Signed
-    from farm.publish.parts import Known, Part, Plan
+    from farm.publish.places import Signed
+    from farm.publish.publishing import Known, Part, Plan
 
 _TAKEN: Final = "--to takes a folder that invoke publish made, github:OWNER/REPO or hf:OWNER/REPO"
 
@@ -66,7 +66,7 @@ class Directory(Destination):
         with _disk(place):
             found = sorted(place.iterdir()) if place.is_dir() else []
             return {
-                path.name: parts.hashed(parts.blocks(path), visible=visible)
+                path.name: publishing.hashed(publishing.blocks(path), visible=visible)
                 for path in found
                 if not path.name.startswith(".")
             }
@@ -80,7 +80,7 @@ class Directory(Destination):
         """Gather, compare, rename."""
         with _disk(self._root), self._locked(tell) as root:
             # the lock's last holder may have published the same release, or another one
-            plan = parts.plan(plan.release, self.where, plan.parts, self.present(plan.release))
+            plan = publishing.plan(plan.release, self.where, plan.parts, self.present(plan.release))
             final, gathered = root / plan.release, root / _gathered(plan.release)
             folder = final if final.is_dir() else gathered
             folder.mkdir(exist_ok=True)
@@ -93,9 +93,9 @@ class Directory(Destination):
                         durable.open_regular(part.path) as source,
                         durable.replacing(place / part.name, 0o644) as out,
                     ):
-                        shutil.copyfileobj(source, out, parts.BLOCK)
+                        shutil.copyfileobj(source, out, publishing.BLOCK)
                 for part in plan.parts:
-                    check(part, parts.blocks(place / part.name))
+                    check(part, publishing.blocks(place / part.name))
             if folder is gathered:
                 gathered.rename(final)
             durable.sync(root)
@@ -106,7 +106,7 @@ class Directory(Destination):
         if not path.is_file():
             self._require_folder()
             raise self.not_published(folder, name)
-        return parts.blocks(path)
+        return publishing.blocks(path)
 
     def names(self, folder: str) -> tuple[str, ...]:
         """List the files in a folder."""
@@ -121,7 +121,7 @@ class Directory(Destination):
                 for path in self._root.glob(f"*/{MANIFEST}")
                 if not path.parent.name.startswith(".")  # gathered, not published yet
             ]
-        return parts.in_order(path.parent.name for path in found)
+        return publishing.in_order(path.parent.name for path in found)
 
     def channels(self) -> tuple[str, ...]:
         """Return the folders below ``channels/``."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from farm import durable, loader, release
 from farm.errors import FarmError, PublishError
 from farm.inputs import packages, pins
-from farm.publish import parts
+from farm.publish import publishing
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
 from llama_loader.manifest import LLAMA_SERVER
@@ -24,7 +24,7 @@ from llama_loader.manifest import LLAMA_SERVER
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from farm.publish.destination import Destination
+    from farm.publish.places import Destination
     from llama_loader.manifest import Artifact, Manifest
 
 MODEL: Final = "smollm2"
@@ -101,7 +101,7 @@ def check_published(destination: Destination, name: str, tell: Callable[[Check],
     """
     what = f"{name} of {destination.where}"
     manifest = schema.parse(destination.small(name, release.MANIFEST), what=what)
-    names, present = parts.names_of(manifest), destination.present(name)
+    names, present = publishing.names_of(manifest), destination.present(name)
     missing = [file for file in names if file not in present]
     if missing:
         raise PublishError("RELEASE_INCOMPLETE", f"{what} has no {', '.join(missing)}")
@@ -139,7 +139,7 @@ def require_gate(
     """
     if checked is not None:
         manifest = destination.small(name, release.MANIFEST)
-        parts.require_digest(manifest, checked, what=f"{name} of {destination.where}")
+        publishing.require_digest(manifest, checked, what=f"{name} of {destination.where}")
         return checked
     report = check_published(destination, name, tell)
     report.require_passed()

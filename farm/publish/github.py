@@ -18,17 +18,17 @@ import requests
 
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
-from farm.publish import parts
-from farm.publish.destination import SIGNATURE, Destination, endpoint, token
-from farm.publish.parts import Known
+from farm.publish import publishing
+from farm.publish.places import SIGNATURE, Destination, endpoint, token
+from farm.publish.publishing import Known
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from farm.publish.destination import Signed
-    from farm.publish.parts import Part, Plan
+    from farm.publish.places import Signed
+    from farm.publish.publishing import Part, Plan
 
 _NEXT: Final = ".next"
 """The end of the name of an asset that will replace another one."""
@@ -279,7 +279,7 @@ class GitHub(Destination):
         """Draft, assets, comparison, publication."""
         release = self._release(plan.release) or self._create(plan.release, draft=True)
         # another publisher may have begun, or finished, since the plan was made
-        plan = parts.plan(plan.release, self.where, plan.parts, self._present(release))
+        plan = publishing.plan(plan.release, self.where, plan.parts, self._present(release))
         replaced = {part.name for part in plan.new} if release["draft"] else set()
         for asset in self._assets(release):
             if asset["name"] in replaced:  # of a publication that was cut off: never visible
@@ -418,4 +418,4 @@ class GitHub(Destination):
         if algorithm == "sha256":
             return Known(asset["size"], told, visible)
         with self._api.asset(asset) as content:
-            return parts.hashed(content, visible=visible)
+            return publishing.hashed(content, visible=visible)

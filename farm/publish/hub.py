@@ -26,9 +26,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
-from farm.publish import parts
-from farm.publish.destination import Destination, endpoint, token
-from farm.publish.parts import Known
+from farm.publish import publishing
+from farm.publish.places import Destination, endpoint, token
+from farm.publish.publishing import Known
 from farm.release import MANIFEST
 from llama_loader.locations import HUB
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from farm.publish.destination import Signed
-    from farm.publish.parts import Part, Plan
+    from farm.publish.places import Signed
+    from farm.publish.publishing import Part, Plan
 
 _RELEASE: Final = re.compile(rf"([^/]+)/{re.escape(MANIFEST)}")
 _CHANNEL: Final = re.compile(rf"channels/([^/]+)/{re.escape(MANIFEST)}")
@@ -131,7 +131,7 @@ class Hub(Destination):
             self._api.create_repo(self._repository, repo_type="model", exist_ok=True)
             head = self._head()
             there = self._folder(plan.release, head)
-            plan = parts.plan(plan.release, self.where, plan.parts, there)
+            plan = publishing.plan(plan.release, self.where, plan.parts, there)
             for part in plan.new:
                 tell(str(part))
             commit = self._commit(
@@ -157,7 +157,9 @@ class Hub(Destination):
 
     def releases(self) -> tuple[str, ...]:
         """Return the folders that have a manifest."""
-        return parts.in_order(m[1] for path in self._files("") if (m := _RELEASE.fullmatch(path)))
+        return publishing.in_order(
+            m[1] for path in self._files("") if (m := _RELEASE.fullmatch(path))
+        )
 
     def channels(self) -> tuple[str, ...]:
         """Return the folders below ``channels/`` that have a manifest."""
@@ -235,7 +237,7 @@ class Hub(Destination):
                 known = (
                     Known(file.size, file.lfs.sha256)
                     if file.lfs
-                    else parts.hashed(self._content(path, revision))
+                    else publishing.hashed(self._content(path, revision))
                 )
             found[path.rpartition("/")[2]] = known
         return found
@@ -247,7 +249,7 @@ class Hub(Destination):
                 self._repository, path, revision=revision, cache_dir=folder
             )
             with open(file, "rb") as stream:  # noqa: PTH123 - a path that is given as text
-                while block := stream.read(parts.BLOCK):
+                while block := stream.read(publishing.BLOCK):
                     yield block
 
     def _files(self, folder: str, revision: str = "main") -> dict[str, RepoFile]:

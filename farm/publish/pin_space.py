@@ -23,7 +23,7 @@ from llama_loader.manifest import Artifact
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from farm.publish.destination import Destination
+    from farm.publish.places import Destination
 
 FILE: Final = PROJECT_ROOT / "spaces" / "release.json"
 _URL: Final = "YAKULINGO_SPACES_LLAMA_CPP_URL"

@@ -1,24 +1,205 @@
-"""Parse the names that a person gives: a place, a release, a channel, a project."""
+"""Places of releases (a folder, GitHub Releases, a Hub repository): names, and their interface."""
 
 from __future__ import annotations
 
+import os
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from farm.errors import UsageError
-from farm.publish.directory import Directory
-from farm.publish.github import GitHub
-from farm.publish.hub import Hub
+from farm import durable
+from farm.errors import FarmError, PublishError, UsageError
+from farm.release import MANIFEST
+from llama_loader.locations import is_allowed_web
 
 if TYPE_CHECKING:
-    from farm.publish.destination import Destination
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from farm.publish.publishing import Known, Part, Plan
+
+SIGNATURE: Final = f"{MANIFEST}.minisig"
+_SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
+_TOKEN: Final = re.compile(r"[!-~]+")
+"""Visible ASCII without spaces, the characters that ``Bearer`` takes."""
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _PROJECT: Final = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}", re.ASCII)
 _RESERVED: Final = re.compile(r"channels|channel-.*", re.IGNORECASE)
 _ACCEPTED: Final = "a folder, github:OWNER/REPO or hf:OWNER/REPO"
+
+
+class Signed(NamedTuple):
+    """A channel's manifest, and its minisign signature."""
+
+    manifest: bytes
+    signature: bytes
+
+
+class Destination(ABC):
+    """One place: a folder of files for each release, and one for each channel.
+
+    Everything that it raises on purpose is a ``FarmError``.
+    """
+
+    where: str
+    """As a person wrote it."""
+    project: str
+    """``OWNER/REPO``, as signatures of its channels name it; ``local/FOLDER`` of a folder."""
+    channel_folder: str = "channels/"
+    """The beginning of the name of a channel's folder."""
+
+    @abstractmethod
+    def require_there(self) -> None:
+        """Check that the place exists and can be read.
+
+        Raises:
+            FarmError: it does not exist, or cannot be read.
+        """
+
+    @abstractmethod
+    def require_writable(self) -> None:
+        """Check, as far as possible without writing, that a release can be published here.
+
+        Raises:
+            FarmError: it cannot.
+        """
+
+    @abstractmethod
+    def present(self, release: str) -> Mapping[str, Known]:
+        """Return the finished parts of a release that the place has, visible or not."""
+
+    @abstractmethod
+    def publish(
+        self,
+        plan: Plan,
+        check: Callable[[Part, Iterable[bytes]], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Send the new parts, read everything back, then make it visible; the manifest last."""
+
+    @abstractmethod
+    def read(self, folder: str, name: str) -> Iterator[bytes]:
+        """Read a published file of a release's folder, or of a channel's.
+
+        Raises:
+            PublishError: ``NOT_PUBLISHED``: there is none.
+        """
+
+    @abstractmethod
+    def names(self, folder: str) -> Iterable[str]:
+        """Return the names of the published files in a folder; none if there is no folder."""
+
+    @abstractmethod
+    def releases(self) -> tuple[str, ...]:
+        """Return the visible releases, oldest first; by name if their age is unknown."""
+
+    @abstractmethod
+    def channels(self) -> tuple[str, ...]:
+        """Return the channels' names."""
+
+    @abstractmethod
+    def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
+        """Make a signed manifest the channel's current one, and keep it under its serial.
+
+        Raises:
+            PublishError: ``CHANNEL_MOVED``: another one was promoted under that serial meanwhile.
+        """
+
+    @abstractmethod
+    def download_url(self, folder: str, name: str) -> str:
+        """Return the URL that pip and browsers read a file at."""
+
+    def manifest_url(self, release: str) -> str:
+        """Return the URL that loaders read a release at."""
+        return self.download_url(release, MANIFEST)
+
+    def channel_url(self, channel: str) -> str:
+        """Return the URL that loaders read a channel at."""
+        return self.download_url(f"{self.channel_folder}{channel}", MANIFEST)
+
+    def artifact_base(self, release: str) -> str:
+        """Return the URL before a file's name in a channel's manifest.
+
+        It is relative, so it is right in every mirror of the place.
+        """
+        return f"../../{release}/"
+
+    def small(self, folder: str, name: str) -> bytes:
+        """Read a manifest, a signature or a report, of at most 8 MiB.
+
+        Raises:
+            PublishError: ``NOT_PUBLISHED``, ``FILE_TOO_LARGE``.
+        """
+        content = b""
+        for block in self.read(folder, name):
+            content += block
+            if len(content) > durable.SMALL:
+                raise PublishError(
+                    "FILE_TOO_LARGE", f"{name} of {folder} at {self.where}: more than 8 MiB"
+                )
+        return content
+
+    def channel_file(self, channel: str, name: str) -> bytes | None:
+        """Read a file of a channel; None where there is none."""
+        try:
+            return self.small(f"{self.channel_folder}{channel}", name)
+        except FarmError as error:
+            if error.code not in {"NOT_PUBLISHED", "DESTINATION_MISSING"}:
+                raise
+            return None
+
+    def channel_serials(self, channel: str) -> tuple[int, ...]:
+        """Return the serials that were promoted to a channel, in order."""
+        names = self.names(f"{self.channel_folder}{channel}")
+        return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
+
+    def not_published(self, folder: str, name: str) -> PublishError:
+        """Return the error of a missing file."""
+        return PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {folder}")
+
+    def moved(self, channel: str, serial: int) -> PublishError:
+        """Return the error of a promotion that another one overtook."""
+        return PublishError(
+            "CHANNEL_MOVED",
+            f"another run promoted channel {channel} of {self.where} to serial {serial} meanwhile",
+            hint="invoke status --to PLACE shows its current release",
+        )
+
+
+def endpoint(variable: str, usual: str) -> str:
+    """Return the address of a place's API, to which the token is sent.
+
+    Raises:
+        UsageError: ``ENDPOINT_REFUSED``: it is neither https nor an address of this machine.
+    """
+    found = (os.environ.get(variable) or usual).rstrip("/")
+    if not is_allowed_web(found):
+        raise UsageError(
+            "ENDPOINT_REFUSED",
+            f"{variable} is neither https nor http to an address of this machine",
+            hint="a token is sent there: give https, or for this machine http://127.0.0.1:PORT",
+        )
+    return found
+
+
+def token(variable: str) -> str | None:
+    """Return the token in a variable, without the line break of a file; None where it is unset.
+
+    A client library would refuse a token that no header can carry, in a message that contains the
+    token; this error does not contain it.
+
+    Raises:
+        UsageError: ``TOKEN_INVALID``: it cannot be one.
+    """
+    found = os.environ.get(variable, "").strip()
+    if found and not _TOKEN.fullmatch(found):
+        raise UsageError(
+            "TOKEN_INVALID",
+            f"{variable} holds spaces, line breaks or letters that no token has",
+            hint="set it again; it is not shown here, because logs are read by others",
+        )
+    return found or None
 
 
 def parse(text: str | None) -> Destination:
@@ -29,6 +210,10 @@ def parse(text: str | None) -> Destination:
     """
     if not text:
         raise UsageError("OPTION_MISSING", "--to was not given", hint=f"it takes {_ACCEPTED}")
+    from farm.publish.directory import Directory  # noqa: PLC0415 - places are made of this module
+    from farm.publish.github import GitHub  # noqa: PLC0415
+    from farm.publish.hub import Hub  # noqa: PLC0415
+
     kind, colon, rest = text.partition(":")
     kind = kind.lower()
     if colon and kind in {"github", "hf"}:

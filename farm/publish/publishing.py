@@ -1,21 +1,76 @@
-"""Publish a release folder: verify, plan, send, read back, make visible."""
+"""Publish a release folder: verify, plan what is sent, send, read back, make visible."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from farm import release
+from farm import durable
+from farm import release as folder_of
 from farm.errors import PublishError
 from farm.inputs import pins
-from farm.publish import parts, places
+from farm.publish import places
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from farm.publish.destination import Destination
-    from farm.publish.parts import Known, Part, Plan
+    from farm.publish.places import Destination
     from llama_loader.manifest import Manifest
+
+BLOCK: Final = 1 << 20
+"""Bytes of a file that are held at a time."""
+_SMALL: Final = 100_000
+_COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a release."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+
+    def __str__(self) -> str:
+        """Return name and size, for people."""
+        return f"{self.name}: {megabytes(self.size)}"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A file of a place; ``visible``: a loader can read it."""
+
+    size: int
+    sha256: str
+    visible: bool = True
+
+    def is_of(self, part: Part) -> bool:
+        """Return whether the bytes are those of a part."""
+        return (self.size, self.sha256) == (part.size, part.sha256)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work for one release; ``new`` in the order of sending, the manifest last."""
+
+    release: str
+    where: str
+    there: tuple[Part, ...]
+    new: tuple[Part, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, the manifest last."""
+        return tuple(sorted((*self.there, *self.new), key=_manifest_last))
+
+    @property
+    def size(self) -> int:
+        """Bytes to send."""
+        return sum(part.size for part in self.new)
 
 
 def prepare(
@@ -38,8 +93,8 @@ def prepare(
         PackError: a tarball is not what the manifest says.
         PublishError: its llama.cpp has a known vulnerability, or other bytes are published already.
     """
-    release.verify(folder, note)
-    manifest, found = parts.of_folder(folder)
+    folder_of.verify(folder, note)
+    manifest, found = of_folder(folder)
     _require_verified(manifest, found)
     name = places.require_name("release", manifest.release)
     pins.require_no_advisory(manifest.source)
@@ -49,8 +104,8 @@ def prepare(
             "the source did not tell"
         )
     present = destination.present(name)
-    more = () if wheel is None else _unpublished(parts.of_file(wheel), present, note)
-    return parts.plan(name, destination.where, (*found[:-1], *more, found[-1]), present)
+    more = () if wheel is None else _unpublished(of_file(wheel), present, note)
+    return plan(name, destination.where, (*found[:-1], *more, found[-1]), present)
 
 
 def requirement(plan: Plan, destination: Destination) -> str | None:
@@ -72,7 +127,7 @@ def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -
         PublishError: it was cut off, or the place has other bytes than those that were sent. No
             visible file refers to a missing one; publishing again sends only what is missing.
     """
-    destination.publish(plan, parts.compare, tell)
+    destination.publish(plan, compare, tell)
     return destination.manifest_url(plan.release)
 
 
@@ -97,3 +152,148 @@ def _unpublished(
         return (wheel,)
     note(f"the published {wheel.name} is kept: the one that was built now has other bytes")
     return ()
+
+
+def of_folder(folder: Path) -> tuple[Manifest, tuple[Part, ...]]:
+    """Read a release folder: its manifest, and the files to send, the manifest last.
+
+    Raises:
+        UsageError: it is no release folder.
+        PublishError: a file is missing, or the manifest points elsewhere than beside itself.
+    """
+    manifest = folder_of.load(folder)
+    return manifest, tuple(of_file(folder / name) for name in names_of(manifest))
+
+
+def names_of(manifest: Manifest) -> tuple[str, ...]:
+    """Return the names of a release's files; the manifest's is the last.
+
+    Raises:
+        PublishError: the manifest points elsewhere than beside itself.
+    """
+    names: dict[str, None] = {}
+    for artifact in manifest.artifacts:
+        names[_beside(artifact.urls[0], artifact.name)] = None
+        if artifact.sbom is not None:
+            names[_beside(artifact.sbom.url, None)] = None
+    return (*names, folder_of.SCHEMA, folder_of.SUMS, folder_of.MANIFEST)
+
+
+def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, Known]) -> Plan:
+    """Divide the parts into those that the place has and those to send.
+
+    Other bytes of a publication that was cut off were never visible, so they are replaced.
+
+    Raises:
+        PublishError: ``PUBLISHED_DIFFERS``: other bytes are published under a part's name.
+    """
+    there, new = [], []
+    for part in parts:
+        known = present.get(part.name)
+        if known is None or (not known.visible and not known.is_of(part)):
+            new.append(part)
+            continue
+        if not known.is_of(part):
+            raise PublishError(
+                "PUBLISHED_DIFFERS",
+                f"{where} has other bytes as {part.name} of {release}: {known.size} bytes with"
+                f" sha256 {known.sha256}, not {part.size} with {part.sha256}",
+                hint="a published file never changes: give the release another name"
+                " (invoke manifest --release b…-2)",
+            )
+        there.append(part)
+    return Plan(release, where, tuple(there), tuple(new))
+
+
+def compare(part: Part, content: Iterable[bytes]) -> None:
+    """Read a published part back.
+
+    Raises:
+        PublishError: ``READ_BACK_DIFFERS``: it is not what was sent.
+    """
+    found = hashed(content)
+    if not found.is_of(part):
+        raise PublishError(
+            "READ_BACK_DIFFERS",
+            f"{part.name} was read back as {found.size} bytes with sha256 {found.sha256}, not"
+            f" {part.size} with {part.sha256}",
+            hint="nothing points at it yet; publish again",
+        )
+
+
+def require_digest(manifest: bytes, sha256: str, *, what: str) -> None:
+    """Refuse a published manifest that is not the one that was checked.
+
+    Raises:
+        PublishError: ``RELEASE_CHANGED``.
+    """
+    found = hashlib.sha256(manifest).hexdigest()
+    if found != sha256.lower():
+        raise PublishError(
+            "RELEASE_CHANGED",
+            f"the manifest of {what} has sha256 {found}; the one that was checked has {sha256}",
+            hint="find out who changed it: what is published never changes. invoke gate --to PLACE"
+            " --release NAME checks what is there now",
+        )
+
+
+def megabytes(size: int) -> str:
+    """Return a size for people: MB, or kB if that would be 0.0."""
+    return f"{size / 1e6:.1f} MB" if size >= _SMALL else f"{size / 1e3:.1f} kB"
+
+
+def hashed(content: Iterable[bytes], *, visible: bool = True) -> Known:
+    """Return the size and the digest of a file's blocks."""
+    digest, size = hashlib.sha256(), 0
+    for block in content:
+        digest.update(block)
+        size += len(block)
+    return Known(size, digest.hexdigest(), visible)
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """Read a file piece by piece."""
+    with durable.open_regular(path) as stream:
+        while block := stream.read(BLOCK):
+            yield block
+
+
+def of_file(path: Path) -> Part:
+    """Hash a file and describe it as a part of a release.
+
+    Raises:
+        PublishError: it cannot be read.
+    """
+    try:
+        found = hashed(blocks(path))
+    except OSError as error:
+        raise PublishError(
+            "RELEASE_INCOMPLETE",
+            f"{path}: {error.strerror}",
+            hint="invoke manifest writes what stands beside the tarballs again",
+        ) from error
+    return Part(path.name, path, found.size, found.sha256)
+
+
+def _beside(url: str, name: str | None) -> str:
+    """Return a relative URL that is a plain file name; refuse any other."""
+    if "/" in url or ":" in url or (name is not None and url != name):
+        raise PublishError(
+            "MANIFEST_POINTS_ELSEWHERE",
+            f"the manifest has {url!r} where a file beside it is meant",
+            hint="publish a release folder as invoke manifest writes it",
+        )
+    return url
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort releases by their numbers: b9999-1, then b11549-1, then b11549-2."""
+    return tuple(sorted(names, key=_counted))
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    return [(int(number or 0), word) for word, number in _COUNTED.findall(name)]
+
+
+def _manifest_last(part: Part) -> bool:
+    return part.name == folder_of.MANIFEST

@@ -21,14 +21,13 @@ from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from farm.clean import Leavings
     from farm.publish.channels import Promotion
     from farm.publish.deploy_space import Changes
     from farm.publish.gate import Check, Report
-    from farm.publish.parts import Plan
     from farm.publish.pin_space import Archive, Pin
+    from farm.publish.publishing import Plan
     from farm.targets import Targets
-    from farm.terminal.status import Overview, Row
+    from farm.terminal.status import Leavings, Overview, Row
     from llama_loader.manifest import Artifact, Manifest
 
 WARNED: Final = timedelta(days=21)
@@ -179,7 +178,7 @@ def leavings(left: Leavings) -> None:
     """Print what the farm left on this machine and in the engine, and the sum."""
     for thing in left.things:
         stays = f"  (stays: {thing.kept})" if thing.kept else ""
-        line(f"{megabytes(thing.size):>12}  {thing.what}{stays}")
+        line(f"{megabytes(thing.size):>12}  {thing.name}{stays}")
     if left.engine:
         note(f"note[ENGINE_NOT_ASKED]: {left.engine}")
     line(f"{megabytes(left.size):>12}  in all")

@@ -1,20 +1,29 @@
-"""The status of a place (channels, releases) or of this machine (release, caches)."""
+"""The status of a place (channels, releases) or of this machine, and what ``invoke clean`` removes.
+
+It removes only what the farm made: its own folder of the user's cache, ``.farm`` of this checkout,
+and in the Docker engine what has its label and its names. It keeps what a run uses, ``dist/``, and
+a compiler cache that ``CCACHE_DIR`` names.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from contextlib import closing
+import shutil
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from farm import loader, release
-from farm.clean import Leavings
+from farm import STATE_FOLDER, loader, release, run_lock
 from farm.engines import shared_cache
-from farm.engines.docker import CACHE_VOLUME, cache_counters, connect
+from farm.engines.docker import CACHE_VOLUME, Stored, cache_counters, connect, stored
 from farm.engines.local import ccache_dir
 from farm.errors import EngineError, UsageError
+from farm.inputs.packages import cache_root
 from farm.terminal import show
 from llama_loader import manifest as schema
 
@@ -23,13 +32,30 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from farm.engines.shared_cache import Statistics
-    from farm.publish.destination import Destination
+    from farm.publish.places import Destination
     from llama_loader.manifest import Manifest
 
 _FOLDER: Final = Path("dist")
 _PATIENCE: Final = 2
 """Seconds for each answer of an engine, so that `invoke status` is quick."""
 _CODE: Final = re.compile(r"^error\[(\w+)\]", re.MULTILINE)
+_NAMES: Final = {
+    "ccache": "the local engine's compiler cache",
+    "builds": "unfinished builds",
+    "downloads": "source archives, wheels and toolkits, as they were fetched",
+    "sources": "unpacked sources",
+    "git": "llama.cpp's repository",
+    "toolkits": "unpacked CUDA toolkits",
+    "models": "models for tests and the demo",
+    "roots": "base images that were being made",
+    "trees": "built trees of this checkout",
+    "logs": "logs of this checkout",
+    "journal": "what was built in this checkout, and how long it took",
+    "locks": "locks of this checkout",
+}
+_BLOCK: Final = 512
+"""Bytes of what stat(2) counts in."""
+_BUSY: Final = "a run of the farm uses it"
 
 
 def tell(folder: Path | None, suppose: str | None) -> None:
@@ -156,3 +182,82 @@ def _gets(manifest: bytes, suppose: str) -> str:
         return name
     code = _CODE.search(done.stderr)
     return f"nothing: {code[1]}" if code else "nothing"
+
+
+@dataclass
+class Leavings:
+    """All that there is. A context manager: as long as it is open, no run begins to use it.
+
+    Args:
+        patience: seconds for each answer of the Docker engine.
+        state: the checkout's ``.farm``.
+    """
+
+    patience: int | None = None
+    state: Path = STATE_FOLDER
+    things: list[Stored] = field(default_factory=list)
+    engine: str = ""
+    """Why the engine could not be asked, empty if it answers."""
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        """Look at everything."""
+        with ExitStack() as stack:
+            for root in (cache_root(), self.state):
+                if root.is_dir():
+                    free = stack.enter_context(run_lock.unused(root))
+                    self.things += _folders(root, "" if free else _BUSY)
+            try:
+                client = stack.enter_context(closing(connect(self.patience)))
+                self.things += stored(client)
+            except EngineError as error:
+                self.engine = error.message
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let runs begin again."""
+        self._open.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all things, including those that stay."""
+        return sum(thing.size for thing in self.things)
+
+    def remove(self) -> Iterator[str]:
+        """Remove what can be; gives a line for each thing.
+
+        Raises:
+            EngineError: the engine went away in the middle.
+        """
+        for thing in self.things:
+            stays = thing.remove()
+            yield f"stays: {thing.name}: {stays}" if stays else f"removed {thing.name}"
+
+
+def _folders(root: Path, kept: str) -> Iterator[Stored]:
+    """Give what the farm makes in a folder; other files there are left alone."""
+    for path in sorted(root.iterdir()):
+        told = _NAMES.get(path.name)
+        if told is not None and path.is_dir() and not path.is_symlink():
+            yield Stored(f"{path}: {told}", size_of(path), kept, partial(_deleted, path))
+
+
+def _deleted(path: Path) -> str:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:  # of another user, as after a run with sudo
+        return f"{error.filename}: {error.strerror}"
+    return ""
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes that a folder's files take on the disk; links are not followed."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(Path(parent) / name).st_blocks * _BLOCK
+            except FileNotFoundError:  # gone meanwhile
+                continue
+    return total

@@ -16,7 +16,7 @@ import pytest
 from farm import trust
 from farm.errors import FarmError, PublishError
 from farm.publish import channels, pin_space, places, publishing
-from farm.publish.destination import Destination
+from farm.publish.places import Destination
 from farm.terminal import status as overview
 from tests.rigs import published, tiny_release
 from tests.rigs.published import Place, publish

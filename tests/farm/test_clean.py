@@ -11,9 +11,9 @@ import pytest
 from waiting import until
 
 from farm import run_lock
-from farm.clean import Leavings
 from farm.inputs.packages import cache_folder
 from farm.terminal import show, status
+from farm.terminal.status import Leavings
 
 PROJECT = Path(__file__).parent.parent.parent
 

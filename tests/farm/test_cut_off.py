@@ -11,7 +11,7 @@ import pytest
 from farm import trust
 from farm.errors import PublishError
 from farm.publish import channels, publishing
-from farm.publish.destination import Destination
+from farm.publish.places import Destination
 from llama_loader import manifest as schema
 from tests.rigs import published, tiny_release
 from tests.rigs.published import Place, publish

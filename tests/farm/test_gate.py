@@ -12,7 +12,7 @@ import pytest
 from farm import loader, release
 from farm.errors import PublishError
 from farm.publish import gate, places
-from farm.publish.parts import Known
+from farm.publish.publishing import Known
 from tests.rigs import github_releases, published
 from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused

@@ -14,8 +14,8 @@ from farm.errors import BuildError, FarmError, UsageError, raise_all
 from farm.plan import BuildPlan
 from farm.preflight import Publication
 from farm.publish import places
-from farm.publish.destination import Signed
 from farm.publish.github import Api
+from farm.publish.places import Signed
 from farm.request import BuildRequest
 from farm.source import Source
 from farm.terminal.progress import BuildReport

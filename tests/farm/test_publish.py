@@ -16,7 +16,7 @@ import pytest
 from farm import release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import pin_space, places, publishing
-from farm.publish.parts import Known, Part, in_order, plan
+from farm.publish.publishing import Known, Part, in_order, plan
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, hub_repository, published, tiny_release

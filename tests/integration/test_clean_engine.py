@@ -47,7 +47,7 @@ def _clean(client: DockerClient, names: tuple[str, str]) -> dict[str, str]:
     image, volume = names
     mark = image.rpartition("-")[2]
     found = engine.stored(client, volume=volume, images=(image,))
-    return {one.name: engine.remove(one) for one in found if mark in one.name}
+    return {one.name: one.remove() for one in found if mark in one.name}
 
 
 def test_clean_removes_the_farms_image_and_volume_and_no_one_elses(

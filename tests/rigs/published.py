@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from farm.publish import places, publishing
-from farm.publish.destination import Destination
+from farm.publish.places import Destination
 from tests.rigs import github_releases, hub_repository
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"

@@ -16,7 +16,6 @@ from farm.engines.docker.inventory import (
     Stored,
     cache_counters,
     labels,
-    remove,
     stored,
 )
 from farm.plan import CACHE_FOLDER
@@ -33,6 +32,5 @@ __all__ = [
     "cache_counters",
     "connect",
     "labels",
-    "remove",
     "stored",
 ]

@@ -103,19 +103,27 @@ def make_volume(client: docker.DockerClient, volume: str) -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """One thing in the engine.
+    """One thing that the farm keeps, in the engine or on the disk.
 
     Attributes:
         name: with its kind, such as ``image llama-farm-base:bookworm``.
         size: in bytes; of a builder image, what it adds to the image below it.
         kept: why it stays; empty if it can be removed.
-        remove: removes it.
+        delete: removes it; returns why it stays, empty where it is gone.
     """
 
     name: str
     size: int
     kept: str
-    remove: Callable[[], object]
+    delete: Callable[[], str]
+
+    def remove(self) -> str:
+        """Remove the thing; returns why it stays, empty where it is gone.
+
+        Raises:
+            EngineError: the engine is out of reach.
+        """
+        return self.kept or self.delete()
 
 
 def stored(
@@ -137,17 +145,10 @@ def stored(
         return found
 
 
-def remove(thing: Stored) -> str:
-    """Remove a thing; returns why it stays, empty where it is gone.
-
-    Raises:
-        EngineError: the engine is out of reach.
-    """
-    if thing.kept:
-        return thing.kept
-    with engine_errors("ENGINE_FAILED", f"{thing.name} could not be removed"):
+def _deleted(name: str, delete: Callable[[], object]) -> str:
+    with engine_errors("ENGINE_FAILED", f"{name} could not be removed"):
         try:
-            thing.remove()
+            delete()
         except NotFound:
             return ""
         except APIError as error:
@@ -157,13 +158,17 @@ def remove(thing: Stored) -> str:
     return ""
 
 
+def _thing(name: str, size: int, kept: str, delete: Callable[[], object]) -> Stored:
+    return Stored(name, size, kept, partial(_deleted, name, delete))
+
+
 def _container(container: Any) -> Stored | None:
     maker = maker_of(container)
     if maker is None:
         return None
     ended = maker.is_gone() or container.status in _ENDED
     kept = "" if ended else f"process {maker.pid} uses it"
-    return Stored(f"container {container.name}", 0, kept, lambda: remove_container(container))
+    return _thing(f"container {container.name}", 0, kept, partial(remove_container, container))
 
 
 def _images(
@@ -181,7 +186,7 @@ def _images(
                 below = shared.get(image.id, 0) if repository == BUILDER else 0
                 size = int(image.attrs["Size"]) - below
                 # by its name: other names of it stay
-                yield Stored(f"image {tag}", size, "", partial(client.images.remove, tag))
+                yield _thing(f"image {tag}", size, "", partial(client.images.remove, tag))
 
 
 def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
@@ -190,7 +195,7 @@ def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
     kept = f"container {users[0].name} uses it" if users else ""
     if LABEL not in (volume.attrs.get("Labels") or {}):
         kept = f"it has no label of the farm's; `docker volume rm {name}` removes it"
-    return Stored(f"volume {name}", size, kept, volume.remove)
+    return _thing(f"volume {name}", size, kept, volume.remove)
 
 
 def labels(key: str) -> dict[str, str]:
