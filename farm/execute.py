@@ -6,10 +6,11 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from farm import durable
 from farm.engines import shared_cache
@@ -18,7 +19,7 @@ from farm.errors import BuildError, EngineError
 from farm.tarball import parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from farm.engines.base import Engine, LineSink, Workspace
     from farm.plan import BuildPlan, Step
@@ -52,17 +53,9 @@ done
 _HASHED: Final = re.compile(r"([0-9a-f]{64})  - (\S+)\Z")
 
 
-class Reporter(Protocol):
-    """Shows a person the progress."""
-
-    def step(self, plan: BuildPlan, step: Step) -> None:
-        """Report that a step has begun."""
-
-    def count(self, done: int, total: int) -> None:
-        """Report how many of ninja's edges are done."""
-
-    def note(self, line: str) -> None:
-        """Show one line that is not part of a step's progress."""
+Reporter = Callable[..., None]
+"""Takes an event of a build: ``step`` and its name; ``count``, how many of ninja's edges are done,
+and how many there are; ``note`` and a line that is not part of a step's progress."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ class _StepLog:
         self.log.write(line)
         count = _NINJA_COUNT.match(line) if self.counts else None
         if count is not None:
-            self.reporter.count(int(count[1]), int(count[2]))
+            self.reporter("count", int(count[1]), int(count[2]))
             if not self.failed:
                 self.tail.clear()
             return
@@ -225,7 +218,7 @@ def _run(
     environment: Mapping[str, str],
     step_log: _StepLog,
 ) -> None:
-    step_log.reporter.step(plan, step)
+    step_log.reporter("step", step.name)
     step_log.log.write(f"$ {' '.join(step.argv)}")
     step_log.counts = step.counts
     step_log.tail.clear()
@@ -256,7 +249,7 @@ def _both(log: _Log, reporter: Reporter) -> LineSink:
     def take(line: str) -> None:
         log.write(line)
         if line.startswith(("note[", "warning[")):
-            reporter.note(line)
+            reporter("note", line)
 
     return take
 

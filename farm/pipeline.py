@@ -8,6 +8,7 @@ import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,7 +23,7 @@ from farm.inputs import base_image, images, pins, toolkit
 from farm.kept import Journal, KeptTree, digest
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
-from farm.terminal.progress import BUILT, FAILED, Fleet, SetReporter
+from farm.terminal.progress import BUILT, FAILED, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -195,7 +196,7 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
     else:
         raise EngineError("ENGINE_UNKNOWN", f"{engine.name} builds no line on this machine")
     for note in filter(None, notes):
-        report.note(note)
+        report.say(note)
     return line
 
 
@@ -206,7 +207,7 @@ def _reference(request: BuildRequest, line: Line | None, report: BuildReport) ->
         return pinned.image((line or targets.load().line(targets.DEFAULT_LINE)).image).reference
     known = {pin.tag: pin.reference for pin in pinned.images}
     if request.image not in known and "sha256:" not in request.image:
-        report.note(
+        report.say(
             f"note[IMAGE_NOT_PINNED]: {request.image} has no digest in build/pins.toml; BUILD.json "
             "records the one that is used"
         )
@@ -218,7 +219,7 @@ def promise_of_this_host(line: Line, report: BuildReport) -> Line:
     host = platform.libc_ver()[1]
     if not host or version_key(host) <= version_key(line.glibc):
         return line
-    report.note(
+    report.say(
         f"note[GLIBC_OF_THIS_HOST]: line {line.name} promises glibc {line.glibc}; what is built "
         f"here may need up to {host}, and the manifest says what it needs"
     )
@@ -250,7 +251,7 @@ def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fl
         return made
     fleet.begin(plan.key, engine.name)
     kept.begin()
-    reporter, logs = SetReporter(fleet, plan.key), STATE / "logs"
+    reporter, logs = partial(fleet.hear, plan.key), STATE / "logs"
     with execute(plan, engine, logs=logs, reporter=reporter, fresh=request.fresh) as built:
         build_json, licences = recorded(plan, built.toolchain, built.cub, request, report)
         kept.keep(built.folder, build_json, licences, built.seconds)
@@ -275,7 +276,7 @@ def recorded(
     survey = parts.survey(plan.source.tree, version=plan.source.version)
     for part in survey.parts:
         if not part.licence_files:
-            report.note(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
+            report.say(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
     _check_nvcc(plan, toolchain.nvcc)
     found = _with_cub(survey, cub)
     inputs = _inputs(request, toolchain.engine)

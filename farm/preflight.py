@@ -113,7 +113,7 @@ def opened(
             line, sets = resolve(request)
         with findings.collecting():
             if request.cached:
-                shared_cache.check(report.note)
+                shared_cache.check(report.say)
         with findings.collecting():
             named = request.source or request.assume_build is not None
             if named or (request.ref and not findings.found):
@@ -189,13 +189,13 @@ def _plans(
 
 def _tell_source(tree: Source, report: BuildReport) -> None:
     if tree.note:
-        report.note(tree.note)
+        report.say(tree.note)
     commit = f" ({tree.short_commit})" if tree.commit else ""
     report.say(f"source: llama.cpp b{tree.build}{commit} from {tree.origin}")
     report.say(f"patches: {', '.join(one.name for one in tree.patches) or 'none'}")
     holes = pins.advisories_of(tree, pins.advisories())
     if holes and tree.build > 0:  # build 0 has a note of its own
-        report.note(
+        report.say(
             f"note[KNOWN_ADVISORY]: b{tree.build} has {', '.join(one.id for one in holes)}; "
             "invoke publish will refuse it"
         )

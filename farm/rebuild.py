@@ -86,7 +86,7 @@ def rebuild(asked: RebuildRequest, report: BuildReport) -> None:
     with opened(asked.release, sha256=asked.sha256, wanted=wanted) as folder:
         manifest = release.load(folder)
         listed = wanted(manifest)
-        release.verify_artifact(folder, manifest, listed, report.note)
+        release.verify_artifact(folder, manifest, listed, report.say)
         report.say(f"published: {listed.name}, as its manifest says")
         published = folder / listed.name
         record = build_record.decode(read_inventory(published).build_json, what=listed.name)
@@ -132,7 +132,7 @@ def _build(
 ) -> Path:
     tree = source_of(record.source, asked.source, remote=asked.remote)
     if tree.note:
-        report.note(tree.note)
+        report.say(tree.note)
     _require_parts(record, tree.tree)
     plan = plan_of(record, tree, listed.format)
     report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
@@ -286,7 +286,7 @@ def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> s
         return asked.image
     reference = recorded.image or ""
     if asked.image is not None:
-        report.note(
+        report.say(
             f"note[OTHER_IMAGE]: built on {reference} ({recorded.image_digest}), rebuilt on "
             f"{asked.image}"
         )
@@ -312,7 +312,7 @@ def _require_same_compilers(
 
     A difference is an error, or a note if the person chose the image.
     """
-    with engine.open(plan, report.note) as workspace:
+    with engine.open(plan, report.say) as workspace:
         found = execute.programs(plan, workspace)
     other = sorted({*recorded.programs.items()} ^ {*found.items()})
     if not other:
@@ -326,4 +326,4 @@ def _require_same_compilers(
             hint="the distribution may have newer packages by now, or build/pins.toml other "
             "wheels; in a container, --image IMG builds all the same and says what differs",
         )
-    report.note(f"note[COMPILER_DIFFERS]: {said}")
+    report.say(f"note[COMPILER_DIFFERS]: {said}")

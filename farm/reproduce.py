@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,7 @@ from farm.pack import BUILD_RECORD, LICENCES, ROOT
 from farm.plan import BuildPlan
 from farm.request import choose_source, resolve
 from farm.tarball import archive
-from farm.terminal.progress import BUILT, Fleet, SetReporter
+from farm.terminal.progress import BUILT, Fleet
 from llama_loader import cgroups
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def clean_tree(
     # one build as the only set of a table; it is no run whose times are kept
     with Fleet(report, {plan.key: None}, many=False) as fleet:
         fleet.begin(plan.key, engine.name)
-        reporter = SetReporter(fleet, plan.key)
+        reporter = partial(fleet.hear, plan.key)
         with execute(plan, engine, logs=_LOGS / folder.name, reporter=reporter) as built:
             toolchain = told(built.toolchain)
             build_json, licences = pipeline.recorded(plan, toolchain, built.cub, request, report)

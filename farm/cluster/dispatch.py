@@ -275,15 +275,8 @@ class Dispatcher:
     def _hear(self, event: Event) -> None:
         """Receive a build's events; of a set at two hosts the later one is shown."""
         told = event[1]
-        key, what, values = told["key"], told["what"], told["values"]
-        if self._hosts_of(key)[-1:] != [told["where"]]:
-            return
-        if what == "note":
-            self.fleet.say(f"{key}: {values[0]}")
-        elif what == "count":
-            self.fleet.counted(key, *values)
-        else:
-            self.fleet.step(key, values[0])
+        if self._hosts_of(told["key"])[-1:] == [told["where"]]:
+            self.fleet.hear(told["key"], told["what"], *told["values"])
 
 
 def _outcome(build: _Build) -> Outcome:

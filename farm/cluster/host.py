@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from farm.engines.base import Toolchain
-    from farm.plan import BuildPlan, Step
+    from farm.plan import BuildPlan
     from farm.request import BuildRequest
     from farm.tarball.parts import Part
     from farm.targets import Line
@@ -172,33 +172,22 @@ class _Telling:
         self._key = key
         self._due = 0.0
 
-    def step(self, plan: BuildPlan, step: Step) -> None:
-        """Report that a step has begun."""
-        del plan
-        self._tell("step", step.name)
-
-    def count(self, done: int, total: int) -> None:
-        """Report ninja's counter, once a second."""
+    def __call__(self, what: str, *values: Any) -> None:
+        """Report an event; of ninja's counter, once a second."""
         now = time.monotonic()
-        if now >= self._due or done == total:
+        if self.is_abandoned() or (what == "count" and now < self._due and values[0] != values[1]):
+            return
+        if what == "count":
             self._due = now + _COUNT_SECONDS
-            self._tell("count", done, total)
-
-    def note(self, line: str) -> None:
-        """Report a coded line of a host."""
-        self._tell("note", line)
+        where = place(self._worker.address)
+        told = {"key": self._key, "where": where, "what": what, "values": values}
+        self._worker.log_event(TOPIC, told)
 
     def is_abandoned(self) -> bool:
         """Whether the client cancelled this build or ended, or this worker is being ended."""
         task = self._worker.state.tasks.get(self._task)
         running = self._worker.status is Status.running
         return task is None or task.state == "cancelled" or not running
-
-    def _tell(self, what: str, *values: object) -> None:
-        if not self.is_abandoned():
-            where = place(self._worker.address)
-            told = {"key": self._key, "where": where, "what": what, "values": values}
-            self._worker.log_event(TOPIC, told)
 
 
 def _build(job: Job, log: Path) -> Outcome:

@@ -122,7 +122,7 @@ class _Run:
     def _identities(self, dispatcher: Dispatcher, asked: BuildRequest) -> list[str]:
         told = dispatcher.identities(asked, self.plans[0])
         if len(told) > 1:
-            self.report.note(
+            self.report.say(
                 "note[COMPILERS_DIFFER]: the hosts have different compilers: what they make may "
                 "differ, and the cache is not shared between them"
             )

@@ -6,7 +6,6 @@ rich draws the rows and estimates the time that is left. A file gets plain lines
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Task
 
-    from farm.plan import BuildPlan, Step
 
 PLAIN_SECONDS: Final = 15.0
 """Between two plain progress lines: a CI log of an hour's build stays readable."""
@@ -104,10 +102,6 @@ class BuildReport:
     def settle(self) -> None:
         """Stop showing an activity."""
         self.rows.update(self._activity.id, visible=False)
-
-    def note(self, line: str) -> None:
-        """Show one coded line, such as ``note[NO_CCACHE]: …``."""
-        self.say(line)
 
 
 class Fleet:
@@ -194,6 +188,15 @@ class Fleet:
         self._close(key, state)
         self._plain(f"{key}: {state}{self._on(key)} in {_span(took)}{self._rest()}")
 
+    def hear(self, key: str, what: str, *values: Any) -> None:
+        """Show an event of a set's build (``execute.Reporter``)."""
+        if what == "note":
+            self.say(f"{key}: {values[0]}" if self.many else values[0])
+        elif what == "count":
+            self.counted(key, *values)
+        else:
+            self.step(key, *values)
+
     def step(self, key: str, name: str) -> None:
         """A set's step has begun."""
         self._due[key] = self._sets[key].get_time() + PLAIN_SECONDS
@@ -273,27 +276,6 @@ class Fleet:
     def _plain(self, line: str) -> None:
         if not self.report.is_live:
             self.say(line)
-
-
-@dataclass(frozen=True)
-class SetReporter:
-    """A reporter for one set of a run."""
-
-    fleet: Fleet
-    key: str
-
-    def step(self, plan: BuildPlan, step: Step) -> None:
-        """Show that a step has begun."""
-        del plan
-        self.fleet.step(self.key, step.name)
-
-    def count(self, done: int, total: int) -> None:
-        """Show ninja's counter."""
-        self.fleet.counted(self.key, done, total)
-
-    def note(self, line: str) -> None:
-        """Show one coded line above the rows."""
-        self.fleet.say(line)
 
 
 def _span(seconds: float) -> str:

@@ -1,26 +1,28 @@
 """Which image is pulled for a request, and which compiler is accepted."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from farm import pipeline, source, targets
 from farm.errors import BuildError
 from farm.inputs import pins
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
+from farm.terminal.progress import BuildReport
 from tests.rigs.refusals import refused
-from tests.rigs.tiny_release import Person
 
 TABLE = targets.load()
 IMAGE = "nvidia/cuda:12.4.1-devel-ubuntu22.04"
 
 
 def reference(image: str | None, line: str = "cu124") -> tuple[str, list[str]]:
-    person = Person()
-    request = BuildRequest(image=image)
-    found = pipeline._reference(request, TABLE.line(line), person)  # type: ignore[arg-type]
-    return found, person.told
+    stream = io.StringIO()
+    report = BuildReport(Console(file=stream, width=300))
+    found = pipeline._reference(BuildRequest(image=image), TABLE.line(line), report)
+    return found, stream.getvalue().splitlines()
 
 
 def test_a_pinned_image_that_is_named_by_its_tag_is_pulled_by_its_digest() -> None:

@@ -9,7 +9,7 @@ import msgspec
 from farm import release, source, targets
 from farm.engines.local import LocalEngine
 from farm.execute import execute
-from farm.plan import BuildPlan, Step
+from farm.plan import BuildPlan
 from farm.tarball import build_record
 from farm.tarball.parts import Survey
 
@@ -19,9 +19,7 @@ TINY = Path(__file__).parent / "tiny_llama"
 class Silent:
     """A reporter that says nothing."""
 
-    def step(self, plan: BuildPlan, step: Step) -> None: ...
-    def count(self, done: int, total: int) -> None: ...
-    def note(self, line: str) -> None: ...
+    def __call__(self, what: str, *values: object) -> None: ...
 
 
 class Person(Silent):
@@ -30,8 +28,9 @@ class Person(Silent):
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def note(self, line: str) -> None:
-        self.told.append(line)
+    def __call__(self, what: str, *values: object) -> None:
+        if what == "note":
+            self.told.append(str(values[0]))
 
 
 def tree(folder: Path, llama: Path = TINY, survey: Survey | None = None) -> Path:
