@@ -36,8 +36,8 @@ from farm.cluster.host import Job, pack_folder
 from farm.cluster.scheduler import RESOURCE, cluster
 from farm.errors import FarmError
 from farm.kept import source_digest
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest
 from farm.terminal.progress import BuildReport, Fleet
 from tests.rigs import control_group
 

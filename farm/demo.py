@@ -22,7 +22,8 @@ from rich.table import Table
 from farm import durable, loader, pipeline, preflight, release, targets
 from farm.errors import FarmError, UsageError
 from farm.inputs import packages, pins, toolkit
-from farm.request import BuildRequest, choose_source, resolve
+from farm.options import BuildRequest
+from farm.request import choose_source, resolve
 from farm.serve import ReleaseServer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,6 @@ from farm import cuda_runtime, loader, preflight, release, wheel
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import deploy_space, hub, pin_space, places, publishing
-from farm.request import BuildRequest
 from farm.terminal import show
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from huggingface_hub import SpaceHardware
 
+    from farm.options import Wish
     from farm.publish.places import Destination
     from farm.publish.publishing import Plan
     from farm.terminal.progress import BuildReport
@@ -91,40 +91,7 @@ def host_of(wanted: SpaceHardware) -> Host:
     )
 
 
-@dataclass(frozen=True)
-class Wish:
-    """The options of ``invoke space``.
-
-    Attributes:
-        space, model, mount, variables, hardware, adopt: as of ``deploy_space``.
-        url: an archive of llama.cpp; nothing is built or published then.
-        releases: the place of releases; None for ``hf:OWNER/llama-server`` of the Space's owner.
-        release: the release there to use; None for the newest that the hardware can run.
-        folder: where a release is built; None for ``dist/SET``.
-        line, engine, image, source, assume_build, patches: as of ``BuildRequest``.
-        minutes: how long to wait until the Space answers; 0 for not at all.
-    """
-
-    space: str
-    model: str | None = None
-    mount: bool = False
-    variables: tuple[str, ...] = ()
-    hardware: str | None = None
-    adopt: bool = False
-    url: str | None = None
-    releases: str | None = None
-    release: str | None = None
-    folder: Path | None = None
-    line: str | None = None
-    engine: str = "auto"
-    image: str | None = None
-    source: Path | None = None
-    assume_build: int | None = None
-    patches: str = "auto"
-    minutes: int = 40
-
-
-def make(wish: Wish, report: BuildReport, *, dry_run: bool = False) -> None:
+def make(wish: Wish, report: BuildReport) -> None:
     """Find or build a release, pin it, deploy the Space, wait for its page, print its address.
 
     Everything that can be refused at once is checked before anything is built.
@@ -135,19 +102,19 @@ def make(wish: Wish, report: BuildReport, *, dry_run: bool = False) -> None:
     hardware = deploy_space.hardware(wish.hardware)
     host = host_of(hardware or deploy_space.HARDWARE)
     looked_at = _planned(wish, host, {})
-    if not dry_run:
-        hub.Hub(wish.space).require_writable()
+    if not wish.dry_run:
+        hub.Hub(wish.to).require_writable()
     deploy_space.require_model(wish.model)
     deploy_space.compare(looked_at, adopt=wish.adopt)
-    variables, pin = _chosen(wish, host, report, dry_run=dry_run)
+    variables, pin = _chosen(wish, host, report)
     planned = _planned(wish, host, pin, variables)
     changes = deploy_space.compare(planned, adopt=wish.adopt)
     show.deployment(changes)
-    if dry_run:
+    if wish.dry_run:
         return
     address = deploy_space.deploy(changes, hardware=hardware)
-    if wish.minutes:
-        wait(wish.space, wish.minutes * 60, report.say, interval=_INTERVAL_S)
+    if wish.wait:
+        wait(wish.to, wish.wait * 60, report.say, interval=_INTERVAL_S)
     show.line(address)
 
 
@@ -175,8 +142,8 @@ def _planned(
 ) -> deploy_space.Deployment:
     own = {**({"YAKULINGO_SPACES_ALLOW_CPU": "1"} if host.options else {}), **(variables or {})}
     return deploy_space.plan(
-        wish.space,
-        (*(f"{name}={value}" for name, value in own.items()), *wish.variables),
+        wish.to,
+        (*(f"{name}={value}" for name, value in own.items()), *wish.variable),
         model=wish.model,
         mount=wish.mount,
         release=pin,
@@ -184,7 +151,7 @@ def _planned(
 
 
 def _chosen(
-    wish: Wish, host: Host, report: BuildReport, *, dry_run: bool
+    wish: Wish, host: Host, report: BuildReport
 ) -> tuple[Mapping[str, str], Mapping[str, Any] | None]:
     """Return what chooses the Space's llama-server: variables, and its ``release.json``."""
     if wish.url is not None:
@@ -194,17 +161,15 @@ def _chosen(
     if not wish.release and not wish.releases and pin_space.FILE.is_file():
         report.say(f"release: the one that {pin_space.FILE.name} in spaces/ pins")
         return {}, None
-    place = places.parse(wish.releases or f"hf:{wish.space.partition('/')[0]}/llama-server")
-    name = wish.release or _usable(place, wish, host, report, dry_run=dry_run)
+    place = places.parse(wish.releases or f"hf:{wish.to.partition('/')[0]}/llama-server")
+    name = wish.release or _usable(place, wish, host, report)
     if name is None:
         return {}, {}
     report.say(f"release: {name} of {place.where}")
     return {}, pin_space.release(place, places.require_name("release", name)).content
 
 
-def _usable(
-    place: Destination, wish: Wish, host: Host, report: BuildReport, *, dry_run: bool
-) -> str | None:
+def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> str | None:
     """Return the newest published release that the hardware can run, publishing one if needed."""
     folder = wish.folder or Path("dist") / host.arch_set
     published = [
@@ -215,9 +180,9 @@ def _usable(
     built = _built(folder, host)
     if published and built not in {None, published[0]}:
         built = None  # an older one, or one that was never published
-    if published and (dry_run or built is None):
+    if published and (wish.dry_run or built is None):
         return published[0]
-    if dry_run:
+    if wish.dry_run:
         what = f"{folder} would be published" if built else f"{host.arch_set} would be built"
         report.say(f"release: none at {place.where} yet; {what}")
         return None
@@ -245,18 +210,9 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         PublishError: ``RELEASE_CANNOT_RUN``: the hardware cannot run what was built.
         FarmError: the build failed.
     """
-    line = "cpu" if host.arch_set == "cpu" else wish.line
+    line = "cpu" if host.arch_set == "cpu" else wish.build.line
     report.say(f"building {host.arch_set} into {folder}")
-    request = BuildRequest(
-        arch_set=host.arch_set,
-        line=line,
-        engine=wish.engine,
-        image=wish.image,
-        source=wish.source,
-        assume_build=wish.assume_build,
-        patches=wish.patches,
-        out=folder,
-    )
+    request = replace(wish.build, arch_set=host.arch_set, line=line, out=folder)
     preflight.build(request, report)
     said = _refusal(folder, host)
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}

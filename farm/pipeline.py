@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from farm.engines.base import Engine, Toolchain
+    from farm.options import BuildRequest
     from farm.plan import BuildPlan
-    from farm.request import BuildRequest
     from farm.tarball.parts import Part, Survey
     from farm.targets import Line
     from farm.terminal.progress import BuildReport

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from farm.engines.base import Engine
+    from farm.options import BuildRequest, Publication
     from farm.pipeline import Made
     from farm.publish.places import Destination
-    from farm.request import BuildRequest
     from farm.source import Source
     from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
@@ -75,21 +75,6 @@ class Ready:
 
     plans: list[BuildPlan]
     engine: Engine | None
-
-
-@dataclass(frozen=True)
-class Publication:
-    """Where a release will go: its name, the place, and the channel with its key's file."""
-
-    release: str | None = None
-    to: str | None = None
-    channel: str | None = None
-    key: Path | None = None
-
-    @property
-    def is_asked_for(self) -> bool:
-        """Whether any of it was given."""
-        return any((self.release, self.to, self.channel, self.key))
 
 
 @contextmanager
@@ -291,9 +276,7 @@ def room_findings(
     ]
 
 
-def only(
-    request: BuildRequest, publication: Publication, report: BuildReport, *, check: bool
-) -> bool:
+def only(request: BuildRequest, publication: Publication, report: BuildReport) -> bool:
     """Carry out ``--check``; return True if it was given, because then nothing is built.
 
     Raises:
@@ -301,7 +284,7 @@ def only(
         FarmError: something prevents the build; the error shows all findings.
     """
     whole = request.arch_set == RELEASE
-    if not check:
+    if not publication.check:
         if whole or publication.is_asked_for:
             raise UsageError(
                 "OPTIONS_INVALID",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,16 +19,17 @@ from farm import execute, pipeline, release, source, targets
 from farm.engines.docker import DockerImages, connect
 from farm.errors import BuildError, EngineError, SourceError, UsageError
 from farm.inputs import images, patches, pins, recipe, toolkit
+from farm.options import BuildRequest
 from farm.pack import read_inventory
 from farm.plan import BuildPlan
 from farm.remote_release import opened
 from farm.reproduce import KEPT, clean_tree, compare
-from farm.request import BuildRequest
 from farm.tarball import build_record, parts
 from llama_loader.manifest import LLAMA_SERVER
 
 if TYPE_CHECKING:
     from farm.engines.base import Engine, Toolchain
+    from farm.options import RebuildRequest
     from farm.source import Source
     from farm.tarball.build_record import BuildRecord, SourceRecord
     from farm.terminal.progress import BuildReport
@@ -42,31 +43,6 @@ _PYPI: Final = re.compile(
 _GIT: Final = re.compile(r"git\+(?P<remote>.+)@(?P<ref>[^@]+)")
 _MAX_ARCHIVE: Final = 1 << 30
 """Bytes of a source archive; the largest seen has 77 MB. Its digest is what is checked."""
-
-
-@dataclass(frozen=True)
-class RebuildRequest:
-    """What a person asked for.
-
-    Attributes:
-        release: a folder, a manifest, or the URL of either.
-        artifact: its name; may be left out if the release has one server.
-        sha256: the digest that the manifest must have.
-        source: the tree, for what was built from a folder.
-        remote: the repository of its source, if that is not llama.cpp's own.
-        image: another devel image; its products are compared in the same way.
-        toolkit: as for ``invoke build-cuda``.
-        jobs: compilers at a time.
-    """
-
-    release: str
-    artifact: str | None = None
-    sha256: str | None = None
-    source: Path | None = None
-    remote: str | None = None
-    image: str | None = None
-    toolkit: str | None = None
-    jobs: int | None = None
 
 
 def rebuild(asked: RebuildRequest, report: BuildReport) -> None:

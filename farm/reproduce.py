@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from farm.engines.base import Engine, Toolchain
-    from farm.request import BuildRequest
+    from farm.options import BuildRequest
     from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
 

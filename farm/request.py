@@ -8,8 +8,6 @@ library which the manifest does not require of a host.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -24,7 +22,9 @@ from farm.tarball import archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
+    from farm.options import BuildRequest
     from farm.source import Source
     from farm.targets import ArchSet, Line, Targets
 
@@ -57,42 +57,6 @@ _CONTRADICTIONS: Final = {
 """Patterns of definitions' whole names → what the manifest states and they would make untrue."""
 
 
-@dataclass(frozen=True)
-class BuildRequest:
-    """The options of a build (DESIGN 3.6)."""
-
-    arch_set: str | None = None
-    archs: str | None = None
-    line: str | None = None
-    """None: the image's or the local toolkit's line, else ``targets.DEFAULT_LINE``."""
-    engine: str = "auto"
-    image: str | None = None
-    toolkit: str | None = None
-    ref: str | None = None
-    source: Path | None = None
-    assume_build: int | None = None
-    """llama.cpp's build number, given by the person if the source's history does not tell it."""
-    format: str | None = None
-    jobs: int | None = None
-    out: Path = Path("dist")
-    fresh: bool = False
-    cached: bool = True
-    """False: no compiler cache is read or written."""
-    also: tuple[str, ...] = ()
-    """Further programs of llama.cpp for the tarball (``pack.ALSO``)."""
-    define: tuple[tuple[str, str], ...] = ()
-    """Further CMake definitions (``definitions``)."""
-    patches: str = "auto"
-    """``none`` builds llama.cpp without the patches of ``build/patches``."""
-    this_cpu: bool = False
-    """Build this machine's CPU variant, and no other (``recipe.of_this_machine``)."""
-    copy: Path | None = None
-    """A second place and name for the tarball, for workflows that want one file."""
-    scheduler: str | None = None
-    workers: int | None = None
-    worker_engine: str = "auto"
-
-
 def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
     """Turn names into a line and sets, refusing what cannot be built.
 
@@ -119,6 +83,8 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
             f"--patches {request.patches!r}",
             hint=f"it is one of {', '.join(patches.CHOICES)}",
         )
+    definitions(request.define)
+    programs(request.also)
     _check_cluster(request)
     if request.jobs is not None and request.jobs < 1:
         raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
@@ -299,9 +265,9 @@ def options(
         request: the options.
         tree: the source.
     """
-    defined = dict(request.define)
-    if "rpc-server" in request.also:
+    defined, also = dict(definitions(request.define)), programs(request.also)
+    if "rpc-server" in also:
         defined |= _RPC
     if request.this_cpu and (variant := recipe.of_this_machine(tree)):
         defined[recipe.DEFINITION] = variant
-    return (*TARGETS, *program_targets(request.also, tree)), tuple(sorted(defined.items()))
+    return (*TARGETS, *program_targets(also, tree)), tuple(sorted(defined.items()))

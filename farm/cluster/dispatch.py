@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from farm.cluster.host import Job
     from farm.cluster.scheduler import Event
+    from farm.options import BuildRequest
     from farm.plan import BuildPlan
-    from farm.request import BuildRequest
     from farm.terminal.progress import Fleet
 
 TRIES: Final = 2

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from farm.engines.base import Toolchain
+    from farm.options import BuildRequest
     from farm.plan import BuildPlan
-    from farm.request import BuildRequest
     from farm.tarball.parts import Part
     from farm.targets import Line
 

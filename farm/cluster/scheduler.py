@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from distributed import Future
 
     from farm.cluster.host import Job, Outcome
-    from farm.request import BuildRequest
+    from farm.options import BuildRequest
 
 RESOURCE: Final = "FARM_BUILD"
 """The resource that a worker declares: how many builds it takes at a time."""

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from farm.cluster.host import Outcome
+    from farm.options import BuildRequest
     from farm.pipeline import Made
     from farm.plan import BuildPlan
-    from farm.request import BuildRequest
     from farm.terminal.progress import BuildReport
 
 

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import os
 import re
 import signal
 import sys
-from typing import TYPE_CHECKING, Final, ParamSpec
+from dataclasses import is_dataclass
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    NamedTuple,
+    ParamSpec,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from invoke import tasks
 from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
+from farm import options
 from farm.errors import FarmError
 from llama_loader.errors import LoaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 USAGE: Final = 2
@@ -30,12 +45,11 @@ SEVERAL: Final = frozenset({"--define", "--also", "--variable"})
 
 _Arguments = ParamSpec("_Arguments")
 
-task = functools.partial(tasks.task, auto_shortflags=False)
-"""invoke's decorator without its automatic one-letter options: it gave `-h` to `--fresh`, so that
-`invoke build-cpu -h` started a build instead of showing help."""
+_HELP: Final = re.compile(r"^    (\w+): (.+)$", re.MULTILINE)
+"""A line under ``Args`` or ``Attributes`` of a docstring."""
 
 
-def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     """Turn expected errors into their line and exit status; SIGTERM cleans up like Ctrl-C.
 
     An unexpected error of the disk is one line, too.
@@ -60,6 +74,95 @@ def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
             _end("error[INTERRUPTED]: stopped; the same command resumes", INTERRUPTED)
 
     return run
+
+
+def verb(function: Callable[..., None]) -> Callable[..., Any]:
+    """Make a verb of a function whose parameters, after invoke's context, are its options.
+
+    A parameter may be a class of ``farm.options``: then its fields are options. Help is an option's
+    line in the docstring; a field without one is no option. invoke's own one-letter options are
+    off: it gave `-h` to `--fresh`, so that `invoke build-cpu -h` started a build.
+    """
+    found = tuple(_options(function))
+    classes = {one.of: one.kind for one in found if one.kind}
+
+    @functools.wraps(function)
+    def run(context: object, **typed: Any) -> None:
+        given: dict[str, Any] = {name: {} for name in classes}
+        for of, kind, option, _ in found:
+            value = _value(option, typed.get(option.name, _typed(option.default)))
+            (given[of] if kind else given)[option.name] = value
+        function(context, **given | {name: kind(**given[name]) for name, kind in classes.items()})
+
+    guard: Any = guarded(run)
+    shape = (o.replace(default=_typed(o.default), kind=o.KEYWORD_ONLY) for _, _, o, _ in found)
+    guard.__signature__ = Signature([Parameter("_", Parameter.POSITIONAL_ONLY), *shape])
+    guard.__doc__ = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+    return tasks.task(
+        guard,
+        auto_shortflags=False,
+        help={one.option.name: one.help for one in found},
+        iterable=[one.option.name for one in found if isinstance(one.option.default, tuple)],
+    )
+
+
+class _Option(NamedTuple):
+    """An option, and its help. ``of``: the parameter that it is a field of; ``kind``: its class."""
+
+    of: str
+    kind: Any
+    option: Parameter
+    help: str
+
+
+def _options(function: Callable[..., None]) -> Iterator[_Option]:
+    helps = dict(_HELP.findall(inspect.getdoc(function) or ""))
+    for parameter in _parameters(function)[1:]:
+        kind, *told = _parts(parameter.annotation)
+        if not is_dataclass(kind):
+            yield _Option(parameter.name, None, parameter, helps[parameter.name])
+            continue
+        lines = dict(_HELP.findall(inspect.getdoc(kind) or ""))
+        only = told[0] if told else options.Only(*lines)
+        for field in _parameters(kind):
+            if field.name in only.names:
+                own = field.replace(default=only.defaults.get(field.name, field.default))
+                yield _Option(parameter.name, kind, own, lines[field.name])
+
+
+def _parameters(of: Any) -> list[Parameter]:
+    hints = get_type_hints(of, include_extras=True)
+    found = signature(of).parameters.values()
+    return [one.replace(annotation=hints.get(one.name, object)) for one in found]
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    """Return a type, and what ``Annotated`` adds to it."""
+    return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+
+
+def _typed(default: Any) -> Any:
+    """Return a default as it would be typed: of a number, invoke would parse the text itself."""
+    if default in (None, Parameter.empty) or isinstance(default, bool):
+        return default
+    return None if isinstance(default, tuple) else str(default)
+
+
+def _value(option: Parameter, text: Any) -> Any:
+    """Return the value of what was typed.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None and not isinstance(option.default, tuple):
+        return None
+    kind, *parse = _parts(option.annotation)
+    name, kinds = f"--{option.name.replace('_', '-')}", (kind, *get_args(kind))
+    if parse or int in kinds:
+        return (*parse, options.number)[0](name, text)
+    if isinstance(option.default, tuple):
+        return tuple(text or ())
+    return Path(text) if Path in kinds and (text or option.default is not None) else text or None
 
 
 def refuse_wrong_usage() -> None:

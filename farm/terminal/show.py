@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from farm.errors import UsageError
 from llama_loader.errors import printable
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
+    from pathlib import Path
 
     from farm.publish.channels import Promotion
     from farm.publish.deploy_space import Changes
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 
 WARNED: Final = timedelta(days=21)
 """How long before a channel's end there is a warning; the loader's warning begins then, too."""
-_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
-_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
 def line(text: str) -> None:
@@ -60,66 +56,6 @@ class _Table(Table):
     def row(self, *cells: str) -> None:
         """Add a row; rich would read ``[/x]`` in a text as its own markup."""
         self.add_row(*(Text(printable(cell)) for cell in cells))
-
-
-def number(option: str, text: str | None, least: int = 1, most: int = 999_999_999) -> int | None:
-    """Parse a whole number; None stays None.
-
-    Raises:
-        UsageError: names the option and what it takes.
-    """
-    if text is None:
-        return None
-    if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
-        raise UsageError(
-            "NUMBER_INVALID", f"{option} {text[:40]!r} is not a number from {least} to {most}"
-        )
-    return int(text)
-
-
-def days(option: str, text: str) -> int:
-    """Parse a number of days, at most ten years."""
-    return number(option, text, most=3650) or 0
-
-
-def sha256(option: str, text: str | None) -> str | None:
-    """Parse a digest in hexadecimal; None stays None.
-
-    Raises:
-        UsageError: names the option and what it takes.
-    """
-    if text is not None and not _SHA256.fullmatch(text):
-        raise UsageError("SHA256_INVALID", f"{option} {text[:80]!r} is not 64 hexadecimal digits")
-    return text and text.lower()
-
-
-def path(value: str | None) -> Path | None:
-    """Return an option's value as a path; None for no value and for an empty one."""
-    return Path(value) if value else None
-
-
-def given(option: str, value: str | None) -> str:
-    """Return the value of an option that has no default.
-
-    Raises:
-        UsageError: it was not given.
-    """
-    if not value:
-        raise UsageError("OPTION_MISSING", f"{option} was not given")
-    return value
-
-
-def one_of(options: Mapping[str, str | None]) -> None:
-    """Require exactly one of several options.
-
-    Raises:
-        UsageError: none or more than one was given.
-    """
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
-        raise UsageError(
-            "OPTIONS_INVALID", f"give exactly one of {', '.join(options)}; {len(given)} were given"
-        )
 
 
 def targets(rows: Targets) -> None:

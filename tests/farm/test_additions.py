@@ -7,8 +7,8 @@ import pytest
 from farm import request, targets
 from farm.errors import UsageError
 from farm.kept import digest
+from farm.options import BuildRequest
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
-from farm.request import BuildRequest
 from farm.source import Source
 from tests.rigs.refusals import refused
 

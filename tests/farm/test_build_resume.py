@@ -24,8 +24,8 @@ from farm.engines.local import LocalEngine
 from farm.errors import BuildError
 from farm.inputs import recipe
 from farm.kept import Entry, Journal, KeptTree, digest
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest
 from farm.tarball import build_record
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport
@@ -140,7 +140,7 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
     tiny: Path, tmp_path: Path
 ) -> None:
     plain = replace(LOCAL, source=tiny, out=tmp_path / "out")
-    more = replace(plain, also=("rpc-server",), define=(("GGML_SCHED_MAX_COPIES", "1"),))
+    more = replace(plain, also=("rpc-server",), define=("GGML_SCHED_MAX_COPIES=1",))
     renamed = tiny / "tools" / "rpc" / "CMakeLists.txt"
     renamed.parent.mkdir(parents=True)
     renamed.write_text("set(TARGET ggml-rpc-server)\n")

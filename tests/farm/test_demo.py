@@ -10,8 +10,8 @@ from rich.console import Console
 
 from farm import demo, pipeline, preflight, release, source
 from farm.demo import Span, rows, seconds, svg
+from farm.options import BuildRequest
 from farm.pipeline import Made
-from farm.request import BuildRequest
 from farm.terminal.progress import BuildReport
 from tests.rigs.tiny_release import TINY
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import pytest
 
 from farm import own_space, preflight, wheel
 from farm.errors import FarmError, PublishError, UsageError
-from farm.own_space import Wish
+from farm.options import Wish
 from farm.publish import deploy_space, pin_space
 from farm.terminal.progress import BuildReport
 from tests.rigs import binaries, http_served, hub_repository, tiny_release
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[2]
 SPACE = "me/space"
 RELEASES = "me/llama-server"
-CPU = Wish(SPACE, model="4b", hardware="cpu-basic", minutes=1)
+CPU = Wish(SPACE, model="4b", hardware="cpu-basic", wait=1)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def _a_wheel(folder: Path) -> Path:
 
 
 def make(wish: Wish, capsys: pytest.CaptureFixture[str], *, dry_run: bool = False) -> str:
-    own_space.make(wish, BuildReport(), dry_run=dry_run)
+    own_space.make(replace(wish, dry_run=dry_run), BuildReport())
     told = capsys.readouterr()
     return told.err + told.out
 
@@ -276,7 +277,7 @@ def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(
         commits=[{"llama.tar.gz": archive.read_bytes()}]
     )
     url = "hf://me/archives/llama.tar.gz"
-    make(Wish(SPACE, model="4b", url=url, minutes=0), capsys)
+    make(Wish(SPACE, model="4b", url=url, wait=0), capsys)
     repository = hub.repositories[SPACE]
     assert repository.variables["YAKULINGO_SPACES_LLAMA_CPP_URL"] == url
     assert "release.json" not in repository.commits[-1]

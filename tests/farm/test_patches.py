@@ -19,8 +19,8 @@ from farm import kept, pipeline, preflight, rebuild, release, source
 from farm.durable import folder_digest
 from farm.errors import SourceError, UsageError
 from farm.inputs import patches, pins
-from farm.rebuild import RebuildRequest
-from farm.request import BuildRequest, choose_source
+from farm.options import BuildRequest, RebuildRequest
+from farm.request import choose_source
 from farm.terminal.progress import BuildReport
 from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY

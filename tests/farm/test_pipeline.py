@@ -9,8 +9,8 @@ from rich.console import Console
 from farm import pipeline, source, targets
 from farm.errors import BuildError
 from farm.inputs import pins
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest
 from farm.terminal.progress import BuildReport
 from tests.rigs.refusals import refused
 

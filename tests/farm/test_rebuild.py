@@ -18,9 +18,9 @@ from verbs import invoke
 from farm import execute, pipeline, preflight, rebuild, release, source
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, FarmError
+from farm.options import BuildRequest, RebuildRequest
 from farm.pack import read_inventory
-from farm.rebuild import RebuildRequest, choose
-from farm.request import BuildRequest
+from farm.rebuild import choose
 from farm.serve import ReleaseServer
 from farm.tarball import build_record
 from farm.tarball.build_record import BuildRecord, SourceRecord

@@ -6,7 +6,8 @@ import pytest
 
 from farm import targets
 from farm.errors import UsageError
-from farm.request import BuildRequest, require_buildable, resolve
+from farm.options import BuildRequest
+from farm.request import require_buildable, resolve
 from llama_loader.selection import building
 from tests.rigs.refusals import refused
 

@@ -18,8 +18,9 @@ from farm.errors import SourceError, UsageError
 from farm.execute import execute
 from farm.inputs import pins
 from farm.inputs.packages import cache_folder
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest, choose_source
+from farm.request import choose_source
 
 
 def git(folder: Path, *argv: str) -> str:

@@ -17,7 +17,7 @@ from verbs import PROJECT
 
 import tasks
 from farm import preflight, targets
-from farm.request import BuildRequest
+from farm.options import BuildRequest
 
 VERBS = (
     "base-image",

@@ -12,7 +12,7 @@ from spread_run import TINY, Held
 
 from farm import pipeline
 from farm.engines.docker import DockerImages
-from farm.request import BuildRequest
+from farm.options import BuildRequest
 
 NVCC = """#!/bin/sh
 [ "$1" = --list-gpu-code ] && { printf '%s\\n' CODES; exit; }

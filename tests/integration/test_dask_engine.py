@@ -37,8 +37,8 @@ from farm.cluster import dispatch, host, scheduler
 from farm.cluster.dispatch import Dispatcher
 from farm.engines.docker import LABEL, DockerEngine
 from farm.errors import EngineError
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport, Fleet
 from llama_loader.server import free_port

@@ -19,7 +19,7 @@ from spread_run import MARKS, Held, Run
 from waiting import until
 
 from farm import pipeline
-from farm.request import BuildRequest
+from farm.options import BuildRequest
 
 pytestmark = [
     *MARKS,

@@ -27,8 +27,8 @@ from farm.engines.docker.inventory import HOST_LABEL, labels
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, PackError
 from farm.execute import execute
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest
 from farm.terminal.progress import BuildReport
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]

@@ -25,7 +25,7 @@ from verbs import PROJECT
 
 from farm import demo
 from farm.inputs import pins
-from farm.request import BuildRequest
+from farm.options import BuildRequest
 from farm.terminal import progress as report
 
 pytestmark = [pytest.mark.docker, pytest.mark.model]

@@ -17,8 +17,9 @@ from verbs import PROJECT, Release, invoke, succeed
 from farm.engines.docker import CACHE_FOLDER, DockerEngine
 from farm.execute import execute
 from farm.inputs.base_image import TAGS
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest, choose_source
+from farm.request import choose_source
 from farm.source import from_folder
 from farm.targets import load
 

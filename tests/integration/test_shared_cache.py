@@ -22,8 +22,8 @@ from farm.engines import shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import UsageError
 from farm.execute import execute
-from farm.plan import BuildPlan, Step
-from farm.request import BuildRequest
+from farm.options import BuildRequest
+from farm.plan import BuildPlan
 from farm.terminal.progress import BuildReport
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
@@ -133,13 +133,13 @@ def test_a_storage_that_fails_in_the_middle_is_counted_at_the_end(
     storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(shared_cache.VARIABLE, storage.url())
-    person = Person()
 
-    def step(plan: BuildPlan, step: Step) -> None:
-        del plan
-        storage.refuse = step.name == "compile"
+    class Watching(Person):
+        def __call__(self, what: str, *values: object) -> None:
+            super().__call__(what, *values)
+            storage.refuse |= (what, *values) == ("step", "compile")
 
-    monkeypatch.setattr(person, "step", step)
+    person = Watching()
     assert build(tmp_path / "one", monkeypatch, person).misses >= 3
     assert len(person.told) == 1
     assert person.told[0].startswith("note[CCACHE_REMOTE_ERRORS]: ")

@@ -12,12 +12,12 @@ from pathlib import Path
 from invoke.exceptions import Exit
 
 from farm import pipeline, preflight
-from farm.request import BuildRequest
-from farm.terminal.cli import verb
+from farm.options import BuildRequest
+from farm.terminal.cli import guarded
 from farm.terminal.progress import BuildReport
 
 
-@verb
+@guarded
 def main(tree: str, folder: str, *options: str) -> None:
     """Build."""
     place = Path(folder)

@@ -13,8 +13,8 @@ from waiting import until
 from farm import pipeline, source, targets
 from farm.cluster.spread import build_spread
 from farm.errors import FarmError
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport
 

@@ -16,8 +16,8 @@ from farm import pipeline, source, targets
 from farm.cluster.spread import build_spread
 from farm.engines.local import LocalEngine
 from farm.errors import FarmError
+from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.request import BuildRequest
 from farm.terminal.progress import BuildReport
 
 TINY = Path(__file__).parent / "tiny_llama"
