@@ -23,6 +23,7 @@ from farm import durable, loader, pipeline, preflight, release, targets
 from farm.errors import FarmError, UsageError
 from farm.inputs import packages, pins, toolkit
 from farm.options import BuildRequest
+from farm.publish.gate import EXPECTED, MODEL, PROMPT
 from farm.request import choose_source, resolve
 from farm.serve import ReleaseServer
 
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
     from farm.terminal.progress import BuildReport
 
-MODEL: Final = "smollm2"
-PROMPT: Final = "The capital of France is"
-EXPECTED: Final = " Paris"
 CUDA_LINE: Final = "cu130"
 """The one line whose toolkit comes as packages, without any image registry."""
 

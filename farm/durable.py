@@ -21,6 +21,7 @@ import msgspec
 from farm.errors import PackError
 
 if TYPE_CHECKING:
+    import tarfile
     from collections.abc import Iterator
 
 SMALL: Final = 8 << 20
@@ -169,6 +170,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Return a tar's entry without its owner."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from collections.abc import Set as AbstractSet
     from typing import BinaryIO
+
+    from farm.tarball.build_record import LineRecord
 
 _CODE_SECTIONS: Final = frozenset({"nv_fatbin", "nv_relfatbin"})
 """``.nv_fatbin`` for whole programs, ``__nv_relfatbin`` for relocatable device code."""
@@ -116,29 +118,13 @@ class Merged:
     needs: tuple[str, ...]
 
 
-class Promise(Protocol):
-    """What a line says of its binaries: ``targets.Line`` and ``build_record.LineRecord`` do."""
-
-    @property
-    def toolkit(self) -> str | None:
-        """CUDA version, None for the CPU."""
-
-    @property
-    def min_driver(self) -> str | None:
-        """The oldest driver that runs its binaries, None for the CPU."""
-
-    @property
-    def glibc(self) -> str:
-        """The newest glibc that its binaries may need."""
-
-
 @dataclass(frozen=True)
 class Asked:
     """What the binaries were asked to be: exactly this code, and nothing beyond the line."""
 
     sass: AbstractSet[str]
     ptx: AbstractSet[str]
-    line: Promise
+    line: LineRecord
 
 
 def inspect(path: Path) -> Inspection:

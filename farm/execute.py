@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 from farm import durable
 from farm.engines import shared_cache
-from farm.engines.base import Toolchain
 from farm.errors import BuildError, EngineError
+from farm.plan import Toolchain
 from farm.tarball import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from farm.engines.base import Engine, LineSink, Workspace
-    from farm.plan import BuildPlan, Step
+    from farm.plan import BuildPlan, Engine, LineSink, Step, Workspace
     from farm.tarball.parts import Part
 
 SHOWN_LINES: Final = 20

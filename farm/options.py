@@ -79,6 +79,16 @@ def given(option: str, value: str) -> str:
     return value
 
 
+def require_known(code: str, option: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that an option does not take.
+
+    Raises:
+        UsageError: with the code; names the values that it takes.
+    """
+    if value not in known:
+        raise UsageError(code, f"{option} {value!r}", hint=f"it is one of {', '.join(known)}")
+
+
 def one_of(options: Mapping[str, str | None]) -> None:
     """Require exactly one of several options.
 

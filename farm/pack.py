@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import IO, BinaryIO
 
-    from farm.elf import Inspection, Merged, Promise
+    from farm.elf import Inspection, Merged
     from farm.tarball.archive import Digests
+    from farm.tarball.build_record import LineRecord
 
 ROOT: Final = "runtime"
 PROGRAMS: Final = TARGETS
@@ -119,7 +120,7 @@ class Inventory:
     build_json: bytes
     chunking: Chunking
 
-    def artifact(self, line: Promise) -> Artifact:
+    def artifact(self, line: LineRecord) -> Artifact:
         """Return a server's entry; only ``toolkit`` and ``min_driver`` come from ``line``.
 
         Raises:
@@ -367,7 +368,7 @@ def _write(request: PackRequest, chosen: Mapping[str, Path], raw: IO[bytes]) -> 
                 writer.add(Member(path, os.fstat(stream.fileno()).st_size, mode, stream))
 
 
-def _cuda(name: str, merged: Merged, line: Promise) -> Cuda | None:
+def _cuda(name: str, merged: Merged, line: LineRecord) -> Cuda | None:
     if not (merged.sass or merged.ptx):
         return None
     if line.toolkit is None or line.min_driver is None:

@@ -21,6 +21,7 @@ from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_al
 from farm.execute import execute
 from farm.inputs import base_image, images, pins, toolkit
 from farm.kept import Journal, KeptTree, digest
+from farm.options import require_known
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
 from farm.terminal.progress import BUILT, FAILED, Fleet
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from farm.engines.base import Engine, Toolchain
     from farm.options import BuildRequest
-    from farm.plan import BuildPlan
+    from farm.plan import BuildPlan, Engine, Toolchain
     from farm.tarball.parts import Part, Survey
     from farm.targets import Line
     from farm.terminal.progress import BuildReport
@@ -148,12 +148,7 @@ def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport)
         UsageError: there is no such engine.
         EngineError: it was asked for by name and does not answer.
     """
-    if request.engine not in ENGINES:
-        raise UsageError(
-            "ENGINE_UNKNOWN",
-            f"--engine {request.engine!r}",
-            hint=f"it is one of {', '.join(ENGINES)}",
-        )
+    require_known("ENGINE_UNKNOWN", "--engine", request.engine, ENGINES)
     if request.engine == "local":
         return _local(request, line)
     try:

@@ -2,17 +2,23 @@
 
 A plan names no folder of any machine. An engine has a ``Layout``; ``BuildPlan.steps(layout)``
 returns the command lines for it. The plan alone decides the content of the binaries, so two engines
-with the same compiler make the same bytes (docs/decisions/0002-plan-without-paths.md).
+with the same compiler make the same bytes (docs/decisions/0002-plan-without-paths.md). The last
+part is the interface of every engine: open a workspace for a plan, run commands, return files.
 """
 
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePath, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from farm.inputs.images import ImageFacts
     from farm.source import Source
     from farm.targets import ArchSet, Line
 
@@ -239,3 +245,82 @@ def _common_parent(first: PurePath, second: PurePath) -> PurePath:
 def artifact_name(build: int, line: str, arch_set: str, archive_format: str) -> str:
     """Return a tarball's name (contract: DESIGN 3.1, docs/manifest.md)."""
     return f"llama-server-b{build}-{line}-{arch_set}-linux-x86_64.{archive_format}"
+
+
+LineSink = Callable[[str], None]
+"""Takes one line of output, without its newline."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """The compilers of a build, for BUILD.json; they are never part of a binary.
+
+    ``image`` and ``image_digest`` are None for the local engine. ``programs``: the sha256 of each
+    program by name: ``cc1plus``, ``ld``, ``cicc`` and so on.
+    """
+
+    engine: str
+    compiler: str
+    cmake: str
+    nvcc: str | None
+    image: str | None = None
+    image_digest: str | None = None
+    programs: dict[str, str] = field(default_factory=dict)
+
+
+class Workspace(Protocol):
+    """A place with the plan's source. Closing it removes it with everything in it."""
+
+    @property
+    def layout(self) -> Layout:
+        """The folders and programs, as paths of the workspace."""
+
+    @property
+    def jobs(self) -> int:
+        """How many compilers fit at a time."""
+
+    @property
+    def image(self) -> ImageFacts | None:
+        """The devel image below it, None for the local engine."""
+
+    @property
+    def ccache_dir(self) -> PurePath | None:
+        """The compiler cache's folder, or None."""
+
+    def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
+        """Run one command and pass on its output (stdout and stderr together) line by line.
+
+        Returns:
+            The exit status.
+        """
+
+    def collect(self, products: PurePath, into: Path) -> None:
+        """Copy the folder ``products`` into the existing, empty folder ``into``."""
+
+    def end(self) -> None:
+        """End the running command, from another thread; every later command fails."""
+
+
+class Engine(Protocol):
+    """Opens workspaces. A closed one leaves nothing behind, also after errors and Ctrl-C."""
+
+    @property
+    def name(self) -> str:
+        """The word for ``--engine``."""
+
+    def identity(self, plan: BuildPlan) -> str:
+        """Return the identity of ``plan``'s compilers: with another one the bytes may differ.
+
+        Raises:
+            EngineError: the image or a compiler is missing.
+        """
+
+    def open(self, plan: BuildPlan, sink: LineSink) -> AbstractContextManager[Workspace]:
+        """Make a workspace for ``plan`` with its source inside.
+
+        Raises:
+            EngineError: the engine or an image cannot be reached.
+        """
+
+    def close(self) -> None:
+        """Close what the engine holds open, after all workspaces are closed."""

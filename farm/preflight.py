@@ -32,9 +32,9 @@ from llama_loader.manifest import CUDA_RUNTIME
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from farm.engines.base import Engine
     from farm.options import BuildRequest, Publication
     from farm.pipeline import Made
+    from farm.plan import Engine
     from farm.publish.places import Destination
     from farm.source import Source
     from farm.targets import ArchSet, Line
@@ -178,7 +178,7 @@ def _tell_source(tree: Source, report: BuildReport) -> None:
     commit = f" ({tree.short_commit})" if tree.commit else ""
     report.say(f"source: llama.cpp b{tree.build}{commit} from {tree.origin}")
     report.say(f"patches: {', '.join(one.name for one in tree.patches) or 'none'}")
-    holes = pins.advisories_of(tree, pins.advisories())
+    holes = pins.advisories_of(tree.build, pins.advisories())
     if holes and tree.build > 0:  # build 0 has a note of its own
         report.say(
             f"note[KNOWN_ADVISORY]: b{tree.build} has {', '.join(one.id for one in holes)}; "
@@ -319,7 +319,7 @@ def require_release(request: BuildRequest, publication: Publication, report: Bui
             source = _require_line(request, line, report)
     with findings.collecting():
         source = source or choose_source(request)
-        pins.require_no_advisory(source)
+        pins.require_no_advisory(source.build)
     findings.found += publication_findings(publication, source)
     raise_all(findings.found)
 

@@ -28,8 +28,8 @@ from farm.tarball import build_record, parts
 from llama_loader.manifest import LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from farm.engines.base import Engine, Toolchain
     from farm.options import RebuildRequest
+    from farm.plan import Engine, Toolchain
     from farm.source import Source
     from farm.tarball.build_record import BuildRecord, SourceRecord
     from farm.terminal.progress import BuildReport

@@ -19,6 +19,7 @@ import requests
 from farm import durable
 from farm.errors import PackError, SourceError, UsageError
 from farm.inputs import packages
+from farm.inputs.packages import shown
 from farm.release import MANIFEST, SCHEMA, SUMS, content, require_whole
 from llama_loader import manifest as schema
 from llama_loader.locations import is_allowed_web
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
     Choice = Callable[[Manifest], Artifact]
 
-MAX_BESIDE: Final = 8 << 20
-"""Bytes of an SBOM, the schema or ``SHA256SUMS``; the largest seen has 36 kB."""
-_TIMEOUT: Final = (10.0, 60.0)
-"""Seconds to connect, and between two bytes."""
 _HUB: Final = re.compile(
     r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+\.json)"
 )
@@ -121,7 +118,7 @@ def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | 
         manifest = schema.parse(fetched, what=manifest_url)
         require_whole(manifest, manifest_url)
         for name in (SCHEMA, SUMS):
-            _fetch(web, (urljoin(manifest_url, name),), folder / name, MAX_BESIDE)
+            _fetch(web, (urljoin(manifest_url, name),), folder / name, durable.SMALL)
         for artifact in manifest.artifacts if wanted is None else (wanted(manifest),):
             _fetch_artifact(web, artifact, manifest_url, folder)
 
@@ -135,7 +132,7 @@ def _fetch_artifact(
         return
     sbom_url = schema.resolve(manifest_url, artifact.sbom.url)
     name = Path(urlsplit(sbom_url).path).name
-    _fetch(web, (sbom_url,), folder / name, MAX_BESIDE)
+    _fetch(web, (sbom_url,), folder / name, durable.SMALL)
 
 
 def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int) -> None:
@@ -148,7 +145,7 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
         except UsageError as error:
             problems.append(error.message)
         except requests.RequestException as error:
-            problems.append(f"{_shown(url)}: {error}")
+            problems.append(f"{shown(url)}: {error}")
         else:
             return
     raise SourceError(
@@ -157,24 +154,19 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
 
 
 def _copy(web: requests.Session, url: str, place: Path, limit: int) -> None:
-    headers = {"Accept-Encoding": "identity"}
-    with (
-        web.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as answer,
-        place.open("wb") as out,
-    ):
-        answer.raise_for_status()
-        copied = 0
-        for piece in packages.pieces(answer):
+    copied = 0
+    with place.open("wb") as out:
+        for piece in packages.fetched(web, url):
             copied += len(piece)
             if copied > limit:
-                raise PackError("RELEASE_MISMATCH", f"{_shown(url)}: is longer than {limit} bytes")
+                raise PackError("RELEASE_MISMATCH", f"{shown(url)}: is longer than {limit} bytes")
             out.write(piece)
 
 
 def _require_pin(content: bytes, sha256: str, what: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256.lower():
-        raise PackError("RELEASE_MISMATCH", f"{_shown(what)}: is {found}, not the pinned {sha256}")
+        raise PackError("RELEASE_MISMATCH", f"{shown(what)}: is {found}, not the pinned {sha256}")
 
 
 def _require_safe(url: str) -> None:
@@ -187,12 +179,7 @@ def _require_safe(url: str) -> None:
         needed = "https is needed, or http on loopback"
         raise UsageError(
             "RELEASE_URL_UNSAFE",
-            f"{_shown(url)}: {'a path is no URL' if path else needed}",
+            f"{shown(url)}: {'a path is no URL' if path else needed}",
             hint="invoke publish prints the URL of a published release, and invoke serve-release"
             " one for this machine: http://127.0.0.1:PORT/manifest.json",
         )
-
-
-def _shown(url: str) -> str:
-    """Return a URL without its query: signed URLs carry secrets there."""
-    return url.partition("?")[0]

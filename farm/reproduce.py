@@ -10,17 +10,18 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from farm import durable, pipeline, release
-from farm.errors import BuildError, PackError, UsageError
+from farm.errors import BuildError, PackError
 from farm.execute import execute
+from farm.options import require_known
 from farm.pack import BUILD_RECORD, LICENCES, ROOT
 from farm.plan import BuildPlan
-from farm.request import choose_source, resolve
+from farm.request import ENGINES, choose_source, resolve
 from farm.tarball import archive
 from farm.terminal.progress import BUILT, Fleet
 from llama_loader import cgroups
@@ -28,8 +29,8 @@ from llama_loader import cgroups
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from farm.engines.base import Engine, Toolchain
     from farm.options import BuildRequest
+    from farm.plan import Engine, Toolchain
     from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
 
@@ -56,12 +57,7 @@ def prove(request: BuildRequest, report: BuildReport) -> None:
         BuildError: ``NOT_REPRODUCIBLE``: the files that differ were reported; or a step failed.
         EngineError: the engine is out of reach or went away.
     """
-    if request.engine == "dask":
-        raise UsageError(
-            "ENGINE_UNKNOWN",
-            "--engine 'dask' spreads sets over hosts; here one set is built twice",
-            hint="it is one of auto, docker, local",
-        )
+    require_known("ENGINE_UNKNOWN", "--engine", request.engine, ENGINES[:-1])
     line, sets = resolve(request)
     if line is None:
         with closing(pipeline.choose_engine(request, line, report)) as engine:
@@ -146,13 +142,9 @@ def clean_tree(
         (folder / LICENCES / name).write_bytes(text)
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A tarball's header of a file, and the file's content."""
-
-    mode: int
-    mtime: int
-    sha256: str
+_FACTS: Final = ("other bytes, sha256", "mode", "time in the archive")
+_Facts = tuple[str, str, str]
+"""A member's sha256, mode and time, as they are shown."""
 
 
 def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -> tuple[str, ...]:
@@ -190,27 +182,22 @@ def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -
     for line in found:
         say(f"  differs: {line}")
     for path in one.keys() & other.keys():
-        if one[path].sha256 == other[path].sha256:
+        if one[path][0] == other[path][0]:
             for side in _SIDES:
                 (kept / side / path).unlink()
     _explain(kept, say)
     return tuple(found)
 
 
-def _difference(first: _Member | None, second: _Member | None) -> str:
+def _difference(first: _Facts | None, second: _Facts | None) -> str:
     """Return how two members of one name differ, or ``""``."""
     if first is None or second is None:
         return f"only the {'second' if first is None else 'first'} has it"
-    if first.sha256 != second.sha256:
-        return f"other bytes, sha256 {first.sha256} / {second.sha256}"
-    if first.mode != second.mode:
-        return f"mode {first.mode:04o} / {second.mode:04o}"
-    if first.mtime != second.mtime:
-        return f"time {first.mtime} / {second.mtime} in the archive"
-    return ""
+    facts = zip(_FACTS, first, second, strict=True)
+    return next((f"{what} {one} / {other}" for what, one, other in facts if one != other), "")
 
 
-def _unpack(tarball: Path, folder: Path) -> dict[str, _Member]:
+def _unpack(tarball: Path, folder: Path) -> dict[str, _Facts]:
     """Unpack a release's tarball; its members are checked as everywhere (``archive.members``)."""
     found = {}
     folder.mkdir(parents=True)
@@ -223,7 +210,8 @@ def _unpack(tarball: Path, folder: Path) -> dict[str, _Member]:
                 with place.open("wb") as out:
                     while block := member.stream.read(archive.BLOCK):
                         out.write(block)
-                found[member.path] = _Member(member.mode, member.mtime, durable.sha256(place))
+                facts = (durable.sha256(place), f"{member.mode:04o}", str(member.mtime))
+                found[member.path] = facts
     except archive.DAMAGE as error:
         raise PackError("ARCHIVE_DAMAGED", f"{tarball.name}: {error}") from error
     return found

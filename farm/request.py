@@ -16,6 +16,7 @@ import msgspec
 from farm import source, targets
 from farm.errors import UsageError
 from farm.inputs import patches, pins, recipe
+from farm.options import require_known
 from farm.pack import ALSO, RPC_SERVER, SHIPPED
 from farm.plan import HOST_DEFINES, TARGETS
 from farm.tarball import archive
@@ -71,18 +72,8 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
         raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
     if request.format is not None:
         archive.require_format(request.format)
-    if request.worker_engine not in ENGINES[:-1]:
-        raise UsageError(
-            "ENGINE_UNKNOWN",
-            f"--worker-engine {request.worker_engine!r}",
-            hint="it is one of auto, docker, local",
-        )
-    if request.patches not in patches.CHOICES:
-        raise UsageError(
-            "PATCHES_INVALID",
-            f"--patches {request.patches!r}",
-            hint=f"it is one of {', '.join(patches.CHOICES)}",
-        )
+    require_known("ENGINE_UNKNOWN", "--worker-engine", request.worker_engine, ENGINES[:-1])
+    require_known("PATCHES_INVALID", "--patches", request.patches, patches.CHOICES)
     definitions(request.define)
     programs(request.also)
     _check_cluster(request)

@@ -23,7 +23,7 @@ from distributed.core import Status
 from rich.console import Console
 
 from farm import PROJECT_ROOT, pipeline
-from farm.durable import new_folder
+from farm.durable import anonymous, new_folder
 from farm.errors import BuildError, EngineError, FarmError
 from farm.execute import execute
 from farm.inputs.packages import cache_folder
@@ -32,9 +32,8 @@ from farm.terminal.progress import BuildReport
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from farm.engines.base import Toolchain
     from farm.options import BuildRequest
-    from farm.plan import BuildPlan
+    from farm.plan import BuildPlan, Toolchain
     from farm.tarball.parts import Part
     from farm.targets import Line
 
@@ -148,7 +147,7 @@ def pack_folder(folder: Path) -> bytes:
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for path in sorted(folder.iterdir()):
             if path.name != ".git":
-                tar.add(path, arcname=path.name, filter=_anonymous)
+                tar.add(path, arcname=path.name, filter=anonymous)
     return packed.getvalue()
 
 
@@ -235,12 +234,6 @@ def _of_the_plan(request: BuildRequest, plan: BuildPlan) -> BuildRequest:
 
 def _source_folder(digest: str) -> Path:
     return cache_folder("sources") / f"sent-{digest}"
-
-
-def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = ""
-    return entry
 
 
 def check(outcome: Outcome) -> None:

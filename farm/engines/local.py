@@ -32,7 +32,7 @@ from llama_loader import cgroups
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from farm.engines.base import LineSink
+    from farm.plan import LineSink
     from farm.targets import Line
 
 PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import PurePath
 
-    from farm.engines.base import LineSink, Workspace
+    from farm.plan import LineSink, Workspace
 
 VARIABLE: Final = "FARM_CCACHE_REMOTE"
 MAXSIZE_VARIABLE: Final = "CCACHE_MAXSIZE"

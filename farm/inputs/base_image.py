@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from farm import PROJECT_ROOT
+from farm import PROJECT_ROOT, durable
 from farm.errors import EngineError, UsageError
 from farm.inputs import pins, toolkit
 from farm.inputs.packages import cache_folder
@@ -197,7 +197,5 @@ def _context(line: str) -> Iterator[IO[bytes]]:
 
 
 def _normal(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = ""
     entry.mtime = SOURCE_DATE_EPOCH
-    return entry
+    return durable.anonymous(entry)

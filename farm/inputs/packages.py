@@ -230,6 +230,23 @@ def pieces(answer: requests.Response) -> Iterator[bytes]:
         ending.cancel()
 
 
+def fetched(web: requests.Session, url: str) -> Iterator[bytes]:
+    """Yield a file's bytes, and not what a proxy may have made of them on the way.
+
+    Raises:
+        RequestException: there is none, or as ``pieces``.
+    """
+    headers = {"Accept-Encoding": "identity"}
+    with web.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
+        answer.raise_for_status()
+        yield from pieces(answer)
+
+
+def shown(url: str) -> str:
+    """Return a URL without its query: signed URLs carry secrets there."""
+    return url.partition("?")[0]
+
+
 def within(seconds: float, ask: Callable[[], T]) -> T:
     """Return what a call returns; one that takes longer is left alone in its thread.
 
@@ -270,15 +287,10 @@ def _endpoint() -> str:
 
 
 def _download(pin: PackagePin, stream: IO[bytes]) -> None:
-    # What is hashed is the file, not what a proxy may have made of it on the way.
-    headers = {"Accept-Encoding": "identity"}
     try:
-        with (
-            session() as web,
-            web.get(_url_of(pin, web), stream=True, timeout=_TIMEOUT, headers=headers) as answer,
-        ):
-            answer.raise_for_status()
-            found = _copy(pin.filename, pieces(answer), stream, limit=pin.size)
+        with session() as web:
+            content = fetched(web, _url_of(pin, web))
+            found = _copy(pin.filename, content, stream, limit=pin.size)
     except requests.RequestException as error:
         raise SourceError(
             "PACKAGE_UNREACHABLE",

@@ -9,7 +9,7 @@ digest is refused when it is read, so nothing can be fetched that is not pinned.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import tomllib
@@ -20,6 +20,7 @@ from farm.errors import PublishError, UsageError
 from llama_loader import manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 PINS_FILE: Final = PROJECT_ROOT / "build" / "pins.toml"
@@ -117,15 +118,7 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             UsageError: NVIDIA publishes no complete toolkit of that line as wheels.
         """
-        found = tuple(pin for pin in self.toolkit if pin.line == line)
-        if not found:
-            known = ", ".join(sorted({pin.line for pin in self.toolkit}))
-            raise UsageError(
-                "TOOLKIT_NOT_PINNED",
-                f"no wheels make a CUDA toolkit for line {line}",
-                hint=f"there are wheels for: {known}",
-            )
-        return found
+        return _of_line(self.toolkit, line, "TOOLKIT_NOT_PINNED", "make a CUDA toolkit for")
 
     def cuda_runtime_of(self, line: str) -> tuple[ToolkitPin, ...]:
         """Return the wheels that hold a line's cuBLAS and cudart, by package.
@@ -135,15 +128,8 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         rows = (*self.toolkit, *self.cuda_runtime)
         wheels = [pin for pin in rows if _CUDA_RUNTIME.fullmatch(pin.package)]
-        found = sorted((p for p in wheels if p.line == line), key=lambda pin: pin.package)
-        if not found:
-            known = ", ".join(sorted({pin.line for pin in wheels}))
-            raise UsageError(
-                "CUDA_RUNTIME_NOT_PINNED",
-                f"no wheels with the CUDA libraries of line {line} are pinned",
-                hint=f"there are wheels for: {known}",
-            )
-        return tuple(found)
+        found = _of_line(wheels, line, "CUDA_RUNTIME_NOT_PINNED", "with the CUDA libraries of")
+        return tuple(sorted(found, key=lambda pin: pin.package))
 
     def image(self, tag: str) -> ImagePin:
         """Return the pin of an image.
@@ -160,6 +146,17 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             hint="`invoke update-pins` looks it up; or name another image with --image, such as "
             "one that `invoke base-image` made",
         )
+
+
+def _of_line(rows: Sequence[ToolkitPin], line: str, code: str, what: str) -> tuple[ToolkitPin, ...]:
+    """Return the wheels of a line; without one, raise an error that names the lines with wheels."""
+    found = tuple(pin for pin in rows if pin.line == line)
+    if not found:
+        known = ", ".join(sorted({pin.line for pin in rows}))
+        raise UsageError(
+            code, f"no wheels {what} line {line} are pinned", hint=f"there are wheels for: {known}"
+        )
+    return found
 
 
 def load(path: Path = PINS_FILE) -> Pins:
@@ -204,14 +201,6 @@ class _Advisories(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     advisory: tuple[Advisory, ...]
 
 
-class Numbered(Protocol):
-    """A source of llama.cpp, before its build or in a manifest."""
-
-    @property
-    def build(self) -> int:
-        """llama.cpp's build number."""
-
-
 def advisories(path: Path = ADVISORIES_FILE) -> tuple[Advisory, ...]:
     """Read the advisories.
 
@@ -224,21 +213,21 @@ def advisories(path: Path = ADVISORIES_FILE) -> tuple[Advisory, ...]:
         raise PublishError("ADVISORIES_INVALID", f"{path.name}: {error}") from error
 
 
-def advisories_of(source: Numbered, known: tuple[Advisory, ...]) -> tuple[Advisory, ...]:
+def advisories_of(build: int, known: tuple[Advisory, ...]) -> tuple[Advisory, ...]:
     """Return the vulnerabilities of a build of llama.cpp."""
-    return tuple(one for one in known if source.build < one.fixed_in)
+    return tuple(one for one in known if build < one.fixed_in)
 
 
-def require_no_advisory(source: Numbered) -> None:
-    """Refuse a build with a known vulnerability.
+def require_no_advisory(build: int) -> None:
+    """Refuse a build number of llama.cpp with a known vulnerability.
 
     Raises:
         PublishError: ``KNOWN_ADVISORY``: names them and the first build without them.
     """
-    found = advisories_of(source, advisories())
+    found = advisories_of(build, advisories())
     if found:
         names = ", ".join(f"{one.id} ({one.summary})" for one in found)
         hint = f"build b{max(one.fixed_in for one in found)} or newer"
-        if source.build == 0:
+        if build == 0:
             hint += ". b0 means that the source told no number: build with --assume-build N"
-        raise PublishError("KNOWN_ADVISORY", f"llama.cpp b{source.build} has {names}", hint=hint)
+        raise PublishError("KNOWN_ADVISORY", f"llama.cpp b{build} has {names}", hint=hint)

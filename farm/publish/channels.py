@@ -278,7 +278,7 @@ class _Channel:
         self, manifest: Manifest, before: Manifest | None, days: int, at_least: int = 1
     ) -> Promotion:
         """Sign a manifest under the channel's next serial, and make it the current one."""
-        pins.require_no_advisory(manifest.source)
+        pins.require_no_advisory(manifest.source.build)
         now = _now()
         if before is not None and before.created > now + _SKEW:
             raise PublishError(

@@ -191,7 +191,7 @@ def _check(name: str, make: Callable[[], str]) -> Check:
 
 
 def _no_advisory(manifest: Manifest) -> str:
-    pins.require_no_advisory(manifest.source)
+    pins.require_no_advisory(manifest.source.build)
     return f"b{manifest.source.build} has none of {len(pins.advisories())}"
 
 

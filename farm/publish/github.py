@@ -52,7 +52,7 @@ class _UnansweredError(PublishError):
     def __init__(self, method: str, url: str, why: str, pause: float | None = None) -> None:
         super().__init__(
             "GITHUB_UNREACHABLE",
-            f"{method} {_shown(url)}: {why}",
+            f"{method} {packages.shown(url)}: {why}",
             hint="nothing visible changed; publishing again sends only what is missing",
         )
         self.pause = pause
@@ -180,7 +180,7 @@ class Api:
         if pause > _LONGEST_WAIT:
             raise PublishError(
                 "GITHUB_LIMIT",
-                f"{_shown(url)}: GitHub's rate limit ends in {pause / 60:.0f} minutes",
+                f"{packages.shown(url)}: GitHub's rate limit ends in {pause / 60:.0f} minutes",
                 hint="after that, publishing again sends what is missing",
             )
         raise _UnansweredError(method, url, "its rate limit did not end", pause)
@@ -219,16 +219,11 @@ def _require_success(method: str, url: str, answer: requests.Response) -> None:
         answer.close()
     raise PublishError(
         "GITHUB_REFUSED",
-        f"{method} {_shown(url)}: status {answer.status_code}: {told}",
+        f"{method} {packages.shown(url)}: status {answer.status_code}: {told}",
         hint="does the repository exist, and may GITHUB_TOKEN write its contents?"
         if answer.status_code != _EXISTS
         else "publishing again sends what is missing",
     )
-
-
-def _shown(url: str) -> str:
-    """Return a URL without its query: signed URLs carry secrets there."""
-    return url.partition("?")[0]
 
 
 class GitHub(Destination):

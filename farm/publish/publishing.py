@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from rich.filesize import decimal
+
 from farm import durable
 from farm import release as folder_of
 from farm.errors import PublishError
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""
-_SMALL: Final = 100_000
 _COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
 
 
@@ -37,7 +38,7 @@ class Part:
 
     def __str__(self) -> str:
         """Return name and size, for people."""
-        return f"{self.name}: {megabytes(self.size)}"
+        return f"{self.name}: {decimal(self.size)}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def prepare(
     manifest, found = of_folder(folder)
     _require_verified(manifest, found)
     name = places.require_name("release", manifest.release)
-    pins.require_no_advisory(manifest.source)
+    pins.require_no_advisory(manifest.source.build)
     if manifest.source.build_assumed:
         note(
             f"note[BUILD_ASSUMED]: the builder gave the number b{manifest.source.build}; "
@@ -235,11 +236,6 @@ def require_digest(manifest: bytes, sha256: str, *, what: str) -> None:
             hint="find out who changed it: what is published never changes. invoke gate --to PLACE"
             " --release NAME checks what is there now",
         )
-
-
-def megabytes(size: int) -> str:
-    """Return a size for people: MB, or kB if that would be 0.0."""
-    return f"{size / 1e6:.1f} MB" if size >= _SMALL else f"{size / 1e3:.1f} kB"
 
 
 def hashed(content: Iterable[bytes], *, visible: bool = True) -> Known:

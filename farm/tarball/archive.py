@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, cast
 
-from farm.errors import PackError, UsageError
+from farm.errors import PackError
+from farm.options import require_known
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -206,10 +207,7 @@ def require_format(asked: str) -> None:
     Raises:
         UsageError: ``FORMAT_UNKNOWN``.
     """
-    if asked not in FORMATS:
-        raise UsageError(
-            "FORMAT_UNKNOWN", f"--format {asked!r}", hint=f"it is one of {', '.join(FORMATS)}"
-        )
+    require_known("FORMAT_UNKNOWN", "--format", asked, FORMATS)
 
 
 def format_of(name: str) -> str:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm.engines.base import Toolchain
 from farm.errors import PackError
 from farm.inputs import recipe
-from farm.plan import TARGETS, Layout
+from farm.plan import TARGETS, Layout, Toolchain
 from farm.tarball.parts import Part
 from llama_loader.manifest import Patch
 

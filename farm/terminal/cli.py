@@ -162,7 +162,9 @@ def _value(option: Parameter, text: Any) -> Any:
         return (*parse, options.number)[0](name, text)
     if isinstance(option.default, tuple):
         return tuple(text or ())
-    return Path(text) if Path in kinds and (text or option.default is not None) else text or None
+    if Path in kinds:
+        return Path(text) if text or option.default is not None else None
+    return text
 
 
 def refuse_wrong_usage() -> None:

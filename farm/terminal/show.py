@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -96,9 +97,9 @@ def status(manifest: Manifest) -> None:
         parts = _parts(artifact)
         table.row(
             artifact.name,
-            megabytes(artifact.size),
-            megabytes(artifact.unpacked_size),
-            *(megabytes(parts[kind]) if kind in parts else "" for kind in ("gpu", "host")),
+            decimal(artifact.size),
+            decimal(artifact.unpacked_size),
+            *(decimal(parts[kind]) if kind in parts else "" for kind in ("gpu", "host")),
             _holds(artifact),
         )
     console.print(table)
@@ -114,10 +115,10 @@ def leavings(left: Leavings) -> None:
     """Print what the farm left on this machine and in the engine, and the sum."""
     for thing in left.things:
         stays = f"  (stays: {thing.kept})" if thing.kept else ""
-        line(f"{megabytes(thing.size):>12}  {thing.name}{stays}")
+        line(f"{decimal(thing.size):>12}  {thing.name}{stays}")
     if left.engine:
         note(f"note[ENGINE_NOT_ASKED]: {left.engine}")
-    line(f"{megabytes(left.size):>12}  in all")
+    line(f"{decimal(left.size):>12}  in all")
 
 
 def _parts(artifact: Artifact) -> Counter[str]:
@@ -139,16 +140,11 @@ def _holds(artifact: Artifact) -> str:
     return f"SASS {' '.join(artifact.cuda.sass)}{ptx}"
 
 
-def megabytes(size: int) -> str:
-    """Return a size in words; MB are 10^6 bytes."""
-    return f"{size / 1e6:.1f} MB"
-
-
 def plan(planned: Plan) -> None:
     """Print what publishing would do."""
     line(
         f"{planned.release} → {planned.where}: {len(planned.there)} files are there,"
-        f" {len(planned.new)} to send, {megabytes(planned.size)}"
+        f" {len(planned.new)} to send, {decimal(planned.size)}"
     )
     for part in planned.parts:
         word = "send " if part in planned.new else "there"
@@ -193,7 +189,7 @@ def pin(written: Pin, file: Path) -> None:
 def archive(found: Archive) -> None:
     """Print what an archive contains and needs, and the verdict for each supposed host."""
     artifact, cuda = found.artifact, found.artifact.cuda
-    line(f"{artifact.name}: {megabytes(found.size)}, sha256 {found.sha256}")
+    line(f"{artifact.name}: {decimal(found.size)}, sha256 {found.sha256}")
     if cuda is None:
         line("  no CUDA code: it runs on the CPU alone")
     else:
@@ -241,7 +237,7 @@ def overview(found: Overview) -> None:
         for row in rows:
             age = _span(datetime.now(timezone.utc) - row.manifest.created)
             held = row.manifest.artifacts
-            size = megabytes(sum(artifact.size for artifact in held))
+            size = decimal(sum(artifact.size for artifact in held))
             told = (str(row.manifest.serial), age, _left(row), str(len(held)), size)
             table.row(*(row.name, row.manifest.release)[: len(named)], *told)
         console.print(table)

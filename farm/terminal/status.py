@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from rich.filesize import decimal
+
 from farm import STATE_FOLDER, loader, release, run_lock
 from farm.engines import shared_cache
 from farm.engines.docker import CACHE_VOLUME, Stored, cache_counters, connect, stored
@@ -86,7 +88,7 @@ def disk() -> str:
     with Leavings(patience=_PATIENCE) as left:
         engine = ", the engine not counted" if left.engine else ""
         return (
-            f"disk: {show.megabytes(left.size)} of caches, images and logs{engine}"
+            f"disk: {decimal(left.size)} of caches, images and logs{engine}"
             " (invoke clean lists and removes them)"
         )
 
@@ -114,7 +116,7 @@ def _of_docker() -> str:
 def _figures(counted: Statistics, where: str) -> str:
     asked = counted.hits + counted.misses
     share = f" ({counted.hits / asked:.0%})" if asked else ""
-    return f"{counted.hits} of {asked} hits{share}, {show.megabytes(counted.size)} in {where}"
+    return f"{counted.hits} of {asked} hits{share}, {decimal(counted.size)} in {where}"
 
 
 class Row(NamedTuple):

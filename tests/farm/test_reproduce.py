@@ -40,7 +40,7 @@ def tarball(
         (MEMBERS, 0, 19, []),
         (MEMBERS[::-1], 0, 19, ["x.tar.zst: members in another order, in other compressed bytes"]),
         (MEMBERS, 0, 1, ["x.tar.zst: the same members, in other compressed bytes"]),
-        (MEMBERS, 7, 19, [f"runtime/{name}: time 0 / 7 in the archive" for name in "ab"]),
+        (MEMBERS, 7, 19, [f"runtime/{name}: time in the archive 0 / 7" for name in "ab"]),
         ([MEMBERS[0], ("b", b"beta", 0o755)], 0, 19, ["runtime/b: mode 0644 / 0755"]),
         ([MEMBERS[0], ("b", b"bete", 0o644)], 0, 19, ["runtime/b: other bytes, sha256 f44e64e7"]),
         (MEMBERS[:1], 0, 19, ["runtime/b: only the first has it"]),

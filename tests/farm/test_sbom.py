@@ -11,7 +11,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from releases import artifact
 
 from farm.cuda_runtime import RuntimeRecord, Wheel
-from farm.engines.base import Toolchain
+from farm.plan import Toolchain
 from farm.tarball import build_record, sbom
 from farm.tarball.parts import Part
 

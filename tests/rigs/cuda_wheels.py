@@ -13,8 +13,8 @@ from binaries import FATBINS, library, program
 from package_index import PackageIndex
 
 from farm import release
-from farm.engines.base import Toolchain
 from farm.inputs import pins
+from farm.plan import Toolchain
 from farm.tarball import build_record
 from farm.tarball.build_record import BuildRecord, LineRecord, SourceRecord
 

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
     import docker
 
-    from farm.engines.base import LineSink
-    from farm.plan import Layout
+    from farm.plan import Layout, LineSink
 
 
 class DockerEngine:
@@ -331,11 +330,7 @@ def _copy_in(container: Any, tree: Path, layout: Layout) -> None:
 
 
 def _without_git(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    if "/.git/" in f"/{entry.name}/":
-        return None
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = ""
-    return entry
+    return None if "/.git/" in f"/{entry.name}/" else durable.anonymous(entry)
 
 
 def _extract(spool: IO[bytes], root: str, into: Path) -> None:

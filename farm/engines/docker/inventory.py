@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import docker
 
-    from farm.engines.base import LineSink
+    from farm.plan import LineSink
 
 LABEL: Final = "llama-farm"
 """The label of every container and image of ours: a person finds them with ``--filter label=…``."""
