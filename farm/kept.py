@@ -18,6 +18,7 @@ from farm import durable, release
 from farm.durable import folder_digest
 from farm.errors import PackError
 from farm.inputs import recipe
+from farm.pack import BUILD_RECORD, LICENCES
 from farm.plan import CONTAINER_LAYOUT
 
 if TYPE_CHECKING:
@@ -152,22 +153,15 @@ class KeptTree:
         self.journal.write(self.plan.key, entry)
         try:
             with durable.writing(self.folder):
-                self._fill(products, build_json, licences)
+                if self.folder.exists():
+                    shutil.rmtree(self.folder)
+                self.folder.mkdir(parents=True)
+                fill(self.folder, products, build_json, licences)
                 whole = folder_digest(self.folder)
         except PackError:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         self.journal.write(self.plan.key, msgspec.structs.replace(entry, tree=whole))
-
-    def _fill(self, products: Path, build_json: bytes, licences: Mapping[str, bytes]) -> None:
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
-        shutil.copytree(products, self.folder / "bin", symlinks=True)
-        (self.folder / "BUILD.json").write_bytes(build_json)
-        (self.folder / "licenses").mkdir()
-        for name, text in licences.items():
-            (self.folder / "licenses" / name).write_bytes(text)
 
     def packed(self, out: Path) -> Path | None:
         """Return the tarball in ``out`` if it has the recorded bytes."""
@@ -191,6 +185,15 @@ class KeptTree:
         tarballs = entry.tarballs | {tarball.name: durable.sha256(tarball)}
         self.journal.write(self.plan.key, msgspec.structs.replace(entry, tarballs=tarballs))
         return tarball
+
+
+def fill(folder: Path, products: Path, build_json: bytes, licences: Mapping[str, bytes]) -> None:
+    """Write a tree into an empty folder: ``bin``, ``licenses``, ``BUILD.json``."""
+    shutil.copytree(products, folder / "bin", symlinks=True)
+    (folder / BUILD_RECORD).write_bytes(build_json)
+    (folder / LICENCES).mkdir()
+    for name, text in licences.items():
+        (folder / LICENCES / name).write_bytes(text)
 
 
 def digest(plan: BuildPlan, engine: str) -> str:

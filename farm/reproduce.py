@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 from farm import durable, pipeline, release
 from farm.errors import BuildError, PackError
 from farm.execute import execute
+from farm.kept import fill
 from farm.options import require_known
-from farm.pack import BUILD_RECORD, LICENCES, ROOT
+from farm.pack import ROOT
 from farm.plan import BuildPlan
 from farm.request import ENGINES, choose_source, resolve
 from farm.tarball import archive
@@ -134,12 +135,8 @@ def clean_tree(
         with execute(plan, engine, logs=_LOGS / folder.name, reporter=reporter) as built:
             toolchain = told(built.toolchain)
             build_json, licences = pipeline.recorded(plan, toolchain, built.cub, request, report)
-            shutil.copytree(built.folder, folder / "bin", symlinks=True)
+            fill(folder, built.folder, build_json, licences)
         fleet.end(plan.key, BUILT)
-    (folder / BUILD_RECORD).write_bytes(build_json)
-    (folder / LICENCES).mkdir()
-    for name, text in licences.items():
-        (folder / LICENCES / name).write_bytes(text)
 
 
 _FACTS: Final = ("other bytes, sha256", "mode", "time in the archive")

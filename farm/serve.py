@@ -23,7 +23,6 @@ from farm.errors import FarmError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
     from typing import BinaryIO
 
 HOST: Final = "127.0.0.1"
@@ -57,12 +56,7 @@ class ReleaseServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -113,12 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send a file, or the range of it that is asked for; for HEAD, the headers alone."""
         if self.path == "/" and (self._folder / _FIRST).is_file():
-            self._redirect(f"/{_FIRST}")
+            self._head(HTTPStatus.FOUND, {"Location": f"/{_FIRST}", "Content-Length": "0"})
             return
         path = locate(self._folder, self.path)
         stream = _opened(self._folder, path) if path else None
         if path is None or stream is None:
-            self._refuse(HTTPStatus.NOT_FOUND)
+            self.send_error(HTTPStatus.NOT_FOUND)
             return
         # The client may disconnect at any time; that is no error of the server.
         with stream, suppress(ConnectionError, TimeoutError):
@@ -136,16 +130,18 @@ class _Handler(BaseHTTPRequestHandler):
         first, last = wanted or (0, total)
         size = min(last + 1, total) - first
         if wanted and size <= 0:
-            self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"bytes */{total}")
+            refused = {"Content-Range": f"bytes */{total}", "Content-Length": "0"}
+            self._head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, refused)
             return
-        self.send_response(HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK)
-        self.send_header("Content-Type", _TYPES.get(path.suffix, "application/octet-stream"))
-        self.send_header("Content-Length", str(size))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", tag)
+        told = {
+            "Content-Type": _TYPES.get(path.suffix, "application/octet-stream"),
+            "Content-Length": str(size),
+            "Accept-Ranges": "bytes",
+            "ETag": tag,
+        }
         if wanted:
-            self.send_header("Content-Range", f"bytes {first}-{first + size - 1}/{total}")
-        self.end_headers()
+            told["Content-Range"] = f"bytes {first}-{first + size - 1}/{total}"
+        self._head(HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK, told)
         if self.command != "HEAD":
             stream.seek(first)
             self._copy(stream, size)
@@ -166,23 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         # A file that became shorter meanwhile: the length was promised, so cut the connection.
         self.close_connection = self.close_connection or size > 0
 
-    def _redirect(self, to: str) -> None:
-        """Redirect a request for the server's own address to the manifest."""
-        self.send_response(HTTPStatus.FOUND)
-        self.send_header("Location", to)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def _refuse(self, status: HTTPStatus, content_range: str = "") -> None:
-        body = f"{status.value} {status.phrase}\n".encode()
+    def _head(self, status: HTTPStatus, headers: dict[str, str]) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        if content_range:
-            self.send_header("Content-Range", content_range)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
 
 def locate(folder: Path, target: str) -> Path | None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from farm.plan import LineSink
-    from farm.targets import Line
 
 PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 """The only variables that a step gets from outside: CFLAGS and the like would change
@@ -117,13 +116,9 @@ class LocalEngine:
         Raises:
             EngineError: there is no C++ compiler, or one does not run.
         """
-        return self.compilers(plan.line)
-
-    def compilers(self, line: Line) -> str:
-        """Return the identity of the compilers that a line needs; see ``identity``."""
         _require_compiler()
         programs = [shutil.which(name) for name in ("cc", "gcc", "c++", "g++", "ld")]
-        if line.is_cuda and self._cuda is not None:
+        if plan.line.is_cuda and self._cuda is not None:
             programs.append(str(self._cuda / "bin" / "nvcc"))
         told = [_version(program) for program in programs if program]
         # CMake is known by its version: nox brings one in a folder of each session's own

@@ -21,10 +21,10 @@ from farm.publish.places import SIGNATURE, Destination
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from farm.publish.places import Signed
-    from farm.publish.publishing import Known, Part, Plan
+    from farm.publish.publishing import Known, Plan
 
 _TAKEN: Final = "--to takes a folder that invoke publish made, github:OWNER/REPO or hf:OWNER/REPO"
 
@@ -71,12 +71,7 @@ class Directory(Destination):
                 if not path.name.startswith(".")
             }
 
-    def publish(
-        self,
-        plan: Plan,
-        check: Callable[[Part, Iterable[bytes]], None],
-        tell: Callable[[str], None],
-    ) -> None:
+    def publish(self, plan: Plan, tell: Callable[[str], None]) -> None:
         """Gather, compare, rename."""
         with _disk(self._root), self._locked(tell) as root:
             # the lock's last holder may have published the same release, or another one
@@ -95,7 +90,7 @@ class Directory(Destination):
                     ):
                         shutil.copyfileobj(source, out, publishing.BLOCK)
                 for part in plan.parts:
-                    check(part, publishing.blocks(place / part.name))
+                    publishing.compare(part, publishing.blocks(place / part.name))
             if folder is gathered:
                 gathered.rename(final)
             durable.sync(root)

@@ -24,11 +24,11 @@ from farm.publish.publishing import Known
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from farm.publish.places import Signed
-    from farm.publish.publishing import Part, Plan
+    from farm.publish.publishing import Plan
 
 _NEXT: Final = ".next"
 """The end of the name of an asset that will replace another one."""
@@ -265,12 +265,7 @@ class GitHub(Destination):
         found = self._release(release)
         return {} if found is None else self._present(found)
 
-    def publish(
-        self,
-        plan: Plan,
-        check: Callable[[Part, Iterable[bytes]], None],
-        tell: Callable[[str], None],
-    ) -> None:
+    def publish(self, plan: Plan, tell: Callable[[str], None]) -> None:
         """Draft, assets, comparison, publication."""
         release = self._release(plan.release) or self._create(plan.release, draft=True)
         # another publisher may have begun, or finished, since the plan was made
@@ -287,7 +282,7 @@ class GitHub(Destination):
             if part.name not in ids:
                 raise PublishError("READ_BACK_DIFFERS", f"{self.where} did not keep {part.name}")
             with self._api.asset(ids[part.name]) as content:
-                check(part, content)
+                publishing.compare(part, content)
         if release["draft"]:
             self._api.call("PATCH", f"/releases/{release['id']}", json={"draft": False})
 

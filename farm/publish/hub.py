@@ -33,11 +33,11 @@ from farm.release import MANIFEST
 from llama_loader.locations import HUB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from farm.publish.places import Signed
-    from farm.publish.publishing import Part, Plan
+    from farm.publish.publishing import Plan
 
 _RELEASE: Final = re.compile(rf"([^/]+)/{re.escape(MANIFEST)}")
 _CHANNEL: Final = re.compile(rf"channels/([^/]+)/{re.escape(MANIFEST)}")
@@ -116,12 +116,7 @@ class Hub(Destination):
         """Return the files of a release on the main branch."""
         return self._folder(release, "main")
 
-    def publish(
-        self,
-        plan: Plan,
-        check: Callable[[Part, Iterable[bytes]], None],
-        tell: Callable[[str], None],
-    ) -> None:
+    def publish(self, plan: Plan, tell: Callable[[str], None]) -> None:
         """Commit, compare at that commit, tag it. The client sends no finished large file twice.
 
         The commit's parent is the commit that was read: another commit in between makes it fail,
@@ -140,8 +135,8 @@ class Hub(Destination):
                 head,
             )
             for part in plan.parts:
-                check(part, self._content(f"{plan.release}/{part.name}", commit))
-            self._tag(plan, commit, check)
+                publishing.compare(part, self._content(f"{plan.release}/{part.name}", commit))
+            self._tag(plan, commit)
 
     def read(self, folder: str, name: str) -> Iterator[bytes]:
         """Download a file of the main branch."""
@@ -211,7 +206,7 @@ class Hub(Destination):
         )
         return str(done.oid)
 
-    def _tag(self, plan: Plan, commit: str, check: Callable[[Part, Iterable[bytes]], None]) -> None:
+    def _tag(self, plan: Plan, commit: str) -> None:
         """Tag the release, once: loaders read it by that name, so a tag never moves.
 
         A file that is added later is on the main branch only.
@@ -222,7 +217,7 @@ class Hub(Destination):
         manifest = plan.parts[-1]
         path = f"{plan.release}/{manifest.name}"
         try:
-            check(manifest, self._content(path, plan.release))
+            publishing.compare(manifest, self._content(path, plan.release))
         except _MISSING as error:
             raise PublishError(
                 "TAG_IS_ANOTHER_S",

@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from farm import PROJECT_ROOT, durable, elf, loader, remote_release, targets, trust
-from farm.errors import FarmError, PublishError
-from farm.pack import is_elf
+from farm.errors import FarmError, InspectError, PublishError
+from farm.pack import Inventory, is_elf
 from farm.publish import channels
 from farm.release import MANIFEST
+from farm.tarball.archive import Chunking, Digests
 from llama_loader import manifest as schema
-from llama_loader.manifest import Artifact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from farm.publish.places import Destination
+    from llama_loader.manifest import Artifact
 
 FILE: Final = PROJECT_ROOT / "spaces" / "release.json"
 _URL: Final = "YAKULINGO_SPACES_LLAMA_CPP_URL"
 _SHA256: Final = "YAKULINGO_SPACES_LLAMA_CPP_SHA256"
+_CHUNK: Final = 1 << 30
 _CUDART: Final = re.compile(r"libcudart\.so\.([0-9]+)")
 
 
@@ -180,27 +182,22 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
 
 def _listed(url: str, sha256: str, size: int, found: tuple[elf.Inspection, ...]) -> Artifact:
     """Describe the archive as a manifest would, so that the loader's own rules can judge it."""
-    merged = elf.merge(found)
-    if len(merged.machines) != 1 or merged.glibc is None:
-        raise PublishError("ARCHIVE_NOT_LINUX", f"{url}: holds no programs for one Linux machine")
     name = Path(urlsplit(url).path).name
-    return Artifact(
+    inventory = Inventory(
         name=name,
-        urls=(name,),
         format="tar.zst",  # of a kind that the loader reads: it reads what archives come in, too
-        size=size,
-        sha256=sha256,
-        chunk_size=1 << 30,
-        chunks=(sha256,) * -(-size // (1 << 30)),
-        unpacked_size=0,
-        backend="cuda" if merged.sass or merged.ptx else "cpu",
-        cuda=_cuda(found, merged),
-        platform=schema.Platform(
-            system="linux", machine=merged.machines[0], glibc=merged.glibc, glibcxx=merged.glibcxx
-        ),
-        needs=merged.needs,
+        digests=Digests(size, sha256, (sha256,) * -(-size // _CHUNK)),
         files=(schema.FileEntry(path=name, size=0, sha256=sha256, executable=True),),
+        inspections=found,
+        build_json=b"",
+        chunking=Chunking(_CHUNK),
     )
+    try:
+        return inventory.entry(_cuda(found, elf.merge(found)))
+    except InspectError as error:
+        raise PublishError(
+            "ARCHIVE_NOT_LINUX", f"{url}: holds no programs for one Linux machine"
+        ) from error
 
 
 def _cuda(found: tuple[elf.Inspection, ...], merged: elf.Merged) -> schema.Cuda | None:

@@ -16,7 +16,7 @@ from llama_loader.locations import is_allowed_web
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from farm.publish.publishing import Known, Part, Plan
+    from farm.publish.publishing import Known, Plan
 
 SIGNATURE: Final = f"{MANIFEST}.minisig"
 _SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
@@ -70,12 +70,7 @@ class Destination(ABC):
         """Return the finished parts of a release that the place has, visible or not."""
 
     @abstractmethod
-    def publish(
-        self,
-        plan: Plan,
-        check: Callable[[Part, Iterable[bytes]], None],
-        tell: Callable[[str], None],
-    ) -> None:
+    def publish(self, plan: Plan, tell: Callable[[str], None]) -> None:
         """Send the new parts, read everything back, then make it visible; the manifest last."""
 
     @abstractmethod

@@ -128,7 +128,7 @@ def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -
         PublishError: it was cut off, or the place has other bytes than those that were sent. No
             visible file refers to a missing one; publishing again sends only what is missing.
     """
-    destination.publish(plan, compare, tell)
+    destination.publish(plan, tell)
     return destination.manifest_url(plan.release)
 
 

@@ -187,6 +187,7 @@ def test_a_release_of_few_cpu_variants_is_told_apart_and_left_to_the_demo(
 def test_the_folder_of_cmake_is_no_part_of_the_local_engines_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
     told = []
     for name in ("one", "two"):
         program = tmp_path / name / "cmake"
@@ -194,7 +195,7 @@ def test_the_folder_of_cmake_is_no_part_of_the_local_engines_identity(
         program.write_text("#!/bin/sh\necho cmake version 3.31.10\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-        told.append(LocalEngine().compilers(TABLE.line("cpu")))
+        told.append(LocalEngine().identity(plan))
     assert told[0] == told[1]
     assert "cmake version 3.31.10" in told[0]
 
