@@ -54,21 +54,17 @@ class Journal:
 
     folder: Path
 
-    def read(self, key: str, plan: str) -> Entry:
-        """Return a plan's entry; one that cannot be read counts as missing."""
-        entry = self._stored(key)
-        if entry is None:
+    def read(self, key: str, plan: str = "") -> Entry:
+        """Return a plan's entry; of another plan's, the time alone. Unreadable counts as missing."""
+        try:
+            entry = msgspec.json.decode(self._file(key).read_bytes(), type=Entry)
+        except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
             return Entry(plan)
         return entry if entry.plan == plan else Entry(plan, seconds=entry.seconds)
 
-    def seconds(self, key: str) -> float | None:
-        """Return the seconds of the last finished build of this key, None if there is none."""
-        entry = self._stored(key)
-        return entry.seconds if entry else None
-
     def times(self, plans: Iterable[BuildPlan]) -> dict[str, float | None]:
-        """Return ``seconds`` of each plan's key."""
-        return {plan.key: self.seconds(plan.key) for plan in plans}
+        """Return the seconds of the last finished build of each plan's key, None without one."""
+        return {plan.key: self.read(plan.key).seconds for plan in plans}
 
     def write(self, key: str, entry: Entry) -> None:
         """Replace an entry; it is on the disk when this returns.
@@ -80,12 +76,6 @@ class Journal:
         with durable.writing(self._file(key)):
             self.folder.mkdir(parents=True, exist_ok=True)
             durable.replace(self._file(key), content)
-
-    def _stored(self, key: str) -> Entry | None:
-        try:
-            return msgspec.json.decode(self._file(key).read_bytes(), type=Entry)
-        except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
-            return None
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.json"
@@ -121,8 +111,8 @@ class KeptTree:
 
     def begin(self) -> None:
         """Record that a build begins; the entry keeps the last build's time."""
-        seconds = self.journal.seconds(self.plan.key)
-        self.journal.write(self.plan.key, Entry(self.digest, begun=True, seconds=seconds))
+        entry = Entry(self.digest, begun=True, seconds=self.entry().seconds)
+        self.journal.write(self.plan.key, entry)
 
     def is_whole(self) -> bool:
         """Whether the tree that the journal names exists, unchanged."""

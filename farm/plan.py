@@ -9,6 +9,7 @@ part is the interface of every engine: open a workspace for a plan, run commands
 from __future__ import annotations
 
 import posixpath
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath, PurePosixPath
@@ -268,25 +269,23 @@ class Toolchain:
     programs: dict[str, str] = field(default_factory=dict)
 
 
-class Workspace(Protocol):
-    """A place with the plan's source. Closing it removes it with everything in it."""
+@dataclass
+class Workspace(ABC):
+    """A place with the plan's source. Closing it removes it with everything in it.
 
-    @property
-    def layout(self) -> Layout:
-        """The folders and programs, as paths of the workspace."""
+    Attributes:
+        layout: the folders and programs, as paths of the workspace.
+        jobs: how many compilers fit at a time.
+        image: the devel image below it, None for the local engine.
+        ccache_dir: the compiler cache's folder, or None.
+    """
 
-    @property
-    def jobs(self) -> int:
-        """How many compilers fit at a time."""
+    layout: Layout
+    jobs: int
+    image: ImageFacts | None
+    ccache_dir: PurePath | None
 
-    @property
-    def image(self) -> ImageFacts | None:
-        """The devel image below it, None for the local engine."""
-
-    @property
-    def ccache_dir(self) -> PurePath | None:
-        """The compiler cache's folder, or None."""
-
+    @abstractmethod
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
         """Run one command and pass on its output (stdout and stderr together) line by line.
 
@@ -294,9 +293,11 @@ class Workspace(Protocol):
             The exit status.
         """
 
+    @abstractmethod
     def collect(self, products: PurePath, into: Path) -> None:
         """Copy the folder ``products`` into the existing, empty folder ``into``."""
 
+    @abstractmethod
     def end(self) -> None:
         """End the running command, from another thread; every later command fails."""
 

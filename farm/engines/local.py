@@ -26,7 +26,7 @@ from farm.engines import shared_cache
 from farm.errors import EngineError
 from farm.inputs import recipe
 from farm.inputs.packages import cache_folder
-from farm.plan import BuildPlan, Layout
+from farm.plan import BuildPlan, Layout, Workspace
 from llama_loader import cgroups
 
 if TYPE_CHECKING:
@@ -44,13 +44,9 @@ _PAUSE: Final = 0.02
 
 
 @dataclass
-class LocalWorkspace:
+class LocalWorkspace(Workspace):
     """A private folder with a copy of the source beside the build tree, as in a container."""
 
-    layout: Layout
-    jobs: int
-    ccache_dir: PurePath | None
-    image: None = None
     _running: subprocess.Popen[str] | None = None
     _ended: bool = False
 
@@ -160,6 +156,7 @@ class LocalEngine:
                     passing=True,
                 ),
                 jobs=self._jobs,
+                image=None,
                 ccache_dir=ccache_dir() if ccache else None,
             )
             try:

@@ -240,7 +240,7 @@ def test_a_journal_that_cannot_be_read_is_no_journal(tmp_path: Path, content: by
     (tmp_path / "cpu-cpu.json").write_bytes(content)
     journal = Journal(tmp_path)
     assert journal.read("cpu-cpu", "one") == Entry("one")
-    assert journal.seconds("cpu-cpu") is None
+    assert journal.read("cpu-cpu").seconds is None
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
@@ -352,8 +352,8 @@ def test_the_time_of_another_plan_is_kept_and_nothing_else_of_it(tmp_path: Path)
     journal = Journal(tmp_path)
     journal.write("k", Entry("one", tree="t", seconds=12.0))
     assert journal.read("k", "two") == Entry("two", seconds=12.0)
-    assert journal.seconds("k") == 12.0
-    assert journal.seconds("other") is None
+    assert journal.read("k").seconds == 12.0
+    assert journal.read("other").seconds is None
 
 
 def test_what_decides_the_bytes_decides_the_digest(tiny: Path) -> None:

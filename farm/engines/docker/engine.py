@@ -30,7 +30,7 @@ from farm.engines.docker.inventory import (
 from farm.errors import EngineError
 from farm.inputs import recipe
 from farm.inputs.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
-from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan
+from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -211,15 +211,11 @@ def _tar_of(files: Mapping[str, bytes]) -> io.BytesIO:
     return packed
 
 
-@dataclass(frozen=True)
-class DockerWorkspace:
+@dataclass
+class DockerWorkspace(Workspace):
     """A running container that contains the source."""
 
     container: Any
-    layout: Layout
-    jobs: int
-    image: ImageFacts | None
-    ccache_dir: PurePath | None
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
         """Run one command in the container.
