@@ -55,7 +55,7 @@ class Journal:
     folder: Path
 
     def read(self, key: str, plan: str = "") -> Entry:
-        """Return a plan's entry; of another plan's, the time alone. Unreadable counts as missing."""
+        """Return a plan's entry; of another plan's, the time alone. Unreadable is missing."""
         try:
             entry = msgspec.json.decode(self._file(key).read_bytes(), type=Entry)
         except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
