@@ -358,7 +358,7 @@ def publication_findings(wanted: Publication, source: Source | None) -> list[Far
             name = places.require_name("channel", wanted.channel)
             signer = trust.signer(wanted.key)
             if place is not None:
-                channels.require_own(place, name, signer)
+                channels.Channel(place, name, signer).present()
     return findings.found
 
 

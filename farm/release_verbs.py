@@ -50,7 +50,8 @@ def publish(
     if wanted is not None and signer is not None:
         from farm.publish import channels
 
-        show.promotion(channels.promote(place, plan.release, wanted, signer, checked=checked))
+        own = channels.Channel(place, wanted, signer)
+        show.promotion(own.promote(plan.release, checked=checked))
 
 
 @verb
@@ -106,12 +107,9 @@ def promote(
     name = places.require_name("release", release)
     wanted = places.require_name("channel", channel)
     place, signer = places.parse(to), trust.signer(key)
-    named = places.project(project)
+    own = channels.Channel(place, wanted, signer, places.project(project))
     checked = checking.require_gate(place, name, show.check, checked=sha256)
-    done = channels.promote(
-        *(place, name, wanted, signer), days=days, at_least=serial, project=named, checked=checked
-    )
-    show.promotion(done)
+    show.promotion(own.promote(name, days=days, at_least=serial, checked=checked))
 
 
 @verb
@@ -137,8 +135,8 @@ def rollback(
 
     wanted = places.require_name("channel", channel)
     place, signer = places.parse(to), trust.signer(key)
-    named = places.project(project)
-    show.promotion(channels.rollback(place, wanted, signer, days=days, project=named))
+    own = channels.Channel(place, wanted, signer, places.project(project))
+    show.promotion(own.rollback(days=days))
 
 
 @verb
@@ -175,7 +173,7 @@ def renew(
         show.note(f"no channel of {place.where} ends within {within} days: nothing to renew")
     signer = trust.signer(key)
     for name in due:
-        show.promotion(channels.renew(place, name, signer, days=days, project=named))
+        show.promotion(channels.Channel(place, name, signer, named).renew(days=days))
 
 
 @verb

@@ -47,162 +47,98 @@ class Promotion:
     url: str
 
 
-def promote(
-    destination: Destination,
-    release: str,
-    channel: str,
-    signer: Signer,
-    *,
-    days: int = DAYS,
-    at_least: int = 1,
-    project: str | None = None,
-    checked: str | None = None,
-    signed: Manifest | None = None,
-) -> Promotion:
-    """Make a published release the current one of a channel.
-
-    The digests that are signed must be those that were checked, those of the place's files now, and
-    those that this key signed before for a release of this name.
-
-    Args:
-        destination: where release and channel are.
-        release: the release's name.
-        channel: the channel's name; the first promotion makes it.
-        signer: whose channel it is.
-        days: until it expires.
-        at_least: the lowest serial to give, if the place has lost the earlier ones.
-        project: the name in the signature, instead of the destination's own ``OWNER/REPO``.
-        checked: sha256 of the release's manifest that was checked; None signs the published one.
-        signed: what the key signed before; None reads it from the channel's files.
-
-    Raises:
-        PublishError: it is not published, was changed, has a known vulnerability, the channel is
-            another key's or project's, was promoted meanwhile, or this machine's clock is behind
-            its last promotion.
-    """
-    own = _Channel(destination, channel, signer, project or destination.project)
-    published = _read(destination, release, checked)
-    _require_unchanged(destination, published)
-    signed = signed or own.signed_before(release)
-    if signed is not None:
-        own.require_as_signed(published, signed)
-    addressed = _with_addresses(published, destination.artifact_base(release))
-    return own.sign(addressed, own.present()[0], days, at_least)
-
-
-def renew(
-    destination: Destination,
-    channel: str,
-    signer: Signer,
-    *,
-    days: int = DAYS,
-    project: str | None = None,
-) -> Promotion:
-    """Sign a channel's manifest again, with a higher serial and a later end.
-
-    Its content is what this key signed before: nothing is taken from the release beside it.
-
-    Raises:
-        PublishError: there is no channel, its release was changed or has a known vulnerability, the
-            channel is another key's or project's, or this machine's clock is behind.
-    """
-    own = _Channel(destination, channel, signer, project or destination.project)
-    present, _ = own.required()
-    _require_unchanged(destination, present)
-    return own.sign(present, present, days)
-
-
-def due(destination: Destination, days: int, only: str | None = None) -> tuple[str, ...]:
-    """Return the channels that end within so many days, or have ended.
-
-    Args:
-        destination: where they are.
-        days: from now.
-        only: one channel, instead of all.
-
-    Raises:
-        PublishError: the place cannot be read.
-    """
-    end = _now() + timedelta(days=days)
-    found = []
-    for name in destination.channels():
-        content = destination.channel_file(name, MANIFEST)
-        if content is None or only not in (None, name):
-            continue
-        expires = schema.parse(content, what=f"channel {name}").expires
-        if expires is not None and expires <= end:
-            found.append(name)
-    return tuple(found)
-
-
-def rollback(
-    destination: Destination,
-    channel: str,
-    signer: Signer,
-    *,
-    days: int = DAYS,
-    project: str | None = None,
-) -> Promotion:
-    """Make the previous release current again, with a higher serial.
-
-    After a rollback, the previous release is the one that was rolled back.
-
-    Raises:
-        PublishError: there is no channel, nothing was promoted to it before, or its last promotion
-            was cut off, so that "before" could mean two releases.
-    """
-    own = _Channel(destination, channel, signer, project or destination.project)
-    present, whole = own.required()
-    if not whole:
-        raise PublishError(
-            "PROMOTION_CUT_OFF",
-            f"channel {channel} of {destination.where}: serial {present.serial} with"
-            f" {present.release} was cut off between its two files",
-            hint=f"invoke promote {present.release} finishes it; invoke promote RELEASE makes"
-            " another one current",
-        )
-    before = own.before(present)
-    return promote(
-        *(destination, before.release, channel, signer), days=days, project=project, signed=before
-    )
-
-
-def require_own(destination: Destination, channel: str, signer: Signer) -> None:
-    """Refuse a channel of another key or project; a new channel is accepted.
-
-    Raises:
-        PublishError: another key signed it.
-    """
-    _Channel(destination, channel, signer, destination.project).present()
-
-
-def require_signed_for(comment: str, project: str, channel: str, *, what: str) -> None:
-    """Check which channel a signature is for; farms before this one did not name a project.
-
-    Raises:
-        PublishError: ``CHANNEL_MISMATCH``: it is another channel's or another project's.
-    """
-    of_another_farm = not comment.startswith("project ")
-    if not of_another_farm and not comment.startswith(f"project {project} channel {channel} "):
-        raise PublishError(
-            "CHANNEL_MISMATCH",
-            f"{what} is signed as {comment!r}, not as channel {channel} of {project}",
-            hint="name the project with --project if the place was moved; otherwise the files of"
-            " another channel were put there",
-        )
-
-
 @dataclass(frozen=True)
-class _Channel:
-    """A channel of one place, with the key and the project that it must be signed by and for."""
+class Channel:
+    """A channel of one place, with the key and the project that it must be signed by and for.
+
+    Attributes:
+        place: where channel and releases are.
+        name: the first promotion makes it.
+        signer: whose channel it is.
+        named: the project in the signature, instead of the place's own ``OWNER/REPO``.
+    """
 
     place: Destination
     name: str
     signer: Signer
-    project: str
+    named: str | None = None
+
+    def promote(
+        self,
+        release: str,
+        *,
+        days: int = DAYS,
+        at_least: int = 1,
+        checked: str | None = None,
+        signed: Manifest | None = None,
+    ) -> Promotion:
+        """Make a published release the current one of the channel.
+
+        The digests that are signed must be those that were checked, those of the place's files now,
+        and those that this key signed before for a release of this name.
+
+        Args:
+            release: the release's name.
+            days: until it expires.
+            at_least: the lowest serial to give, if the place has lost the earlier ones.
+            checked: sha256 of the manifest that was checked; None signs the published one.
+            signed: what the key signed before; None reads it from the channel's files.
+
+        Raises:
+            PublishError: it is not published, was changed, has a known vulnerability, the channel
+                is another key's or project's, was promoted meanwhile, or this machine's clock is
+                behind its last promotion.
+        """
+        published = _read(self.place, release, checked)
+        _require_unchanged(self.place, published)
+        signed = signed or self.signed_before(release)
+        if signed is not None:
+            self.require_as_signed(published, signed)
+        addressed = _with_addresses(published, self.place.artifact_base(release))
+        return self.sign(addressed, self.present()[0], days, at_least)
+
+    def renew(self, *, days: int = DAYS) -> Promotion:
+        """Sign the channel's manifest again, with a higher serial and a later end.
+
+        Its content is what this key signed before: nothing is taken from the release beside it.
+
+        Raises:
+            PublishError: there is no channel, its release was changed or has a known vulnerability,
+                the channel is another key's or project's, or this machine's clock is behind.
+        """
+        present, _ = self.required()
+        _require_unchanged(self.place, present)
+        return self.sign(present, present, days)
+
+    def rollback(self, *, days: int = DAYS) -> Promotion:
+        """Make the previous release current again, with a higher serial.
+
+        After a rollback, the previous release is the one that was rolled back.
+
+        Raises:
+            PublishError: there is no channel, nothing was promoted to it before, or its last
+                promotion was cut off, so that "before" could mean two releases.
+        """
+        present, whole = self.required()
+        if not whole:
+            raise PublishError(
+                "PROMOTION_CUT_OFF",
+                f"{self.what}: serial {present.serial} with {present.release} was cut off between"
+                " its two files",
+                hint=f"invoke promote {present.release} finishes it; invoke promote RELEASE makes"
+                " another one current",
+            )
+        before = self.before(present)
+        return self.promote(before.release, days=days, signed=before)
+
+    @property
+    def project(self) -> str:
+        """The project that its signatures name."""
+        return self.named or self.place.project
 
     @property
     def what(self) -> str:
+        """The channel in an error's sentence."""
         return f"channel {self.name} of {self.place.where}"
 
     def present(self) -> tuple[Manifest | None, bool]:
@@ -299,6 +235,45 @@ class _Channel:
         was = before.release if before else None
         url = self.place.channel_url(self.name)
         return Promotion(self.name, pointer.release, was, serial, expires, url)
+
+
+def due(destination: Destination, days: int, only: str | None = None) -> tuple[str, ...]:
+    """Return the channels that end within so many days, or have ended.
+
+    Args:
+        destination: where they are.
+        days: from now.
+        only: one channel, instead of all.
+
+    Raises:
+        PublishError: the place cannot be read.
+    """
+    end = _now() + timedelta(days=days)
+    found = []
+    for name in destination.channels():
+        content = destination.channel_file(name, MANIFEST)
+        if content is None or only not in (None, name):
+            continue
+        expires = schema.parse(content, what=f"channel {name}").expires
+        if expires is not None and expires <= end:
+            found.append(name)
+    return tuple(found)
+
+
+def require_signed_for(comment: str, project: str, channel: str, *, what: str) -> None:
+    """Check which channel a signature is for; farms before this one did not name a project.
+
+    Raises:
+        PublishError: ``CHANNEL_MISMATCH``: it is another channel's or another project's.
+    """
+    of_another_farm = not comment.startswith("project ")
+    if not of_another_farm and not comment.startswith(f"project {project} channel {channel} "):
+        raise PublishError(
+            "CHANNEL_MISMATCH",
+            f"{what} is signed as {comment!r}, not as channel {channel} of {project}",
+            hint="name the project with --project if the place was moved; otherwise the files of"
+            " another channel were put there",
+        )
 
 
 def _with_addresses(release: Manifest, base: str) -> Manifest:

@@ -84,11 +84,11 @@ def replay(channel: Path, serial: int) -> None:
 def test_a_channel_of_before_goes_on_beside_immutable_releases_and_a_new_one_is_refused(
     two: Destination, place: Place, signer: trust.Signer, *, may_ask: bool
 ) -> None:
-    channels.promote(two, "b11549-1", "stable", signer)
+    channels.Channel(two, "stable", signer).promote("b11549-1")
     place.server.immutable, place.server.may_ask = True, may_ask
-    assert channels.promote(two, "b11550-1", "stable", signer).serial == 2
+    assert channels.Channel(two, "stable", signer).promote("b11550-1").serial == 2
     with refused("CHANNEL_IMMUTABLE", PublishError, "channel-late of github:owner/name"):
-        channels.promote(two, "b11550-1", "late", signer)
+        channels.Channel(two, "late", signer).promote("b11550-1")
     assert ("channel-late" in {one.tag for one in place.server.releases}) == (not may_ask)
 
 
@@ -99,13 +99,13 @@ def test_promote_then_roll_back_and_the_loader_follows(
         pin = pin_space.channel(two, "stable", signer.public_key).content
         return follow(pin, tmp_path / "store")
 
-    first = channels.promote(two, "b11549-1", "stable", signer)
+    first = channels.Channel(two, "stable", signer).promote("b11549-1")
     assert (first.serial, first.before) == (1, None)
     assert follow_now() == "b11549-1"
-    second = channels.promote(two, "b11550-1", "stable", signer)
+    second = channels.Channel(two, "stable", signer).promote("b11550-1")
     assert (second.serial, second.before) == (2, "b11549-1")
     assert follow_now() == "b11550-1"
-    back = channels.rollback(two, "stable", signer)
+    back = channels.Channel(two, "stable", signer).rollback()
     assert (back.serial, back.release) == (3, "b11549-1")
     assert follow_now() == "b11549-1"
     assert two.channel_serials("stable") == (1, 2, 3)
@@ -118,11 +118,11 @@ def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
     """The Space was pinned once, with the serial of that day; only its store has seen more."""
     two, store = folder_of_two, tmp_path / "store"
     channel = tmp_path / "published" / "channels" / "stable"
-    channels.promote(two, "b11549-1", "stable", signer)
+    channels.Channel(two, "stable", signer).promote("b11549-1")
     pin = pin_space.channel(two, "stable", signer.public_key).content
     assert pin["min_serial"] == 1
     assert follow(pin, store) == "b11549-1"
-    channels.promote(two, "b11550-1", "stable", signer)
+    channels.Channel(two, "stable", signer).promote("b11550-1")
     assert follow(pin, store) == "b11550-1"
 
     replay(channel, 1)
@@ -132,14 +132,14 @@ def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
     assert "Traceback" not in answered.stderr
 
     # The farm is not taken in either: the next serial is above all that the place has.
-    back = channels.promote(two, "b11549-1", "stable", signer)
+    back = channels.Channel(two, "stable", signer).promote("b11549-1")
     assert (back.release, back.serial) == ("b11549-1", 3)
     assert follow(pin, store) == "b11549-1"  # the same release, rolled back to on purpose
 
     replay(channel, 2)
     assert ask(pin, store).returncode == 4
-    channels.promote(two, "b11550-1", "stable", signer)
-    newer = channels.rollback(two, "stable", signer)
+    channels.Channel(two, "stable", signer).promote("b11550-1")
+    newer = channels.Channel(two, "stable", signer).rollback()
     assert (newer.release, newer.serial) == ("b11549-1", 5)
     assert follow(pin, store) == "b11549-1"
     # A machine that never saw the channel knows only what its pin says.
@@ -152,16 +152,19 @@ def test_a_channel_whose_history_is_lost_begins_above_what_spaces_have_seen(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
     for release in ("b11549-1", "b11550-1", "b11549-1"):
-        channels.promote(folder_of_two, release, "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).promote(release)
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"
     shutil.rmtree(tmp_path / "published" / "channels")
-    assert channels.promote(folder_of_two, "b11550-1", "stable", signer).serial == 1
+    assert channels.Channel(folder_of_two, "stable", signer).promote("b11550-1").serial == 1
     assert ask(pin, tmp_path / "store").returncode == 4
-    again = channels.promote(folder_of_two, "b11550-1", "stable", signer, at_least=4)
+    again = channels.Channel(folder_of_two, "stable", signer).promote("b11550-1", at_least=4)
     assert again.serial == 4
     assert follow(pin, tmp_path / "store") == "b11550-1"
-    assert channels.promote(folder_of_two, "b11549-1", "stable", signer, at_least=2).serial == 5
+    assert (
+        channels.Channel(folder_of_two, "stable", signer).promote("b11549-1", at_least=2).serial
+        == 5
+    )
 
 
 def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
@@ -173,7 +176,7 @@ def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
     past = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=91)
     with monkeypatch.context() as patch:
         patch.setattr(channels, "_now", lambda: past)
-        channels.promote(folder_of_two, "b11549-1", "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     expired = ask(pin, tmp_path / "store")
     assert expired.returncode == 4
@@ -181,81 +184,84 @@ def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
     (row,) = overview.of(folder_of_two).channels
     assert row.left is not None
     assert row.left < timedelta(0)
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     assert follow(pin, tmp_path / "store") == "b11549-1"
 
 
 def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    channels.promote(folder_of_two, "b11549-1", "stable", signer, days=20)
-    channels.promote(folder_of_two, "b11550-1", "candidate", signer, days=90)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1", days=20)
+    channels.Channel(folder_of_two, "candidate", signer).promote("b11550-1", days=90)
     assert channels.due(folder_of_two, 30) == ("stable",)
     assert channels.due(folder_of_two, 30, "candidate") == ()
-    renewed = channels.renew(folder_of_two, "stable", signer)
+    renewed = channels.Channel(folder_of_two, "stable", signer).renew()
     assert (renewed.release, renewed.before, renewed.serial) == ("b11549-1", "b11549-1", 2)
     assert channels.due(folder_of_two, 30) == ()
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"
     with refused("CHANNEL_MISSING", PublishError):
-        channels.renew(folder_of_two, "missing", signer)
+        channels.Channel(folder_of_two, "missing", signer).renew()
 
 
 def test_a_clock_that_is_behind_promotes_nothing(
     folder_of_two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     past = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=365)
     monkeypatch.setattr(channels, "_now", lambda: past)
     with refused("CLOCK_BEHIND", PublishError):
-        channels.promote(folder_of_two, "b11550-1", "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).promote("b11550-1")
     assert folder_of_two.channel_serials("stable") == (1,)
 
 
 def test_a_promotion_that_another_one_overtook_is_refused(
     folder_of_two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     # both looked when serial 1 was the last one
     monkeypatch.setattr(folder_of_two, "channel_serials", lambda _: (1,))
-    channels.promote(folder_of_two, "b11550-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11550-1")
     replayed = folder_of_two.channel_file("stable", "1.json")
     signature = folder_of_two.channel_file("stable", "1.json.minisig")
     read = {"manifest.json": replayed, "manifest.json.minisig": signature}
     real = folder_of_two.channel_file
     monkeypatch.setattr(folder_of_two, "channel_file", lambda c, n: read.get(n) or real(c, n))
     with refused("CHANNEL_MOVED", PublishError):
-        channels.promote(folder_of_two, "b11549-1", "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     monkeypatch.undo()
 
 
 def test_a_channel_of_another_key_is_left_alone(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     trust.generate(tmp_path / "other")
+    other = channels.Channel(folder_of_two, "stable", trust.signer(tmp_path / "other"))
     with refused("SIGNED_BY_ANOTHER_KEY", PublishError):
-        channels.promote(folder_of_two, "b11550-1", "stable", trust.signer(tmp_path / "other"))
+        channels.Channel(folder_of_two, "stable", trust.signer(tmp_path / "other")).promote(
+            "b11550-1"
+        )
     assert folder_of_two.channel_serials("stable") == (1,)
 
 
 def test_there_must_be_something_before(folder_of_two: Destination, signer: trust.Signer) -> None:
     with refused("CHANNEL_MISSING", PublishError):
-        channels.rollback(folder_of_two, "stable", signer)
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).rollback()
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     with refused("NOTHING_BEFORE", PublishError):
-        channels.rollback(folder_of_two, "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).rollback()
 
 
 def test_a_changed_history_is_not_rolled_back_to(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
     for build in (11549, 11550):
-        channels.promote(folder_of_two, f"b{build}-1", "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).promote(f"b{build}-1")
     past = tmp_path / "published" / "channels" / "stable" / "1.json"
     past.write_bytes(past.read_bytes().replace(b"11549", b"11551"))
     with refused("SIGNED_BY_ANOTHER_KEY", PublishError):
-        channels.rollback(folder_of_two, "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).rollback()
 
 
 @contextmanager
@@ -297,11 +303,11 @@ def test_release_that_was_changed_since_it_was_signed_is_neither_promoted_nor_ro
 ) -> None:
     """Whoever may write there changes a tarball, adds one of his own, or changes the manifest."""
     for build in (11549, 11550):
-        channels.promote(folder_of_two, f"b{build}-1", "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).promote(f"b{build}-1")
     tamper(tmp_path / "published" / "b11549-1")
     for again in (
-        lambda: channels.rollback(folder_of_two, "stable", signer),
-        lambda: channels.promote(folder_of_two, "b11549-1", "stable", signer),
+        lambda: channels.Channel(folder_of_two, "stable", signer).rollback(),
+        lambda: channels.Channel(folder_of_two, "stable", signer).promote("b11549-1"),
     ):
         with refused("RELEASE_CHANGED", PublishError, "serial 1 of channel stable"):
             again()
@@ -318,10 +324,10 @@ def test_links_where_releases_lie_cost_no_person_a_file(
     for name in ("letter", "photo"):
         (mine / name).write_text(name)
     (root / "channels" / "stable" / ".manifest.json.part").symlink_to(mine / "letter")
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     (root / "channels" / "beta").symlink_to(mine)
     with refused("DESTINATION_NOT_WRITABLE", PublishError):
-        channels.promote(folder_of_two, "b11549-1", "beta", signer)
+        channels.Channel(folder_of_two, "beta", signer).promote("b11549-1")
     gathered = root / ".b11551-1.publishing"
     gathered.symlink_to(mine)
     folder = tiny_release.of_build(kept, 11551, tmp_path / "third")
@@ -345,14 +351,14 @@ def test_links_where_releases_lie_cost_no_person_a_file(
 def test_tarball_that_is_not_what_the_manifest_lists_is_neither_promoted_nor_renewed(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     for release in ("b11549-1", "b11550-1"):
         tarball = next((tmp_path / "published" / release).glob("*.tar.zst"))
         tarball.write_bytes(tarball.read_bytes() + b"x")
     with refused("RELEASE_CHANGED", PublishError, tarball.name):
-        channels.promote(folder_of_two, "b11550-1", "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).promote("b11550-1")
     with refused("RELEASE_CHANGED", PublishError):
-        channels.renew(folder_of_two, "stable", signer)
+        channels.Channel(folder_of_two, "stable", signer).renew()
     assert folder_of_two.channel_serials("stable") == (1,)
 
 
@@ -364,18 +370,18 @@ def test_manifest_that_changed_after_the_gate_is_not_signed(
     checked = hashlib.sha256(manifest.read_bytes()).hexdigest()
     change(manifest.parent)
     with refused("RELEASE_CHANGED", PublishError):
-        channels.promote(folder_of_two, "b11549-1", "stable", signer, checked=checked)
+        channels.Channel(folder_of_two, "stable", signer).promote("b11549-1", checked=checked)
     assert folder_of_two.channels() == ()
 
 
 def test_only_what_is_published_is_promoted(two: Destination, signer: trust.Signer) -> None:
     with pytest.raises(PublishError):
-        channels.promote(two, "b9-1", "stable", signer)
+        channels.Channel(two, "stable", signer).promote("b9-1")
     assert two.channels() == ()
 
 
 def test_the_status_of_a_place(two: Destination, signer: trust.Signer) -> None:
-    channels.promote(two, "b11549-1", "stable", signer)
+    channels.Channel(two, "stable", signer).promote("b11549-1")
     found = overview.of(two, "capability=9.0,driver=580,glibc=2.36,torch=cu128")
     assert [row.name for row in found.releases] == ["b11549-1", "b11550-1"]
     (stable,) = found.channels
@@ -404,18 +410,18 @@ def test_the_status_of_no_place(place: Place) -> None:
 def test_manifest_of_another_channel_of_the_same_key_is_refused_by_loader_and_farm(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert (pin["project"], pin["channel"]) == ("local/published", "stable")
-    channels.promote(folder_of_two, "b11550-1", "candidate", signer)
+    channels.Channel(folder_of_two, "candidate", signer).promote("b11550-1")
     kept = tmp_path / "published" / "channels"
     for name in ("manifest.json", "manifest.json.minisig"):
         shutil.copy(kept / "candidate" / name, kept / "stable" / name)
     answered = ask(pin, tmp_path / "store")
     assert (answered.returncode, "error[CHANNEL_MISMATCH]" in answered.stderr) == (4, True)
     for use in (
-        lambda: channels.promote(folder_of_two, "b11550-1", "stable", signer),
-        lambda: channels.rollback(folder_of_two, "stable", signer),
+        lambda: channels.Channel(folder_of_two, "stable", signer).promote("b11550-1"),
+        lambda: channels.Channel(folder_of_two, "stable", signer).rollback(),
         lambda: pin_space.channel(folder_of_two, "stable", signer.public_key),
     ):
         with refused("CHANNEL_MISMATCH", PublishError):
@@ -426,26 +432,26 @@ def test_project_of_a_mirror_is_named_by_an_option(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
     for release in ("b11549-1", "b11550-1"):
-        channels.promote(folder_of_two, release, "stable", signer, project="me/builds")
+        channels.Channel(folder_of_two, "stable", signer, "me/builds").promote(release)
     with refused("CHANNEL_MISMATCH", PublishError):
         pin_space.channel(folder_of_two, "stable", signer.public_key)
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key, "me/builds").content
     assert follow(pin, tmp_path / "store") == "b11550-1"
-    back = channels.rollback(folder_of_two, "stable", signer, project="me/builds")
+    back = channels.Channel(folder_of_two, "stable", signer, "me/builds").rollback()
     assert follow(pin, tmp_path / "store") == back.release == "b11549-1"
 
 
 def test_channel_of_an_older_farm_is_promoted_again_before_it_is_pinned(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
     channel = tmp_path / "published" / "channels" / "stable"
     old = signer.sign((channel / "1.json").read_bytes(), "channel stable serial 1 release b11549-1")
     for name in ("1.json.minisig", "manifest.json.minisig"):
         (channel / name).write_bytes(old)
     with refused("CHANNEL_NOT_SIGNED_FOR", PublishError):
         pin_space.channel(folder_of_two, "stable", signer.public_key)
-    channels.promote(folder_of_two, "b11550-1", "stable", signer)
-    assert channels.rollback(folder_of_two, "stable", signer).serial == 3
+    channels.Channel(folder_of_two, "stable", signer).promote("b11550-1")
+    assert channels.Channel(folder_of_two, "stable", signer).rollback().serial == 3
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"

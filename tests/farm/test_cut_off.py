@@ -103,23 +103,23 @@ def test_a_promotion_cut_off_anywhere_is_finished_by_the_next_one_and_can_be_rol
             for folder in folders:
                 publish(place, folder)
             to = place.open()
-            channels.promote(to, "b11549-1", "stable", signer)
+            channels.Channel(to, "stable", signer).promote("b11549-1")
             if place.server is not None:
                 place.server.cut_after = after
 
             def promote(to: Destination = to) -> None:
-                channels.promote(to, "b11550-1", "stable", signer)
+                channels.Channel(to, "stable", signer).promote("b11550-1")
 
             reached, ended = cut_off(place, number, patch, promote)
             shown = present(to, signer)
             assert shown in {"b11549-1", "b11550-1"} or (ended and shown is None)
             if shown is None:  # between its two files: nobody has to guess which one is meant
                 with refused("PROMOTION_CUT_OFF", PublishError) as caught:
-                    channels.rollback(to, "stable", signer)
+                    channels.Channel(to, "stable", signer).rollback()
                 assert "b11550-1" in caught.value.hint
             promote()
             assert present(to, signer) == "b11550-1"
-            assert channels.rollback(to, "stable", signer).release == "b11549-1"
+            assert channels.Channel(to, "stable", signer).rollback().release == "b11549-1"
             assert present(to, signer) == "b11549-1"
         served.undo()
         if not reached:
