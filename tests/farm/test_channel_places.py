@@ -239,9 +239,7 @@ def test_a_channel_of_another_key_is_left_alone(
     trust.generate(tmp_path / "other")
     other = channels.Channel(folder_of_two, "stable", trust.signer(tmp_path / "other"))
     with refused("SIGNED_BY_ANOTHER_KEY", PublishError):
-        channels.Channel(folder_of_two, "stable", trust.signer(tmp_path / "other")).promote(
-            "b11550-1"
-        )
+        other.promote("b11550-1")
     assert folder_of_two.channel_serials("stable") == (1,)
 
 

@@ -245,7 +245,7 @@ def test_an_option_with_several_values_takes_all_of_them(monkeypatch: pytest.Mon
     told = "build-cpu --also llama-bench llama-quantize --define A=1 B=2 --define C=3 --fresh"
     Program(namespace=Collection.from_module(tasks)).run(f"invoke {told}", exit=False)
     assert asked[0].also == ("llama-bench", "llama-quantize")
-    assert asked[0].define == (("A", "1"), ("B", "2"), ("C", "3"))
+    assert asked[0].define == ("A=1", "B=2", "C=3")
     assert asked[0].fresh
 
 
