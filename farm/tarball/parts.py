@@ -154,21 +154,34 @@ def survey(tree: Path, *, version: str | None = None) -> Survey:
     """
     upstreams = _upstreams(tree)
     own = _licence_in(tree, _licence_files(tree), tree)
-    llama = Part(
-        name="llama.cpp",
-        path=".",
-        version=version,
-        origin="https://github.com/ggml-org/llama.cpp",
-        licence=own.expression,
-        licence_files=tuple(sorted(own.texts)),
-        sha256=digest(tree, _files(tree)),
-    )
-    found = [_vendored(tree, folder, upstreams) for folder in _vendor_folders(tree)]
+    origin = "https://github.com/ggml-org/llama.cpp"
+    found = [(_part(tree, _files(tree), "llama.cpp", ".", own, version, origin), own)]
+    found += [_vendored(tree, folder, upstreams) for folder in _vendor_folders(tree)]
     found += _single_files(tree)
-    texts = {**_loose_texts(tree), **own.texts}
+    texts = _loose_texts(tree)
     for _, licence in found:
         texts.update(licence.texts)
-    return Survey((llama, *(part for part, _ in found)), texts)
+    return Survey(tuple(part for part, _ in found), texts)
+
+
+def _part(
+    tree: Path,
+    files: Iterable[Path],
+    name: str,
+    path: str,
+    licence: _Licence,
+    version: str | None = None,
+    origin: str | None = None,
+) -> Part:
+    return Part(
+        name=name,
+        path=path,
+        version=version,
+        origin=origin,
+        licence=licence.expression,
+        licence_files=tuple(sorted(licence.texts)),
+        sha256=digest(tree, files),
+    )
 
 
 def digest(tree: Path, files: Iterable[Path]) -> str:
@@ -205,18 +218,10 @@ def _vendored(tree: Path, folder: Path, upstreams: Iterable[_Upstream]) -> tuple
     path = str(folder.relative_to(tree))
     upstream = next((row for row in upstreams if row.path.startswith(f"{path}/")), None)
     licence = _licence_of(tree, folder)
-    return (
-        Part(
-            name=folder.name if not upstream else upstream.origin.rpartition("/")[2],
-            path=path,
-            version=_version(folder) or (upstream.version if upstream else None),
-            origin=upstream.origin if upstream else None,
-            licence=licence.expression,
-            licence_files=tuple(sorted(licence.texts)),
-            sha256=digest(tree, _files(folder)),
-        ),
-        licence,
-    )
+    name = folder.name if not upstream else upstream.origin.rpartition("/")[2]
+    version = _version(folder) or (upstream.version if upstream else None)
+    origin = upstream.origin if upstream else None
+    return _part(tree, _files(folder), name, path, licence, version, origin), licence
 
 
 def _single_files(tree: Path) -> list[tuple[Part, _Licence]]:
@@ -230,14 +235,7 @@ def _single_files(tree: Path) -> list[tuple[Part, _Licence]]:
             continue
         name = str(path.relative_to(tree))
         licence = _Licence(identify(text), {_text_name(name): text.encode()})
-        part = Part(
-            name=path.name,
-            path=name,
-            licence=licence.expression,
-            licence_files=tuple(licence.texts),
-            sha256=digest(tree, [path]),
-        )
-        found.append((part, licence))
+        found.append((_part(tree, [path], path.name, name, licence), licence))
     return found
 
 

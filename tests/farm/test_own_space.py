@@ -165,7 +165,7 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
         ({"model": "70b"}, "MODEL_INVALID"),
         ({"model": "me/nothing:x.gguf"}, "MODEL_INVALID"),
         ({"hardware": "cray"}, "HARDWARE_UNKNOWN"),
-        ({"variables": ("HF_TOKEN=x",)}, "VARIABLE_IS_SECRET"),
+        ({"variable": ("HF_TOKEN=x",)}, "VARIABLE_IS_SECRET"),
     ):
         with refused(code, UsageError):
             make(Wish(**{**vars(CPU), **change}), capsys)
