@@ -42,9 +42,9 @@ def test_what_a_host_gets_is_named_in_one_piece(
     show.overview(Overview(PLACE, (stable,), (row(manifest, "b11549-1", NAME),)))
     said = capsys.readouterr().out.splitlines()
     assert said[0] == PLACE
-    size = f"{manifest.artifacts[0].size / 1e6:.1f}"
-    assert said[2].split() == f"stable b11549-1 7 30 h 89 days 1 {size} MB".split()
-    assert said[4].split() == f"b11549-1 7 30 h 1 {size} MB".split()
+    size = f"{manifest.artifacts[0].size / 1e3:.1f}"
+    assert said[2].split() == f"stable b11549-1 7 30 h 89 days 1 {size} kB".split()
+    assert said[4].split() == f"b11549-1 7 30 h 1 {size} kB".split()
     assert said[-3:] == ["that host gets", f" stable: {NAME}, {NAME}", f" b11549-1: {NAME}"]
 
 
