@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from verbs import PROJECT, Release, succeed
 from tests.rigs import impostor_archive, turns
 from tests.rigs.downloads import Reader
 from tests.rigs.fault_server import FaultServer
+from tests.rigs.heard import heard
 from tests.rigs.impostor_archive import Impostor
 
 if TYPE_CHECKING:
@@ -123,14 +123,12 @@ def real_runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         return Path(named)
     manifest: str = request.getfixturevalue("real_manifest")
     store = tmp_path_factory.mktemp("store")
-    fetched = subprocess.run(
+    fetched = heard(
         [
             *(sys.executable, "-m", "llama_loader", "fetch", "--manifest", manifest),
             *("--allow-cpu", "--store", str(store)),
         ],
         cwd=PROJECT / "spaces",
-        capture_output=True,
-        text=True,
         check=True,
     )
     return Path(fetched.stdout.splitlines()[-1])

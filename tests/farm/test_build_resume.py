@@ -29,6 +29,7 @@ from farm.plan import BuildPlan
 from farm.tarball import build_record
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport
+from tests.rigs.heard import heard
 
 PROJECT = Path(__file__).parent.parent.parent
 TABLE = targets.load()
@@ -128,9 +129,7 @@ def test_fresh_builds_it_again_with_nothing_from_the_compiler_cache(
 
 
 def cache_counts() -> dict[str, int]:
-    told = subprocess.run(
-        ["ccache", "--print-stats"], capture_output=True, text=True, check=True
-    ).stdout
+    told = heard(["ccache", "--print-stats"], check=True).stdout
     counts = {name: int(count) for name, count in (line.split() for line in told.splitlines())}
     hits = counts["direct_cache_hit"] + counts["preprocessed_cache_hit"]
     return {"hits": hits, "recache": counts["recache"]}

@@ -19,6 +19,7 @@ from farm.publish import channels, pin_space, places, publishing
 from farm.publish.places import Destination
 from farm.terminal import status as overview
 from tests.rigs import published, tiny_release
+from tests.rigs.heard import heard
 from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused
 
@@ -50,15 +51,12 @@ def ask(pin: dict[str, Any], store: Path) -> subprocess.CompletedProcess[str]:
     """Fetch as a copy of ``spaces/`` does, by its ``release.json``."""
     file = store.parent / "release.json"
     pin_space.write(pin, file)
-    return subprocess.run(
+    return heard(
         [
             *(sys.executable, "-c", FOLLOW, str(file), "fetch"),
             *("--json", "--allow-cpu", "--no-test-run", "--store", str(store)),
         ],
         env=published.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 

@@ -1,7 +1,6 @@
 """The executor and the local engine, on a real CMake project that compiles in a second."""
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from farm.errors import BuildError, PackError
 from farm.execute import execute
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan
+from tests.rigs.heard import heard
 from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
 
@@ -60,9 +60,7 @@ def test_a_build_gives_programs_that_run_and_knows_who_compiled(tiny: Path, tmp_
     recorder = Recorder()
     engine = LocalEngine(jobs=2)
     with execute(plan_of(tiny), engine, logs=tmp_path / "logs", reporter=recorder) as built:
-        told = subprocess.run(
-            [built.folder / "llama-server"], capture_output=True, text=True, check=True
-        )
+        told = heard([built.folder / "llama-server"], check=True)
         assert told.stdout == "version: 0 (unknown) llama.cpp/llama.cpp\n"
         assert (built.folder / "libllama.so").is_symlink()
         assert built.toolchain.engine == "local"

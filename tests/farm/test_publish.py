@@ -91,9 +91,8 @@ def test_other_bytes_under_a_published_name_are_refused(
         other = tiny_release.of_build(kept, 11549, tmp_path / "other")
     finally:
         (kept / "licenses" / "NOTICE").unlink()
-    with refused("PUBLISHED_DIFFERS", PublishError) as caught:
+    with refused("PUBLISHED_DIFFERS", PublishError, "b11549-1"):
         publishing.prepare(other, place.open())
-    assert "b11549-1" in caught.value.message
 
 
 def test_tarball_that_changes_after_it_was_verified_is_not_published(
@@ -324,9 +323,8 @@ class TestGitHub:
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("GITHUB_TOKEN", "wrong")
-        with refused("GITHUB_REFUSED", PublishError) as caught:
+        with refused("GITHUB_REFUSED", PublishError, "Bad credentials") as caught:
             self.publish(released)
-        assert "Bad credentials" in caught.value.message
         assert "wrong" not in caught.value.render()
         assert server.releases == []
 
@@ -341,9 +339,8 @@ class TestGitHub:
         self, server: github_releases.GitHub, released: Path, headers: dict[str, str]
     ) -> None:
         server.limited, server.limit = 1, Answer(403, {"message": "no"}, headers)
-        with refused("GITHUB_LIMIT", PublishError) as caught:
+        with refused("GITHUB_LIMIT", PublishError, "minutes"):
             self.publish(released)
-        assert "minutes" in caught.value.message
 
     def test_what_may_not_be_done_is_not_waited_for(
         self, server: github_releases.GitHub, released: Path
@@ -440,9 +437,8 @@ class TestHub:
     def test_a_tag_of_something_else_is_said(self, hub: hub_repository.Hub, released: Path) -> None:
         hub.repositories["owner/name"] = hub_repository.Repository()
         hub.repositories["owner/name"].tags["b11549-1"] = hub_repository.oid(0)
-        with refused("TAG_IS_ANOTHER_S", PublishError) as caught:
+        with refused("TAG_IS_ANOTHER_S", PublishError, "b11549-1"):
             self.publish(released)
-        assert "b11549-1" in caught.value.message
 
     def test_a_commit_in_between_is_not_overwritten(
         self, hub: hub_repository.Hub, released: Path, monkeypatch: pytest.MonkeyPatch
@@ -458,9 +454,8 @@ class TestHub:
             return head
 
         monkeypatch.setattr(to, "_head", and_then_somebody_commits)
-        with refused("HUB_REFUSED", PublishError) as caught:
+        with refused("HUB_REFUSED", PublishError, "412"):
             publishing.publish(planned, to, lambda _: None)
-        assert "412" in caught.value.message
         monkeypatch.undo()
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from farm.remote_release import opened
 from farm.serve import ReleaseServer
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
+from tests.rigs.heard import heard
 from tests.rigs.refusals import refused
 
 TARBALL = b"a tarball, as far as fetching is concerned"
@@ -64,12 +64,9 @@ def test_a_manifest_on_the_hub_is_read_from_its_repository(folder: Path, tmp_pat
     folder.rename(hub)
     with ReleaseServer(tmp_path / "hub") as server:
         # huggingface_hub reads its endpoint once, when it is imported: so in another process.
-        done = subprocess.run(
+        done = heard(
             [sys.executable, "-c", READ, "hf://owner/repo@b11549-1/manifest.json"],
             env={**os.environ, "HF_ENDPOINT": server.url.rstrip("/")},
-            capture_output=True,
-            text=True,
-            check=False,
         )
     assert done.stdout.split() == sorted(names(hub)), done.stderr
 

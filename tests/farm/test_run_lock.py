@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from farm import run_lock
 from farm.errors import BuildError
+from tests.rigs.refusals import refused
 
 HOLDS = """
 import sys
@@ -43,12 +42,10 @@ def test_a_set_that_another_process_builds_is_refused_and_the_process_named(
     out = tmp_path / "dist"
     with holder(out) as other:
         with (
-            pytest.raises(BuildError) as refused,
+            refused("SET_IS_BEING_BUILT", BuildError, status=1),
             run_lock.held(["cu130-sm120", "cu130-sm90"], [out]),
         ):
             pass
-        assert refused.value.code == "SET_IS_BEING_BUILT"
-        assert refused.value.exit_status == 1
         said = refused.value.render().splitlines()
         assert said[0].endswith(f"cu130-sm90 is being built into {out} by process {other.pid}")
         assert said[1].startswith("hint: ")
@@ -96,8 +93,7 @@ def test_whoever_takes_turns_is_alone(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(BuildError, match="Not a directory") as refused,
+        refused("OUT_NOT_WRITABLE", BuildError, "Not a directory"),
         run_lock.held(["cu130-sm90"], [tmp_path / "file" / "dist"]),
     ):
         pass
-    assert refused.value.code == "OUT_NOT_WRITABLE"

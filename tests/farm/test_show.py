@@ -1,6 +1,5 @@
 """What a place holds, in a terminal of 80 columns; and `invoke status` of a bare machine."""
 
-import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -16,6 +15,7 @@ from farm.publish.gate import Check
 from farm.terminal import show, status
 from farm.terminal.status import Overview, Row
 from llama_loader.manifest import Cuda, Manifest
+from tests.rigs.heard import heard
 from tests.rigs.refusals import refused
 
 NAME = "llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst"
@@ -105,9 +105,7 @@ def test_the_verbs_are_listed_without_an_import_of_the_work() -> None:
         "print(*{name.partition('.')[0] for name in sys.modules},"
         " *(name for name in sys.modules if name.startswith('farm.')))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    done = heard([sys.executable, "-c", script], cwd=PROJECT, check=True)
     imported = set(done.stdout.split())
     assert not imported & {"docker", "distributed", "requests", "huggingface_hub"}
     assert not imported & {"farm.pipeline", "farm.release", "farm.pack", "farm.engines"}

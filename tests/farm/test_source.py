@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import socket
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -21,13 +20,13 @@ from farm.inputs.packages import cache_folder
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.request import choose_source
+from tests.rigs.heard import heard
+from tests.rigs.refusals import refused
 
 
 def git(folder: Path, *argv: str) -> str:
     identity = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
-    done = subprocess.run(
-        ["git", "-C", str(folder), *identity, *argv], capture_output=True, text=True, check=True
-    )
+    done = heard(["git", "-C", str(folder), *identity, *argv], check=True)
     return done.stdout.strip()
 
 
@@ -96,9 +95,8 @@ def test_the_tags_of_a_repository_are_its_builds_in_order(upstream: Path) -> Non
 
 def test_a_repository_without_such_tags_is_not_taken_for_one(upstream: Path) -> None:
     git(upstream, "tag", "--delete", "b2")
-    with pytest.raises(SourceError) as failed:
+    with refused("TAGS_MISSING", SourceError):
         source.upstream_builds()
-    assert failed.value.code == "TAGS_MISSING"
 
 
 def test_what_one_repository_gave_is_not_taken_for_another_s(
@@ -195,9 +193,8 @@ def test_a_remote_that_is_not_https_is_refused(remote: str) -> None:
         lambda: source.from_ref("b2", remote=remote),
         lambda: source.upstream_builds(remote),
     ):
-        with pytest.raises(UsageError) as refused:
+        with refused("REMOTE_NOT_HTTPS", UsageError):
             ask()
-        assert refused.value.code == "REMOTE_NOT_HTTPS"
 
 
 @pytest.mark.usefixtures("upstream")
@@ -210,11 +207,8 @@ def test_an_unknown_ref_is_a_usage_error(ref: str) -> None:
 
 def test_a_repository_out_of_reach_says_what_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "upstream").exists()
-    with pytest.raises(SourceError) as failed:
+    with refused("GIT_FAILED", SourceError, "fetch", hint="--ref"):
         source.from_ref("master")
-    assert failed.value.code == "GIT_FAILED"
-    assert "fetch" in failed.value.message
-    assert "--ref" in failed.value.hint
 
 
 def test_a_folder_with_history_brings_it(upstream: Path) -> None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import io
-import subprocess
 import zipfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import toolkit
 from farm.inputs.packages import cache_folder
 from farm.inputs.pins import PackagePin
+from tests.rigs.heard import heard
 from tests.rigs.refusals import refused
 
 NVCC = """#!/bin/sh
@@ -161,9 +161,7 @@ def test_the_driver_s_functions_are_read_from_its_header() -> None:
 
 def test_the_stub_links_as_the_driver_and_needs_nothing(tmp_path: Path) -> None:
     toolkit.make_stub(["cuInit"], tmp_path / "libcuda.so")
-    told = subprocess.run(
-        ["readelf", "-dW", str(tmp_path / "libcuda.so")], capture_output=True, text=True, check=True
-    ).stdout
+    told = heard(["readelf", "-dW", str(tmp_path / "libcuda.so")], check=True).stdout
     assert "[libcuda.so.1]" in told
     assert "NEEDED" not in told
 

@@ -18,6 +18,7 @@ from verbs import PROJECT
 import tasks
 from farm import preflight, targets
 from farm.options import BuildRequest
+from tests.rigs.heard import heard
 
 VERBS = (
     "base-image",
@@ -233,9 +234,7 @@ for name, task in Collection.from_module(tasks).tasks.items():
         if not argument.help:
             print(f"{name} --{argument.name}")
 """
-    told = subprocess.run(
-        [sys.executable, "-c", asked], cwd=PROJECT, capture_output=True, text=True, check=False
-    )
+    told = heard([sys.executable, "-c", asked], cwd=PROJECT)
     assert (told.returncode, told.stdout) == (0, ""), told.stderr
 
 

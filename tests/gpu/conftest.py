@@ -13,6 +13,7 @@ import pytest
 
 from llama_loader import host, settings
 from llama_loader.host import HostFacts
+from tests.rigs.heard import heard
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 
@@ -50,12 +51,9 @@ class Loader:
         self._warnings = (store.parent / "stderr").open("a+")
 
     def run(self, command: str, *argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return heard(
             self._command(command, *argv),
             env={**os.environ, "PYTHONPATH": _path(), **variables},
-            capture_output=True,
-            text=True,
-            check=False,
             timeout=300,
         )
 

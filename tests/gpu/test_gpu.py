@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from farm import elf
+from tests.rigs.heard import heard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,9 +87,7 @@ def test_looking_at_the_host_makes_no_context() -> None:
         "print(any('nvidia-uvm' in one for one in opened))\n"
     )
     environ = {**os.environ, "PYTHONPATH": "spaces:" + os.environ.get("PYTHONPATH", "")}
-    told = subprocess.run(
-        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
-    )
+    told = heard([sys.executable, "-c", script], env=environ, check=True)
     assert told.stdout.split() == ["nvml", "False"]
 
 

@@ -30,6 +30,8 @@ from farm.execute import execute
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.terminal.progress import BuildReport
+from tests.rigs.heard import heard
+from tests.rigs.refusals import refused
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
@@ -212,10 +214,9 @@ def test_without_an_engine_docker_is_refused_and_auto_builds_here(
     docker = BuildRequest(
         arch_set="cpu", line="cpu", engine="docker", source=TINY, out=out, patches="none"
     )
-    with pytest.raises(EngineError) as refused, preflight.opened(docker, report):
+    with refused("ENGINE_NOT_RUNNING", EngineError) as caught, preflight.opened(docker, report):
         pass
-    assert refused.value.code == "ENGINE_NOT_RUNNING"
-    assert refused.value.hint.startswith("start one")
+    assert caught.value.hint.startswith("start one")
     assert not out.exists()
     with preflight.opened(replace(docker, engine="auto"), report) as ready:
         assert isinstance(ready.engine, LocalEngine)
@@ -238,17 +239,13 @@ def test_no_permission_is_told_apart_from_no_engine(client: DockerClient) -> Non
         "import os, sys;",
         "import os, sys; sys.path[:0] = ['.', 'spaces']; import farm.engines.docker;",
     )
-    told = subprocess.run(
-        [sys.executable, "-c", imported], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    told = heard([sys.executable, "-c", imported], cwd=PROJECT, check=True)
     assert "error[ENGINE_PERMISSION]" in told.stdout
     assert "group docker" in told.stdout
 
 
 def test_an_image_that_cannot_be_pulled_is_named_with_a_way_out(client: DockerClient) -> None:
     image = "localhost:1/no/such:image"
-    with pytest.raises(EngineError, match=image) as refused:
+    with refused("IMAGE_UNAVAILABLE", EngineError, image, hint="invoke base-image"):
         DockerEngine(client, reference=image).tools()
-    assert refused.value.code == "IMAGE_UNAVAILABLE"
-    assert "invoke base-image" in refused.value.hint
     assert our_containers(client) == []

@@ -27,6 +27,7 @@ from farm import demo
 from farm.inputs import pins
 from farm.options import BuildRequest
 from farm.terminal import progress as report
+from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.docker, pytest.mark.model]
 RELEASE = "b11549-1"
@@ -54,14 +55,8 @@ class Reader:
         return text
 
     def run(self, text: str, *, of: Path | None = None) -> str:
-        done = subprocess.run(
-            ["bash", "-c", text],
-            cwd=of or self.folder,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=250,
-            check=False,
+        done = heard(
+            ["bash", "-c", text], cwd=of or self.folder, env=self.environment(), timeout=250
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
@@ -217,13 +212,10 @@ def hash_of(file: Path) -> str:
 
 def here_fails(reader: Reader, page: str) -> str:
     """Ask for a GPU's host of a release for CPUs: the guide's command, and the loader's no."""
-    done = subprocess.run(
+    done = heard(
         ["bash", "-c", reader.filled_in("--suppose", page)],
         cwd=reader.folder / "spaces",
         env={**reader.environment(), "YAKULINGO_SPACES_ALLOW_CPU": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 5, done.stderr
     return done.stderr

@@ -18,6 +18,7 @@ from zerogpu import Emulator
 
 from farm import wheel
 from llama_loader import processes
+from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -105,9 +106,7 @@ def _descendants(pid: int) -> dict[int, str]:
     """Return the command line of every process below a process."""
     found: dict[int, str] = {}
     parents = {pid}
-    listed = subprocess.run(
-        ["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    )
+    listed = heard(["ps", "-wweo", "pid=,ppid=,args="], check=True)
     for line in sorted(listed.stdout.splitlines(), key=lambda row: int(row.split()[0])):
         own, parent, command = line.split(None, 2)
         if int(parent) in parents:

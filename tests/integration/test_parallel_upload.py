@@ -23,6 +23,7 @@ from farm import source
 from farm.inputs import patches, pins
 from llama_loader.server import free_port
 from tests.rigs import quantised_model
+from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.docker]
 
@@ -192,12 +193,9 @@ def harness(real_runtime: Path, tree: Path, tmp_path_factory: pytest.TempPathFac
 )
 def test_its_threads_have_no_race(harness: Path, tmp_path: Path, how: str, said: str) -> None:
     """``setarch -R``: gcc 12's sanitizer cannot place its memory where the kernel moves much."""
-    done = subprocess.run(
+    done = heard(
         ["setarch", "-R", str(harness), str(tmp_path / "weights"), how],
         env=os.environ | {"LLAMA_UPLOAD_THREADS": "4"},
-        capture_output=True,
-        text=True,
-        check=False,
         timeout=300,
     )
     assert (done.returncode, done.stdout.splitlines()[-1][: len(said)]) == (0, said)

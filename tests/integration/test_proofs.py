@@ -14,6 +14,7 @@ from verbs import PROJECT
 
 from benchmarks import executed_files
 from tests.rigs import installer
+from tests.rigs.heard import heard
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +25,10 @@ def _traceable() -> None:
 
 def proven(program: str, *argv: str) -> dict[str, object]:
     """Run a benchmark; it ends with 0 only where the proof holds."""
-    done = subprocess.run(
+    done = heard(
         [sys.executable, f"benchmarks/{program}.py", *argv],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, object] = json.loads(done.stdout)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -25,6 +24,7 @@ from farm.execute import execute
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.terminal.progress import BuildReport
+from tests.rigs.heard import heard
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()
@@ -146,11 +146,9 @@ def test_a_storage_that_fails_in_the_middle_is_counted_at_the_end(
 
 
 def remote_hits(machine: Path) -> int:
-    told = subprocess.run(
+    told = heard(
         ["ccache", "--print-stats"],
         env={**os.environ, "CCACHE_DIR": str(machine / "ccache")},
-        capture_output=True,
-        text=True,
         check=True,
     ).stdout
     rows = dict(line.split("\t")[:2] for line in told.splitlines() if "\t" in line)

@@ -21,6 +21,7 @@ from farm import elf, source, targets
 from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
 from farm.inputs import patches, pins
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
+from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 
@@ -65,13 +66,10 @@ def served(folder: Path) -> Iterator[str]:
 
 def loader(*argv: str, store: Path) -> subprocess.CompletedProcess[str]:
     """The loader as a user runs it: another process, from the Space's root."""
-    return subprocess.run(
+    return heard(
         [sys.executable, "-m", "llama_loader", *argv, "--store", str(store)],
         cwd=PROJECT / "spaces",
-        capture_output=True,
-        text=True,
         timeout=300,
-        check=False,
     )
 
 
@@ -121,9 +119,7 @@ def test_a_user_gets_an_answer_from_an_empty_store(
     assert fetched.returncode == 0, fetched.stderr
     runtime = Path(fetched.stdout.splitlines()[-1])
     assert (runtime / "llama-server").is_file()
-    told = subprocess.run(
-        [runtime / "llama-server", "--version"], capture_output=True, text=True, check=True
-    )
+    told = heard([runtime / "llama-server", "--version"], check=True)
     assert str(PINNED.build) in told.stdout + told.stderr
     assert loader("verify", str(runtime), store=store).returncode == 0
     assert answer(cpu_release, real_model, store) == " Paris"
@@ -179,9 +175,7 @@ def test_the_local_engine_makes_the_same_binaries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Same compiler (Debian 12's), other folders: only BUILD.json may tell the engines apart."""
-    compiler = subprocess.run(
-        ["g++", "-dumpfullversion"], capture_output=True, text=True, check=True
-    )
+    compiler = heard(["g++", "-dumpfullversion"], check=True)
     record = json.loads((cpu_release.tree / "BUILD.json").read_bytes())
     if not record["toolchain"]["compiler"].endswith(compiler.stdout.strip()):
         pytest.skip(f"this host's g++ {compiler.stdout.strip()} is not the container's")

@@ -9,7 +9,6 @@ it stands, and every ``run:`` step of a workflow must have been.
 import json
 import re
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from verbs import PROJECT, succeed
 import tasks
 from farm import targets
 from farm.inputs import pins
+from tests.rigs.heard import heard
 
 TINY = "tests/rigs/tiny_llama"
 """In the checkout of a job."""
@@ -105,9 +105,7 @@ def github(
 
 def git(folder: Path, *argv: str) -> str:
     who = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
-    done = subprocess.run(
-        ["git", *who, *argv], cwd=folder, check=True, capture_output=True, text=True
-    )
+    done = heard(["git", *who, *argv], cwd=folder, check=True)
     return done.stdout
 
 

@@ -22,6 +22,7 @@ from llama_loader.receipt import RECEIPT
 from tests.loader.test_model import MMPROJ
 from tests.loader.test_selection import RELEASE
 from tests.rigs import archives, fake_nvml
+from tests.rigs.heard import heard
 from tests.rigs.impostor_archive import Impostor
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
@@ -69,15 +70,7 @@ def home(tmp_path: Path) -> dict[str, str]:
 
 
 def run(home: dict[str, str], *argv: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llama_loader", *argv],
-        env=home,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **kwargs,
-    )
+    return heard([sys.executable, "-m", "llama_loader", *argv], env=home, timeout=60, **kwargs)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -337,12 +330,9 @@ def test_package_that_is_not_installed_is_named_with_the_command_that_installs_i
 ) -> None:
     lacking = f"import sys; sys.modules[{module!r}] = None; from llama_loader import __main__ as it"
     url = "http://127.0.0.1:9/manifest.json"  # a file needs no HTTP client
-    told = subprocess.run(
+    told = heard(
         [sys.executable, "-c", f"{lacking}; sys.exit(it.main())", "fetch", "--manifest", url],
         env=home,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     refused(told, 2, "PACKAGE_MISSING")
     assert f"the Python package {module} is not installed" in told.stderr
@@ -731,9 +721,7 @@ def test_a_defect_is_one_line_with_its_place() -> None:
         "from llama_loader.__main__ import main\n"
         "main(['doctor'])\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", script], cwd=SPACES, capture_output=True, text=True, check=False
-    )
+    told = heard([sys.executable, "-c", script], cwd=SPACES)
     assert told.returncode == 1
     lines = told.stderr.splitlines()
     assert lines[0] == "error[UNEXPECTED]: ZeroDivisionError: x y (<string>:2)"

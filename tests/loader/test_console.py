@@ -1,10 +1,11 @@
 """An interruption is never lost, and never a traceback."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.rigs.heard import heard
 
 SPACES = Path(__file__).parents[2] / "spaces"
 PROGRAM = """
@@ -50,12 +51,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("where", ["anywhere", "in_a_finalizer", "with_what_is_half_made"])
 def test_it_ends_in_order_wherever_it_comes(where: str, name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, where, name],
-        env={"PYTHONPATH": str(SPACES)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
+    done = heard(
+        [sys.executable, "-c", PROGRAM, where, name], env={"PYTHONPATH": str(SPACES)}, timeout=30
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "in order\n", "")

@@ -139,9 +139,8 @@ def test_server_and_the_libraries_that_are_brought_to_it(name: str) -> None:
     choice = selection.select(manifest(*artifacts), host)
     assert (choice.artifact, choice.runtime_libraries) == (server, brought)
     if choice.missing and brought is None:
-        with refused("CUDA_LIBRARY_MISSING", HostError) as caught:
+        with refused("CUDA_LIBRARY_MISSING", HostError, hint=": nvidia-cublas"):
             selection.require_libraries(choice, host)
-        assert ": nvidia-cublas" in caught.value.hint
 
 
 def test_what_the_host_lacks_comes_with_the_server() -> None:

@@ -31,6 +31,7 @@ from tests.loader.test_model import (
 )
 from tests.rigs import fault_server, hub, refusals
 from tests.rigs.fault_server import FaultServer
+from tests.rigs.heard import heard
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.hub import Hub, serving
 from tests.rigs.small_disk import mounted
@@ -452,14 +453,7 @@ def test_client_of_the_hub_that_cannot_be_used_is_a_finding_and_no_defect(
         "HF_ENDPOINT": "http://127.0.0.1:9",
     }
     argv = [sys.executable, "-m", "llama_loader", "doctor", "--url", "file:///nowhere/x.tar.gz"]
-    done = subprocess.run(
-        argv,
-        cwd=PROJECT / "spaces",
-        env={**environ, variable: value},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = heard(argv, cwd=PROJECT / "spaces", env={**environ, variable: value})
     assert done.stderr == ""
     (line,) = (line for line in done.stdout.splitlines() if "FAIL model: " in line)
     assert words in line.lower()

@@ -25,6 +25,7 @@ from llama_loader.settings import Settings, load
 from tests.loader.test_cli import make_release
 from tests.loader.test_devices import gemma
 from tests.rigs.binaries import library, program
+from tests.rigs.heard import heard
 from tests.rigs.impostor_archive import Impostor
 from tests.rigs.refusals import refused
 from tests.rigs.releases import BARE, H200, RELEASE, artifact, manifest, prepared, settings
@@ -556,9 +557,7 @@ def test_the_verified_runtimes_own_libraries_come_before_those_of_a_folder_of_cu
     environ = loader.environment(settings(), replace(ready, libraries=here))
     if not linked:  # that the order matters: without it the other build's is taken
         environ["LD_LIBRARY_PATH"] = str(cuda)
-    done = subprocess.run(
-        [runtime / "llama-server"], env=environ, capture_output=True, text=True, check=True
-    )
+    done = heard([runtime / "llama-server"], env=environ, check=True)
     first = runtime if linked else cuda
     assert set(done.stdout.split()) == {
         str(first / "libggml-base.so.0"),

@@ -5,7 +5,6 @@ import hashlib
 import os
 import socket
 import struct
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ from verbs import PROJECT
 from llama_loader import model, model_file, self_test
 from llama_loader.errors import IntegrityError, LoaderError, SettingError
 from llama_loader.settings import Settings, bound_xet, load
+from tests.rigs.heard import heard
 from tests.rigs.hub import COMMIT, Hub, serving
 from tests.rigs.small_disk import mounted
 
@@ -156,9 +156,7 @@ PRINT_PATH = "from llama_loader import model, settings; s = settings.load();prin
 def from_hub(hub: Hub, place: Path, code: str, **variables: str) -> str:
     """Fetch with the real client, in a process of its own: its settings are read at import."""
     environ = environment(hub, place, **variables)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
-    )
+    done = heard([sys.executable, "-c", code], env=environ)
     if done.returncode:
         raise AssertionError(done.stderr.splitlines()[-1])
     assert done.stderr == ""

@@ -22,6 +22,7 @@ from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerEr
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from tests.rigs import http_served
+from tests.rigs.heard import heard
 from tests.rigs.impostor_archive import Impostor
 from tests.rigs.refusals import refused
 
@@ -396,12 +397,9 @@ def test_it_outlives_the_calling_thread_and_dies_with_the_process(
 def test_killed_parents_leave_no_orphans() -> None:
     """FAULTS 56: 20 of them here, as many times more as FAULTS_SCALE says."""
     count = 20 * int(os.environ.get("FAULTS_SCALE", "1"))
-    done = subprocess.run(
+    done = heard(
         [sys.executable, str(SPACES.parent / "tests/rigs/orphans.py"), str(count)],
         env={**os.environ, "PYTHONPATH": str(SPACES)},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["orphans"] == 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import pytest
 from farm.publish import places, publishing
 from farm.publish.places import Destination
 from tests.rigs import github_releases, hub_repository
+from tests.rigs.heard import heard
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 KINDS = ("folder", "github", "hub")
@@ -77,15 +77,12 @@ def environment() -> dict[str, str]:
 def fetch(url: str, store: Path, *options: str) -> dict[str, Any]:
     """What a Space does with a manifest's URL; it must succeed."""
     named = ("--store", str(store), "--manifest", url)
-    done = subprocess.run(
+    done = heard(
         [
             *(sys.executable, "-m", "llama_loader", "fetch", "--json", "--allow-cpu"),
             *("--no-test-run", *named, *options),
         ],
         env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)

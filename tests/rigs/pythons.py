@@ -8,7 +8,6 @@ there is no network, and none of the farm's packages.
 """
 
 import io
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -21,6 +20,7 @@ from docker import DockerClient
 
 from farm.engines.docker import DockerImages, connect
 from farm.inputs import base_image
+from tests.rigs.heard import heard
 
 PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
@@ -118,15 +118,13 @@ def _contents(python: str) -> bytes:
         tempfile.TemporaryDirectory() as folder,
         tarfile.open(fileobj=stream, mode="w") as archive,
     ):
-        subprocess.run(
+        heard(
             [
                 *("uv", "pip", "install", "--quiet", "--require-hashes", "--only-binary=:all:"),
                 *(f"--target={folder}", f"--python-version={python}"),
                 *("--python-platform=x86_64-manylinux_2_28", "-r", str(LOCK)),
             ],
             check=True,
-            capture_output=True,
-            text=True,
         )
         archive.add(folder, f"usr/local/lib/python{python}/dist-packages")
         for name in ("pyproject.toml", "spaces", "tests"):

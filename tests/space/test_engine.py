@@ -35,6 +35,7 @@ from llama_space import (
 )
 from llama_space.request import Request, Reserved
 from llama_space.values import Item
+from tests.rigs.heard import heard
 from tests.rigs.refusals import refused
 
 CHAT = [{"role": "user", "content": "Count."}]
@@ -448,13 +449,7 @@ def test_importing_the_engine_loads_neither_gradio_nor_torch() -> None:
     heavy = ("gradio", "torch", "spaces", "requests", "huggingface_hub", "numpy")
     loaded = f"[name for name in {heavy} if name in sys.modules]"
     code = f"import sys; from llama_space import Engine; print({loaded})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=PROJECT / "spaces",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = heard([sys.executable, "-c", code], cwd=PROJECT / "spaces", check=True)
     assert done.stdout.strip() == "[]"
 
 
