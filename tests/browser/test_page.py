@@ -1,17 +1,11 @@
 """The page in a real browser, as a person uses it."""
 
 import itertools
-import os
-import signal
 from collections.abc import Callable
-from pathlib import Path
 
-import process_table
 import pytest
 from playwright.sync_api import Page, expect
 from space import Space
-
-from translator import texts
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker, pytest.mark.model]
 
@@ -58,20 +52,6 @@ def test_what_is_running_is_said(page: Page) -> None:
     expect(page.locator(".pill")).to_have_text("Ready · verified")
 
 
-def test_stop_ends_the_answer_and_the_next_one_begins_at_once(page: Page) -> None:
-    page.locator(SOURCE).fill("Write the numbers from one to five hundred in words.")
-    page.keyboard.press("Control+Enter")
-    expect(page.locator(TARGET)).not_to_have_value("")
-    page.keyboard.press("Escape")
-    page.wait_for_selector(".status.stopped")
-    expect(page.locator("#stop")).to_be_disabled()
-    left = page.locator(TARGET).input_value()
-    page.locator(SOURCE).fill(SENTENCE)
-    page.keyboard.press("Control+Enter")
-    page.wait_for_selector(".status.done")
-    assert page.locator(TARGET).input_value() != left
-
-
 def test_swap_turns_texts_and_languages_round(page: Page) -> None:
     page.locator(SOURCE).fill("猫が好きです。")
     page.keyboard.press("Control+Enter")
@@ -103,33 +83,6 @@ def test_copy_puts_the_translation_on_the_clipboard(page: Page) -> None:
     page.wait_for_selector("#copy.copied")
     answer = page.locator(TARGET).input_value()
     assert page.evaluate("navigator.clipboard.readText()") == answer
-
-
-def test_the_doctor_reports_and_its_report_has_no_secret(page: Page) -> None:
-    page.locator("#owners").click()
-    page.locator("#examine").click()
-    page.wait_for_selector("#report textarea")
-    report = page.locator("#report textarea").input_value()
-    assert "verdict: a model can be served here now" in report
-    assert "The model runs on the CPU" in page.locator("#advice").inner_text()
-
-
-def test_a_killed_server_is_said_within_seconds_and_the_next_press_starts_it_again(
-    page: Page, home: Path
-) -> None:
-    page.locator(SOURCE).fill("Hello")
-    page.keyboard.press("Control+Enter")
-    page.wait_for_selector(".status.done")
-    found = process_table.command_lines().items()
-    servers = [pid for pid, line in found if "llama-server" in line and str(home) in line]
-    assert servers
-    for pid in servers:
-        os.kill(pid, signal.SIGKILL)
-    asleep = texts.every()["en"]["asleep"]
-    expect(page.locator(".pill")).to_contain_text(asleep, timeout=5_000)
-    page.locator("#go").click()
-    page.wait_for_selector(".status.done")
-    expect(page.locator(".pill")).not_to_contain_text(asleep)
 
 
 def test_the_keyboard_alone_is_enough(page: Page) -> None:

@@ -1,11 +1,13 @@
 """A run as a person sees it: lines of a file, rows of a terminal, and the estimated end."""
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from farm.terminal.progress import BuildReport, Fleet
+from tests.rigs import terminal
 
 LONG = "note[LONG]: " + "word " * 40 + "end"
 KEYS = {"cu130-seed": 2000.0, "cu130-sm90": 600.0, "cu130-sm120": 300.0}
@@ -28,7 +30,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def fleet(written: io.StringIO, clock: Clock, **options: int) -> Fleet:
+def fleet(written: io.StringIO, clock: Clock, **options: Any) -> Fleet:
     made = Fleet(BuildReport(Console(file=written, **options), clock), KEYS)
     made.hosts = 2
     return made
@@ -94,6 +96,13 @@ def test_low_terminal_shows_what_is_built(written: io.StringIO, clock: Clock) ->
     drive(made, clock)
     made.report.console.print(made.report.rows)
     assert [row.split()[0] for row in written.getvalue().splitlines()[-2:]] == ["1", "cu130-seed"]
+
+
+def test_low_terminal_has_the_whole_table_at_the_end(written: io.StringIO, clock: Clock) -> None:
+    with fleet(written, clock, width=80, height=3, force_terminal=True) as made:
+        drive(made, clock)
+    rows = [line for line in terminal.lines(written.getvalue()) if line]
+    assert [row.split()[0] for row in rows[-3:]] == [*KEYS]
 
 
 def test_end_is_estimated_from_ninjas_counter_and_what_waits(

@@ -42,11 +42,11 @@ def test_a_set_that_another_process_builds_is_refused_and_the_process_named(
     out = tmp_path / "dist"
     with holder(out) as other:
         with (
-            refused("SET_IS_BEING_BUILT", BuildError, status=1),
+            refused("SET_IS_BEING_BUILT", BuildError, status=1) as caught,
             run_lock.held(["cu130-sm120", "cu130-sm90"], [out]),
         ):
             pass
-        said = refused.value.render().splitlines()
+        said = caught.value.render().splitlines()
         assert said[0].endswith(f"cu130-sm90 is being built into {out} by process {other.pid}")
         assert said[1].startswith("hint: ")
         with run_lock.held(["cu130-sm120"], [out]), run_lock.held(["cu130-sm90"], [tmp_path]):

@@ -276,14 +276,6 @@ def test_an_answer_that_is_let_go_frees_the_gpu_within_a_second_and_the_server_l
     assert app.status()["server_pid"] == server
 
 
-def test_two_first_calls_at_once_start_one_server(started: Callable[..., App]) -> None:
-    app = started(loading=0.5)
-    calls = [app.begin("chat") for _ in range(2)]
-    assert ["".join(call.all()) for call in calls] == [TEXT] * 2
-    assert len(app.emulator.workers()) == 1
-    assert impostor_archive.starts(app.store) == 2  # the list of devices, and the server
-
-
 @pytest.mark.parametrize("what", ["events", "own_words"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_app_that_is_ended_in_an_answer_leaves_no_worker_and_no_server(
@@ -304,19 +296,6 @@ def test_an_app_that_is_ended_in_an_answer_leaves_no_worker_and_no_server(
     app.process.wait(_WITHIN)
     assert comes(lambda: not processes.lives(worker) and not processes.lives(server), _WITHIN)
     assert app.scratch() == []
-
-
-def test_an_app_on_the_loader_alone_leaves_both_behind(started: Callable[..., App]) -> None:
-    """Why the engine watches the app: nothing else ends a worker, and so its server."""
-    app = started()
-    (told,) = app.all("alone")
-    app.process.kill()
-    app.process.wait()
-    try:
-        assert not comes(lambda: not processes.lives(told["server"]), _WITHIN)
-    finally:
-        os.kill(told["worker"], signal.SIGKILL)
-    assert comes(lambda: not processes.lives(told["server"]), _WITHIN)
 
 
 def test_workers_of_two_functions_end_with_the_app(started: Callable[..., App]) -> None:

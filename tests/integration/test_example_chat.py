@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +11,9 @@ import pytest
 import space
 from gradio_client import Client
 from verbs import PROJECT
-from waiting import until
 from zerogpu import Emulator
 
 from farm import wheel
-from llama_loader import processes
-from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -90,26 +85,3 @@ def test_chat_streams_an_answer_and_sends_the_turns_before(served: space.Space) 
     other.predict("My name is Zebulon.", api_name="/respond")
     assert other.predict(question, api_name="/respond") != alone
     assert "Traceback" not in served.said()
-
-
-def test_killed_app_leaves_no_process(served: space.Space) -> None:
-    Client(served.url, verbose=False).predict("Hello", api_name="/respond")
-    family = _descendants(served.pid)
-    assert any("llama-server" in command for command in family.values()), family
-    os.kill(served.pid, signal.SIGKILL)
-    gone = time.monotonic() + 1
-    until(lambda: not any(map(processes.lives, family)), "no process of the app", 5)
-    assert time.monotonic() < gone, family
-
-
-def _descendants(pid: int) -> dict[int, str]:
-    """Return the command line of every process below a process."""
-    found: dict[int, str] = {}
-    parents = {pid}
-    listed = heard(["ps", "-wweo", "pid=,ppid=,args="], check=True)
-    for line in sorted(listed.stdout.splitlines(), key=lambda row: int(row.split()[0])):
-        own, parent, command = line.split(None, 2)
-        if int(parent) in parents:
-            parents.add(int(own))
-            found[int(own)] = command
-    return found

@@ -1,13 +1,11 @@
 """A text longer than the context, translated by a real model: slowly, badly, and in its form."""
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llama_space import Engine
-from translator import documents
 from translator.session import Answer, Job, translate
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
@@ -34,10 +32,6 @@ print("kept")
 ```
 {SENTENCES[0]}
 """
-SUBTITLES = "".join(
-    f"{number}\n00:00:0{number},000 --> 00:00:0{number},900\n{sentence}\n\n"
-    for number, sentence in enumerate(SENTENCES, 1)
-)
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +77,3 @@ def test_real_model_translates_a_long_text_in_pieces_and_keeps_its_form(engine: 
     assert resumed[0].done == 2
     assert resumed[0].text.startswith(f"# {done[0]}")
     assert len(resumed[-1].text.splitlines()) == len(source)
-
-
-def test_real_model_translates_subtitles_between_their_times(engine: Engine) -> None:
-    content = base64.b64encode(SUBTITLES.encode()).decode()
-    document = documents.read("a.srt", content, 20_000)
-    answer = answers(engine, document.text, [])[-1].text
-    made = base64.b64decode(document.written(answer)).decode()
-    kept = [one for one in made.splitlines() if "-->" in one or one.isdigit()]
-    assert kept == [one for one in SUBTITLES.splitlines() if "-->" in one or one.isdigit()]
-    assert made != SUBTITLES

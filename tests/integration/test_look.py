@@ -78,19 +78,6 @@ def test_a_set_that_fails_is_told_and_the_estimate_is_of_the_others(tmp_path: Pa
     assert "built" in [line for line in lines if line.startswith("cpu-third ")][-1]
 
 
-def test_a_low_terminal_always_shows_the_set_that_is_built(tmp_path: Path) -> None:
-    """One line for the title, which counts the others, and one for a set."""
-    status, written = terminal.run(command(tmp_path, "local"), 80, environment(), rows=3)
-    lines = terminal.lines(written)
-    assert status == 0, written
-    assert "..." not in lines, "nothing is cut off at the end"
-    for name in SETS:
-        assert any(re.match(rf"{name}\s+compile", line) for line in lines), name
-    last = len(lines) - lines[::-1].index(next(x for x in lines[::-1] if " of 3 sets" in x)) - 1
-    whole = [line for line in lines[last:] if line.startswith("cpu-")]
-    assert [line.split()[1] for line in whole] == ["built"] * 3, "the last table is whole"
-
-
 def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
     status, written = terminal.run(command(tmp_path, "local"), 80, environment(), kind="dumb")
     written = written.replace("\r\n", "\n")  # what the terminal's driver makes of the end of a line
@@ -101,30 +88,6 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
         assert any(line.startswith(f"{name} configure") for line in lines)
         assert any(line.startswith(f"{name} compile [") for line in lines)
         assert any(line.startswith(f"{name}: built") for line in lines)
-
-
-@pytest.mark.parametrize("engine", ["local", "dask"])
-def test_a_file_gets_plain_lines_without_control_codes(tmp_path: Path, engine: str) -> None:
-    with (tmp_path / "log").open("wb") as log:
-        done = subprocess.run(
-            command(tmp_path, engine),
-            stdout=log,
-            stderr=log,
-            env=environment(TERM="xterm-256color"),
-            check=False,
-        )
-    written = (tmp_path / "log").read_text("utf-8")
-    assert done.returncode == 0, written
-    assert not terminal.has_control(written)
-    lines = written.splitlines()
-    for name in SETS:
-        assert any(line.startswith(f"{name}: built") for line in lines)
-        if engine == "local":
-            assert any(line.startswith(f"{name} configure") for line in lines)
-            assert any(line.startswith(f"{name} compile [") for line in lines)
-        else:
-            assert any(line.startswith(f"{name}: to worker ") for line in lines)
-    assert len(lines) < 40, "a log stays readable"
 
 
 def test_a_second_run_of_a_set_ends_at_once_with_one_line(tmp_path: Path) -> None:

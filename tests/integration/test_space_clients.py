@@ -85,12 +85,6 @@ def test_gradio_s_client_is_told_what_is_wrong(
         client.predict(*arguments, api_name="/translate")
 
 
-def test_nothing_else_is_offered_to_programs(client: Client) -> None:
-    offered: dict[str, Any] = client.view_api(return_format="dict", print_info=False)
-    assert list(offered["named_endpoints"]) == ["/translate", "/detect"]
-    assert not offered["unnamed_endpoints"]
-
-
 async def by_mcp(url: str, *calls: dict[str, Any]) -> tuple[list[Tool], list[CallToolResult]]:
     """Shake hands, list the tools, and call the one there is, in one session."""
     async with (

@@ -1,4 +1,4 @@
-"""A Space without a page, on the engine or on the loader alone: does what lines on stdin say.
+"""A Space without a page, on the engine: does what lines on stdin say.
 
 Each line is ``{"id": 1, "do": "chat"}``; what comes of it are lines on stdout with that id, the
 last one with ``end`` or ``error``. Runs under ``zerogpu.Emulator`` with the real package.
@@ -14,13 +14,11 @@ from dataclasses import asdict
 from typing import Any
 
 import spaces
-from llama_loader import loader, settings
 from llama_loader.errors import LoaderError
 from llama_space import Engine, Figures, Piece, worker
 
 CHAT = [{"role": "user", "content": "Count."}]
 engine = Engine()
-_alone: list[Any] = []
 _printing = threading.Lock()
 
 
@@ -95,16 +93,6 @@ def over_http() -> Iterator[Any]:
             yield {"text": answer.read().decode(), "worker": os.getpid()}
 
 
-@spaces.GPU(duration=20)
-def alone() -> Iterator[Any]:
-    """A server as an app starts it that is written on the loader's own modules."""
-    ours = settings.renewed(settings.load())
-    prepared = loader.prepare(ours)
-    assert ours.gguf_path is not None
-    _alone.append(loader.start(ours, prepared, ours.gguf_path))
-    yield {"worker": os.getpid(), "server": _alone[0].pid}
-
-
 def server() -> Iterator[Any]:
     """The server of the main process, which has none on ZeroGPU."""
     with engine.server() as found:
@@ -129,7 +117,7 @@ def shared() -> Iterator[Any]:
 DOING: dict[str, Callable[[], Iterator[Any]]] = {
     one.__name__: one
     for one in (
-        *(chat, complete, events, closed, own, own_words, over_http, alone, server, status),
+        *(chat, complete, events, closed, own, own_words, over_http, server, status),
         *(ready, shared, together),
     )
 }

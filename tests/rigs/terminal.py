@@ -21,12 +21,11 @@ def run(
     environment: Mapping[str, str],
     limit: float = 200,
     *,
-    rows: int = ROWS,
     kind: str = "xterm-256color",
 ) -> tuple[int, str]:
     """Run a program; returns its exit status and everything that it wrote, control codes too."""
     near, far = os.openpty()
-    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
     environment = {**environment, "TERM": kind}
     for name in ("COLUMNS", "LINES"):
         environment.pop(name, None)

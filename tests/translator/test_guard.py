@@ -53,7 +53,9 @@ async def answered(scope: dict[str, Any], receive: Any) -> int:
 
 def test_programs_see_two_endpoints_and_the_languages_in_the_description(page: Space) -> None:
     """Handlers of the page have names too; one of the same name would take it away."""
-    named = requests.get(f"{page.url}/gradio_api/info", timeout=30).json()["named_endpoints"]
+    told = requests.get(f"{page.url}/gradio_api/info", timeout=30).json()
+    named = told["named_endpoints"]
+    assert not told["unnamed_endpoints"]
     assert list(named) == ["/translate", "/detect"]
     assert "zh-Hant (Chinese (Traditional))" in named["/translate"]["description"]
     parameters = [one["parameter_name"] for one in named["/translate"]["parameters"]]
