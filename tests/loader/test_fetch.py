@@ -1,11 +1,10 @@
 """Faults 1 to 17: a server that does not do what it should (docs/faults.md)."""
 
 import gzip
-import random
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -485,22 +484,6 @@ def test_a_manifest_of_100_megabytes_is_not_read(tmp_path: Path, reader: Reader)
         stream.truncate(100 << 20)
     with pytest.raises(IntegrityError, match="larger than 4194304 bytes"):
         reader.fetcher.manifest_bytes((tmp_path / "m.json").as_uri())
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_any_row_of_faults_ends_with_the_file(seed: int, server: FaultServer) -> None:
-    """Whatever goes wrong and heals, what is handed over is the file, and nothing twice."""
-    dice = random.Random(seed)
-    url = server.put("/a", DATA, etag='"one"')
-    kinds: Sequence[Any] = (
-        lambda: faults.cut(dice.randrange(len(DATA))),
-        lambda: faults.status(503),
-        lambda: faults.ignores_range,
-        lambda: faults.flipped(dice.randrange(len(DATA))),
-        lambda: faults.content_range("bytes 5-6/7"),
-    )
-    server.fail("/a", *[dice.choice(kinds)() for _ in range(2)])
-    assert Reader().fetch(url) == DATA
 
 
 def test_what_is_read_first_is_said_first(server: FaultServer, reader: Reader) -> None:
