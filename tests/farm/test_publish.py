@@ -396,11 +396,6 @@ class TestGitHub:
         self.publish(released)
         assert server.uploads == NAMES
 
-    def test_no_token_is_usage(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("GITHUB_TOKEN", raising=False)
-        with refused("TOKEN_MISSING", UsageError):
-            places.parse("github:owner/name")
-
 
 class TestHub:
     """One commit and one tag."""
