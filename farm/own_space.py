@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import requests
 
-from farm import cuda_runtime, loader, preflight, release, wheel
-from farm.errors import PublishError, UsageError
+from farm import cuda_runtime, loader, preflight, release, remote_release, wheel
+from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import deploy_space, hub, pin_space, places, publishing
 from farm.terminal import show
@@ -109,7 +109,7 @@ def make(wish: Wish, report: BuildReport) -> None:
     variables, pin = _chosen(wish, host, report)
     planned = _planned(wish, host, pin, variables)
     changes = deploy_space.compare(planned, adopt=wish.adopt)
-    show.deployment(changes)
+    show.deployment(changes, hardware)
     if wish.dry_run:
         return
     address = deploy_space.deploy(changes, hardware=hardware)
@@ -128,7 +128,7 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
         place.require_writable()
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
         plan = publishing.prepare(folder, place, show.note, wheel=wheel.build(Path(made)))
-        show.plan(plan)
+        show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
             show.line(publishing.publish(plan, place, show.line))
     return plan
@@ -160,6 +160,7 @@ def _chosen(
         return found.variables(), {}
     if not wish.release and not wish.releases and pin_space.FILE.is_file():
         report.say(f"release: the one that {pin_space.FILE.name} in spaces/ pins")
+        _require_pinned(wish, host, report)
         return {}, None
     place = places.parse(wish.releases or f"hf:{wish.to.partition('/')[0]}/llama-server")
     name = wish.release or _usable(place, wish, host, report)
@@ -167,6 +168,29 @@ def _chosen(
         return {}, {}
     report.say(f"release: {name} of {place.where}")
     return {}, pin_space.release(place, places.require_name("release", name)).content
+
+
+def _require_pinned(wish: Wish, host: Host, report: BuildReport) -> None:
+    """Refuse a pinned release that the hardware cannot run; print a note if it cannot be read.
+
+    Raises:
+        PublishError: ``RELEASE_CANNOT_RUN``.
+    """
+    url = pin_space.manifest_url()
+    try:
+        manifest = remote_release.read_manifest(url)
+    except FarmError as error:  # a private repository: the Space's own token can read it
+        report.note(f"note[{error.code}]: not compared with the hardware: {error.message}")
+        return
+    allowed = any(one.endswith("_ALLOW_CPU=1") for one in wish.variables)
+    said = _refusal(manifest, host, *(("--allow-cpu",) if allowed else ()))
+    if said:
+        raise PublishError(
+            "RELEASE_CANNOT_RUN",
+            f"{url} cannot run on {wish.hardware or deploy_space.HARDWARE.value}: {said}",
+            hint=f"pin another release with invoke pin-space, or delete {pin_space.FILE.name}: then"
+            " this takes the newest that can run, or builds one; --hardware cpu-basic needs no GPU",
+        )
 
 
 def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> str | None:
@@ -183,7 +207,8 @@ def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> 
     if published and (wish.dry_run or built is None):
         return published[0]
     if wish.dry_run:
-        what = f"{folder} would be published" if built else f"{host.arch_set} would be built"
+        built_with = f"{host.arch_set} would be built, with --engine {wish.build.engine}"
+        what = f"{folder} would be published" if built else built_with
         report.say(f"release: none at {place.where} yet; {what}")
         return None
     if built is None:
@@ -200,7 +225,13 @@ def _built(folder: Path, host: Host) -> str | None:
 
 
 def _can_run(manifest: bytes, host: Host) -> bool:
-    return loader.suppose(manifest, host.facts, *host.options).returncode == 0
+    return not _refusal(manifest, host)
+
+
+def _refusal(manifest: bytes, host: Host, *options: str) -> str:
+    """Return the loader's error line if the hardware cannot run a manifest's release, or ``""``."""
+    done = loader.suppose(manifest, host.facts, *host.options, *options)
+    return done.stderr.strip().partition("\n")[0] if done.returncode else ""
 
 
 def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
@@ -214,25 +245,18 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
     report.say(f"building {host.arch_set} into {folder}")
     request = replace(wish.build, arch_set=host.arch_set, line=line, out=folder)
     preflight.build(request, report)
-    said = _refusal(folder, host)
+    said = _refusal((folder / release.MANIFEST).read_bytes(), host)
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
     if toolkits and "error[CUDA_LIBRARY_MISSING]" in said:
         cuda_runtime.make(f"cu{max(toolkits).replace('.', '')}", folder, "tar.zst")
         release.write(folder)
-        said = _refusal(folder, host)
+        said = _refusal((folder / release.MANIFEST).read_bytes(), host)
     if said:
         raise PublishError(
             "RELEASE_CANNOT_RUN",
             f"{folder} cannot run on {wish.hardware or deploy_space.HARDWARE.value}: {said}",
             hint="nothing was published; build with another --line, --image or --engine",
         )
-
-
-def _refusal(folder: Path, host: Host) -> str:
-    """Return the loader's error if the hardware cannot run a folder's release, else ``""``."""
-    content = (folder / release.MANIFEST).read_bytes()
-    done = loader.suppose(content, host.facts, *host.options)
-    return done.stderr.strip() if done.returncode else ""
 
 
 def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: float) -> None:
@@ -267,25 +291,26 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
                 f"Space {space}: {stage}{said and ': '}{said}",
                 hint=f"its log is at {logs}; after a repair the same command resumes",
             )
-        if is_new and stage == "RUNNING" and _answers(info.host or "", token):
+        said = _silence(info.host or "", token) if is_new and stage == "RUNNING" else stage
+        if not said:
             return
         if time.monotonic() >= until:
             raise PublishError(
                 "SPACE_NOT_READY",
-                f"Space {space} does not answer after {seconds / 60:.0f} minutes ({stage})",
+                f"Space {space} does not answer after {seconds / 60:.0f} minutes ({said})",
                 hint=f"its log is at {logs}; the same command waits again",
             )
         time.sleep(interval)
 
 
-def _answers(address: str, token: str | None) -> bool:
-    """Ask for the Space's page; a private Space wants the account's token."""
+def _silence(address: str, token: str | None) -> str:
+    """Ask for the Space's page, a private one with the account's token; ``""`` if it is there."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with (
             packages.session() as web,
             web.get(address, timeout=_PAGE_S, headers=headers, stream=True) as answer,
         ):
-            return answer.ok
-    except requests.RequestException:
-        return False
+            return "" if answer.ok else f"its page has HTTP status {answer.status_code}"
+    except requests.RequestException as error:
+        return f"its page gives no answer: {type(error).__name__}"

@@ -250,7 +250,7 @@ def deploy_space(_: object, space: Deploy) -> None:
     deployment = deploying.plan(space.to, space.variable, model=space.model, mount=space.mount)
     deploying.require_model(space.model)
     changes = deploying.compare(deployment, adopt=space.adopt)
-    show.deployment(changes)
+    show.deployment(changes, wanted)
     if not space.dry_run:
         show.line(deploying.deploy(changes, hardware=wanted))
 

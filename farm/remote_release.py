@@ -149,7 +149,9 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
         else:
             return
     raise SourceError(
-        "RELEASE_UNREACHABLE", f"{place.name} cannot be fetched: {'; '.join(problems)}"
+        "RELEASE_UNREACHABLE",
+        f"{place.name} cannot be fetched: {'; '.join(problems)}",
+        hint="is the URL right, and does this machine reach it without a token?",
     )
 
 

@@ -67,14 +67,15 @@ class ReleaseServer:
 
 
 def serve_forever(folder: Path, port: int) -> None:
-    """Serve ``folder`` until interrupted (SIGINT); ``port`` 0 takes a free one. Prints the URL.
+    """Serve ``folder`` until SIGINT; ``port`` 0 takes a free one. Prints the manifest's URL.
 
     Raises:
         UsageError: ``FOLDER_MISSING``.
         FarmError: ``PORT_IN_USE``, ``PORT_REFUSED``.
     """
     with ReleaseServer(folder, port) as server:
-        print(f"serving {folder} at {server.url}", flush=True)
+        first = _FIRST if (folder / _FIRST).is_file() else ""
+        print(f"serving {folder} at {server.url}{first}", flush=True)
         with suppress(KeyboardInterrupt):
             server.wait()
 

@@ -21,7 +21,7 @@ import msgspec
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, SpaceHardware, Volume
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from farm import PROJECT_ROOT
+from farm import PROJECT_ROOT, loader
 from farm.errors import PublishError, UsageError
 from farm.publish import hub
 
@@ -46,6 +46,7 @@ _MODEL: Final = re.compile(
 _SIZES: Final = ("4b", "12b", "27b")
 """Sizes of TranslateGemma that ``--model`` takes."""
 _BY_SIZE: Final = "mradermacher/translategemma-{0}-it-i1-GGUF:translategemma-{0}-it.i1-Q4_K_M.gguf"
+_QUANTISED: Final = "mradermacher's quantisation of Google's TranslateGemma"
 _PREFIXES: Final = ("YAKULINGO_SPACES_", "LLAMA_SPACE_")
 _OF_MODEL: Final = ("GGUF_REPO_ID", "GGUF_FILENAME", "GGUF_REVISION", "GGUF_SHA256", "GGUF_PATH")
 _OF_RELEASE: Final = ("LLAMA_CPP_URL", "LLAMA_CPP_SHA256", "LLAMA_CPP_MANIFEST_URL",
@@ -72,6 +73,7 @@ class Deployment:
         variables: values to set, by name.
         replaced: names of variables that would contradict these; removed unless they are set.
         volume: the volume to mount; None for no change.
+        model: the model, for people.
     """
 
     space: str
@@ -79,6 +81,7 @@ class Deployment:
     variables: Mapping[str, str]
     replaced: frozenset[str] = frozenset()
     volume: Volume | None = None
+    model: str = ""
 
     @property
     def size(self) -> int:
@@ -87,6 +90,12 @@ class Deployment:
             len(one) if isinstance(one, bytes) else one.stat().st_size
             for one in self.files.values()
         )
+
+    def unknown(self) -> list[str]:
+        """Return the loader's warning about each variable that is no setting of it."""
+        done = loader.run("verify", "/", variables=self.variables)
+        found = re.finditer(r"warning\[SETTING_UNKNOWN\]: (\w+) .*", done.stderr)
+        return [one[0] for one in found if one[1] in self.variables]
 
 
 def plan(
@@ -145,7 +154,10 @@ def plan(
     by_url = any(f"{prefix}LLAMA_CPP_URL" in asked for prefix in _PREFIXES)
     replaced = _both(_OF_RELEASE if release is not None or by_url else ())
     if model is None:
-        return Deployment(space, files, asked, replaced)
+        found = _PRELOAD.search((root / "README.md").read_text("utf-8"))
+        default = found[0].split(" - ")[1].strip() if found else "none is named in README.md"
+        told = f"{_made_by(default)}; a variable of the Space wins over it"
+        return Deployment(space, files, asked, replaced, model=told)
     chosen = _Model.parse(model, mount=mount)
     named = chosen.variables()
     twice = [name for name in named if asked.get(name, named[name]) != named[name]]
@@ -153,7 +165,14 @@ def plan(
         raise UsageError("VARIABLE_TWICE", f"--model and --variable {twice[0]} exclude each other")
     files["README.md"] = chosen.front_matter((root / "README.md").read_text("utf-8")).encode()
     replaced |= _both(_OF_MODEL)
-    return Deployment(space, files, {**named, **asked}, replaced, chosen.volume())
+    told = _made_by(f"{chosen.repo} {chosen.file}")
+    return Deployment(space, files, {**named, **asked}, replaced, chosen.volume(), told)
+
+
+def _made_by(model: str) -> str:
+    """Add whose quantisation the models of ``--model 4b`` and the default are."""
+    ours = model.startswith(_BY_SIZE.partition("{")[0])
+    return f"{model} ({_QUANTISED})" if ours else model
 
 
 def _both(names: Iterable[str]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from farm import PROJECT_ROOT, durable, elf, loader, remote_release, targets, trust
-from farm.errors import FarmError, InspectError, PublishError
+from farm.errors import FarmError, InspectError, PublishError, UsageError
 from farm.pack import Inventory, is_elf
 from farm.publish import channels
 from farm.release import MANIFEST
@@ -127,7 +127,8 @@ class Archive:
                 "ARCHIVE_CANNOT_RUN",
                 f"{self.url} cannot run there",
                 hint="take an archive of another CUDA version or architecture, or build one:"
-                " invoke space without --url. --suppose describes another machine",
+                " invoke space without --url; for another machine: invoke pin-space --url URL"
+                " --suppose FACTS",
             )
         return {_URL: self.url, _SHA256: self.sha256}
 
@@ -228,6 +229,19 @@ def write(pin: dict[str, Any], file: Path = FILE) -> None:
         durable.replace(file, f"{json.dumps(pin, indent=2)}\n".encode(), 0o644)
     except OSError as error:
         raise PublishError("PIN_NOT_WRITTEN", f"{file}: {error.strerror}") from error
+
+
+def manifest_url() -> str:
+    """Return the URL of the manifest that ``release.json`` names.
+
+    Raises:
+        UsageError: ``PIN_INVALID``: it names none.
+    """
+    try:
+        return str(json.loads(FILE.read_bytes())["manifest_url"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "delete it, or write it again with invoke pin-space"
+        raise UsageError("PIN_INVALID", f"{FILE} names no manifest_url", hint=hint) from error
 
 
 def _pin(manifest_url: str, content: bytes, *, what: str) -> Pin:

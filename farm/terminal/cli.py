@@ -189,9 +189,10 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
                 program.core.unparsed[:] = _one_each(program)
             method(program)
         except ParseError as error:
-            near = "".join(f"did you mean {name}? " for name in _near(program, error))
+            near = " or ".join(_near(program, error))
             told = "invoke --list, or invoke --help VERB, says what there is"
-            _end(f"error[USAGE]: {error}\nhint: {near}{told}", USAGE)
+            asked = f"did you mean {near}? " if near else ""
+            _end(f"error[USAGE]: {error}\nhint: {asked}{told}", USAGE)
         except BrokenPipeError:  # invoke --list | head
             _end_unread()
 
@@ -199,10 +200,13 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
 
 
 def _near(program: Program, error: ParseError) -> list[str]:
-    """Return the verb, or the option of a verb, that is nearest to the one that is unknown."""
-    wrong = re.search("'(.*)'", str(error))
-    known = [*program.collection.task_names, *(error.context.flags if error.context else ())]
-    return difflib.get_close_matches(wrong[1] if wrong else "", known, 1)
+    """Return the verbs, or options of a verb, that begin with the unknown one, or the nearest."""
+    found = re.search("'(-*)(.*)'", str(error))
+    dashes, wrong = found.groups() if found else ("", "")
+    options = error.context.flags if error.context and dashes else ()
+    known = [name.lstrip("-") for name in options or program.collection.task_names]
+    begun = [name for name in known if wrong and name.startswith(wrong)]
+    return [f"{dashes}{name}" for name in begun or difflib.get_close_matches(wrong, known, 1)]
 
 
 def _help_first(program: Program) -> None:

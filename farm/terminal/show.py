@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from huggingface_hub import SpaceHardware
+
     from farm.publish.channels import Promotion
     from farm.publish.deploy_space import Changes
     from farm.publish.gate import Check, Report
@@ -140,13 +142,13 @@ def _holds(artifact: Artifact) -> str:
     return f"SASS {' '.join(artifact.cuda.sass)}{ptx}"
 
 
-def plan(planned: Plan) -> None:
-    """Print what publishing would do."""
+def plan(planned: Plan, *, each: bool) -> None:
+    """Print what publishing does, and with ``each`` every file."""
     line(
         f"{planned.release} → {planned.where}: {len(planned.there)} files are there,"
         f" {len(planned.new)} to send, {decimal(planned.size)}"
     )
-    for part in planned.parts:
+    for part in planned.parts if each else ():
         word = "send " if part in planned.new else "there"
         line(f"  {word} {part}  sha256 {part.sha256}")
 
@@ -203,11 +205,14 @@ def archive(found: Archive) -> None:
             line(f"    {told.strip()}")
 
 
-def deployment(changes: Changes) -> None:
+def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
     """Print what a deployment adds, changes, deletes and keeps in a Space."""
     planned, size = changes.deployment, changes.deployment.size / 1e3
     new = " (new)" if changes.head is None else ""
     line(f"Space {planned.space}{new}: {len(planned.files)} files, {size:.0f} kB, gradio")
+    default = "the Space's own" if changes.head else "zero-a10g (ZeroGPU)"
+    line(f"  hardware {hardware.value if hardware else default}")
+    line(f"  model {planned.model}")
     for what, names in (
         ("add", changes.added if changes.head else ()),  # of a new Space it is all of spaces/
         ("change", changes.changed),
@@ -220,6 +225,8 @@ def deployment(changes: Changes) -> None:
         line(f"  remove variable {name}")
     for name, value in planned.variables.items():
         line(f"  variable {name}={value}")
+    for warning in planned.unknown():
+        note(warning)
     if planned.volume is not None:
         line(f"  mount {planned.volume.to_uri()}")
 

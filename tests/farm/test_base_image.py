@@ -13,7 +13,7 @@ import pytest
 from docker import DockerClient
 from needs import must_or_skip
 
-from farm.engines.docker import DockerImages
+from farm.engines.docker import DockerImages, inventory
 from farm.errors import EngineError, UsageError
 from farm.inputs import base_image, pins
 from farm.inputs.images import ImageFacts
@@ -104,6 +104,7 @@ def test_an_image_of_the_same_inputs_is_used_again_and_says_so() -> None:
     made, _ = make(store, "cpu")
     again, said = make(store, "cpu")
     assert again == made
+    assert base_image.TAGS["cu130"] in inventory._PULL_HINT
     assert said == ["image llama-farm-base:bookworm: there already, made from the same inputs"]
     make(store, "cpu", fresh=True)
     assert store.imports == 2

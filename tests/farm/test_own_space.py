@@ -101,10 +101,13 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     monkeypatch.setattr(preflight, "build", build)
     hub.stages = [{"stage": "BUILDING"}, {"stage": "APP_STARTING"}, {"stage": "RUNNING"}]
     wish = with_folder(CPU, folder)
-    assert "cpu would be built" in make(wish, capsys, dry_run=True)
+    said = make(wish, capsys, dry_run=True)
+    for told in ("cpu would be built, with --engine auto", "hardware cpu-basic", "mradermacher's"):
+        assert told in said
     assert hub.repositories == {}
     said = make(wish, capsys)
     assert said.splitlines()[-1] == hub.host
+    assert said.count("SHA256SUMS") == 1
     assert "Space me/space: building" in said
     assert hub.repositories[RELEASES].tags.keys() == {"b11549-1"}
     assert hub.repositories[SPACE].hardware == "cpu-basic"
@@ -128,6 +131,32 @@ def test_build_that_the_hardware_cannot_run_is_not_published(
     with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: error") as caught:
         make(Wish(SPACE, model="4b", folder=released), capsys)
     assert "NO_ARTIFACT" in caught.value.message
+    assert hub.repositories == {}
+
+
+def test_pinned_release_that_the_hardware_cannot_run_is_refused(
+    hub: hub_repository.Hub,
+    released: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pinned = tmp_path / "release.json"
+    monkeypatch.setattr(pin_space, "FILE", pinned)
+    pin_space.write(pin_space.url((released / "manifest.json").as_uri()).content, pinned)
+    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: error.NO_ARTIFACT") as caught:
+        make(Wish(SPACE), capsys, dry_run=True)
+    assert "invoke pin-space" in caught.value.hint
+    assert "\n" not in caught.value.message
+    allowed = Wish(SPACE, variables=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1"))
+    said = make(allowed, capsys, dry_run=True)
+    assert "hardware zero-a10g (ZeroGPU)" in said
+    assert "warning[SETTING_UNKNOWN]: LLAMA_SPACE_NCTX is no setting" in said
+    (released / "manifest.json").unlink()
+    assert "note[RELEASE_UNREACHABLE]: not compared" in make(allowed, capsys, dry_run=True)
+    pinned.write_text("{}")
+    with refused("PIN_INVALID", UsageError):
+        make(allowed, capsys, dry_run=True)
     assert hub.repositories == {}
 
 
@@ -209,6 +238,9 @@ def test_page_that_does_not_answer_is_waited_for(hub: hub_repository.Hub) -> Non
     with http_served.serving(late) as hub.host:
         own_space.wait(SPACE, 30, lambda _: None, interval=0.01)
     assert len(asked) == 3
+    asked.clear()
+    with http_served.serving(late) as hub.host, refused("SPACE_NOT_READY", match="status 404"):
+        own_space.wait(SPACE, 0, lambda _: None, interval=0.01)
 
 
 def test_hub_without_dns_is_unreachable_and_not_a_refusal(
@@ -261,8 +293,9 @@ def test_archive_says_beforehand_whether_a_host_can_run_it(
             "YAKULINGO_SPACES_LLAMA_CPP_SHA256": found.sha256,
         }
     else:
-        with refused("ARCHIVE_CANNOT_RUN", PublishError):
+        with refused("ARCHIVE_CANNOT_RUN", PublishError) as caught:
             found.variables()
+        assert "invoke pin-space --url URL --suppose" in caught.value.hint
 
 
 def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(

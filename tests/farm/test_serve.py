@@ -258,7 +258,7 @@ def test_port_in_use_is_named_and_free_again_afterwards(tmp_path: Path) -> None:
 
 
 def test_serve_forever_prints_its_url_and_ends_on_interrupt(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("served", "utf-8")
+    (tmp_path / "manifest.json").write_text("served", "utf-8")
     text = "import sys; from pathlib import Path; from farm.serve import serve_forever; "
     text += "serve_forever(Path(sys.argv[1]), 0)"
     process = subprocess.Popen(
@@ -269,7 +269,8 @@ def test_serve_forever_prints_its_url_and_ends_on_interrupt(tmp_path: Path) -> N
     )
     assert process.stdout is not None
     url = process.stdout.readline().split()[-1]
-    with urllib.request.urlopen(f"{url}x", timeout=10) as response:
+    assert url.endswith("/manifest.json")
+    with urllib.request.urlopen(url, timeout=10) as response:
         assert response.read() == b"served"
     process.send_signal(2)
     _, errors = process.communicate(timeout=10)

@@ -44,8 +44,8 @@ _SECONDS: Final = 10
 """Seconds to read the counters; an idle machine needs half a second."""
 _PIECE: Final = 1 << 20
 _PULL_HINT: Final = (
-    "without access to the registry, make an image from the distribution's packages, such as"
-    " `invoke base-image --line cu130` (or cpu, cu124), and give its --line and its name as --image"
+    "without access to the registry: `invoke base-image --line cu130` makes an image from packages;"
+    " then build with --line cu130 --image llama-farm-base:bookworm-cu130 (likewise cpu, cu124)"
 )
 
 
