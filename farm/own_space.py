@@ -180,9 +180,9 @@ def _require_pinned(wish: Wish, host: Host, report: BuildReport) -> None:
     try:
         manifest = remote_release.read_manifest(url)
     except FarmError as error:  # a private repository: the Space's own token can read it
-        report.note(f"note[{error.code}]: not compared with the hardware: {error.message}")
+        report.say(f"note[{error.code}]: not compared with the hardware: {error.message}")
         return
-    allowed = any(one.endswith("_ALLOW_CPU=1") for one in wish.variables)
+    allowed = any(one.endswith("_ALLOW_CPU=1") for one in wish.variable)
     said = _refusal(manifest, host, *(("--allow-cpu",) if allowed else ()))
     if said:
         raise PublishError(

@@ -203,8 +203,8 @@ def _near(program: Program, error: ParseError) -> list[str]:
     """Return the verbs, or options of a verb, that begin with the unknown one, or the nearest."""
     found = re.search("'(-*)(.*)'", str(error))
     dashes, wrong = found.groups() if found else ("", "")
-    options = error.context.flags if error.context and dashes else ()
-    known = [name.lstrip("-") for name in options or program.collection.task_names]
+    flags = error.context.flags if error.context and dashes else ()
+    known = [name.lstrip("-") for name in flags or program.collection.task_names]
     begun = [name for name in known if wrong and name.startswith(wrong)]
     return [f"{dashes}{name}" for name in begun or difflib.get_close_matches(wrong, known, 1)]
 

@@ -1,4 +1,4 @@
-"""``python -m llama_loader COMMAND``: fetch, devices, serve, doctor, verify.
+"""``python3 -m llama_loader COMMAND``: fetch, devices, serve, doctor, verify.
 
 docs/cli.md is the contract of outputs and exit statuses, which are decided here and nowhere else.
 Each command imports what it needs itself, so that ``--help`` answers at once.
@@ -70,10 +70,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error line, with a name that is near to a wrong one, and end with status 2."""
-        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )([^\s'=]+)", message)
-        known = (*_COMMANDS, *re.findall(r"--[a-z-]+", self.format_help()))
-        near = difflib.get_close_matches(wrong[1] if wrong else "", known, 1)
-        hint = "".join(f"did you mean {name}? " for name in near)
+        found = re.search(r"(?:choice: '|arguments: )(-*)([^\s'=]*)", message)
+        dashes, wrong = found.groups() if found else ("", "")
+        known = re.findall(r"--([a-z-]+)", self.format_help()) if dashes else _COMMANDS
+        near = difflib.get_close_matches(wrong, known, 1)
+        hint = "".join(f"did you mean {dashes}{name}? " for name in near)
         error = LoaderError("USAGE", message, hint=f"{hint}{self.prog} --help")
         raise SystemExit(_complain(error.render(), _USAGE))
 
@@ -307,7 +308,7 @@ _COMMANDS = {
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="python -m llama_loader",
+        prog="python3 -m llama_loader",
         description="Fetches a verified llama-server for this machine, and runs it.",
         epilog="Options override the YAKULINGO_SPACES_… variables. Exit status: 0 done, 2 usage or"
         " setting, 3 network, 4 integrity or trust, 5 this host cannot run it, 6 disk or store,"

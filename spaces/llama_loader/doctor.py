@@ -29,6 +29,7 @@ from llama_loader.settings import Settings
 
 _ROOM: Final = 1_000_000_000
 """Bytes of free disk below which an installation (75 to 190 MB unpacked) becomes doubtful."""
+_NO_MODEL: Final = "none is named, and huggingface_hub, which fetches the default, is not installed"
 _NEEDED: Final = {
     **dict.fromkeys(("gpu", "store", "runtime"), "settings"),
     "libraries": "runtime",
@@ -100,7 +101,9 @@ class Examination:
         said += [(f"note {note.code}: {note.message}", note.hint) for note in self.notes]
         for line, hint in said:
             lines += [f"  {line}", *([f"       hint: {hint}"] if hint else [])]
-        lines.append(f"verdict: a model {'can' if self.ok else 'cannot'} be served here now")
+        unnamed = any(check.detail == _NO_MODEL for check in self.checks)
+        what = f"a model{' that --model PATH names' if unnamed else ''}"
+        lines.append(f"verdict: {what} {'can' if self.ok else 'cannot'} be served here now")
         return "\n".join(printable(line) for line in lines)
 
 
@@ -172,7 +175,7 @@ class _Visit:
         for note in self.settings.unknown:
             self._sink(note)
         shown = asdict(self.settings)
-        del shown["inherited"], shown["unknown"]
+        del shown["inherited"], shown["unknown"], shown["prefix"]
         shown["hf_token"] = "set" if self.settings.hf_token else None
         self.found.settings = {name: _plain(value) for name, value in shown.items()}
         return "all variables can be read"
@@ -242,7 +245,7 @@ class _Visit:
         """Say which model is set; one that is still to be fetched is no fault if the Hub has it."""
         settings, name = self.settings, self.settings.model
         if not settings.model_named and find_spec("huggingface_hub") is None:
-            return "none is named, and huggingface_hub, which fetches the default, is not installed"
+            return _NO_MODEL
         path = settings.gguf_path or model.at_hand(settings)
         if path is None and settings.offline:
             path = model.get(replace(settings, gguf_sha256=None))

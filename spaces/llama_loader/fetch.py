@@ -255,7 +255,9 @@ class Mirrors:
                 hint="the file behind the URL is not the one that the manifest describes, or a "
                 "page that asks for a login: open the URL in a browser",
             )
-        error = NetworkError("UNREACHABLE", file=self._name, reasons=reasons)
+        answered = self._refusals and not self._left and 0 not in self._refusals
+        code = "UNREACHABLE/answered" if answered else "UNREACHABLE"
+        error = NetworkError(code, file=self._name, reasons=reasons)
         error.refusals = frozenset({0} if self._left else self._refusals)
         return error
 

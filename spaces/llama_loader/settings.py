@@ -22,6 +22,7 @@ from llama_loader.locations import HUB
 PREFIX: Final = "YAKULINGO_SPACES_"
 NEUTRAL_PREFIX: Final = "LLAMA_SPACE_"
 """May stand in place of ``PREFIX`` in every variable."""
+_PREFIXES: Final = (PREFIX, NEUTRAL_PREFIX)
 DEFAULT_REPO: Final = "mradermacher/translategemma-27b-it-i1-GGUF"
 DEFAULT_FILE: Final = "translategemma-27b-it.i1-Q4_K_M.gguf"
 _INHERITED: Final = (
@@ -195,12 +196,14 @@ class Settings:
         cuda_arch: without its dot (``90``), None for detected.
         inherited: the variables that a started program may see.
         unknown: a note for each variable with a prefix of ours that is no setting.
+        prefix: that of the variables that are set, for messages.
     """
 
     zerogpu: bool
     library_path: tuple[Path, ...]
     inherited: Mapping[str, str]
     unknown: tuple[Note, ...]
+    prefix: str
     backend: str = _setting(
         "BACKEND", _like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
     )
@@ -320,6 +323,7 @@ def load(
     if not values["hf_token"] and not hub["HF_HUB_DISABLE_IMPLICIT_TOKEN"]:
         place = hub["HF_TOKEN_PATH"] or (home or cache / "huggingface") / "token"
         values["hf_token"] = _token_of_login(place)
+    neutral = {name.startswith(NEUTRAL_PREFIX) for name in environ if name.startswith(_PREFIXES)}
     folders = re.split("[:;]", environ.get("LD_LIBRARY_PATH", ""))
     return Settings(
         **values,
@@ -328,6 +332,7 @@ def load(
         library_path=tuple(Path(folder) for folder in folders if folder.startswith("/")),
         inherited=_inherited(environ),
         unknown=tuple(_unknown(environ)),
+        prefix=NEUTRAL_PREFIX if neutral == {True} else PREFIX,
     )
 
 
@@ -385,7 +390,7 @@ def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:
 def _unknown(environ: Mapping[str, str]) -> Iterator[Note]:
     known = {name for row in _FIELDS.values() for name in row.variables}
     for name in sorted(environ.keys() - known):
-        if name.startswith((PREFIX, NEUTRAL_PREFIX)) and environ[name].strip():
+        if name.startswith(_PREFIXES) and environ[name].strip():
             yield Note.of("SETTING_UNKNOWN/variable", name=name, near=_near(name).upper())
 
 
@@ -415,6 +420,11 @@ def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -
     except ValueError:
         shown = repr(mistyped(value) if row.kind is _link and isinstance(value, str) else value)
         default = "auto" if row.default == () else row.default
+        if row.kind is _link and os.path.exists(str(value)):  # noqa: PTH110 - never raises
+            url = Path(str(value)).resolve().as_uri()
+            raise SettingError(
+                "SETTING_INVALID/path", source=source, shown=shown, accepts=accepts, url=url
+            ) from None
         raise SettingError(
             "SETTING_INVALID/value",
             source=source,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -45,6 +47,16 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 """A fork renews them: it has the threads and locks of none."""
 
 
+def _one_line(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """End an app that does not catch a wrong setting with its line instead of a traceback."""
+    if isinstance(error, LoaderError):
+        log(error.render())
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 class Engine:
     """One for each app. Safe to use from threads, and in forked workers.
 
@@ -58,7 +70,12 @@ class Engine:
     """
 
     def __init__(self, **given: Any) -> None:
-        self.settings: Final[Settings] = loader_settings.load(**given)
+        try:
+            self.settings: Final[Settings] = loader_settings.load(**given)
+        except LoaderError:
+            if sys.excepthook is sys.__excepthook__:
+                sys.excepthook = _one_line
+            raise
         self._decorated = None
         if self.settings.zerogpu and multiprocessing.parent_process() is None:  # not in a worker
             self._decorated = zerogpu.entry_point(self.settings.zerogpu_size)
@@ -189,7 +206,7 @@ class Engine:
         with contextlib.closing(items):
             for item in items:
                 if isinstance(item, Failure):
-                    raise item.error()
+                    raise self._named(item).error()
                 if isinstance(item, Piece) and item.text:
                     yield item.text
 
@@ -263,7 +280,7 @@ class Engine:
                     self._record.hear(Stage(*stage))
             ready = found
         except (LoaderError, OSError) as error:
-            failure = Failure.of(error)
+            failure = self._named(Failure.of(error))
         finally:
             self._record.ended(ready, None if ready else failure)
         if ready and self._decorated is not None:
@@ -271,6 +288,12 @@ class Engine:
             page_cache.fill(ready)
             self._record.add(timeline=(("page cache", round(time.monotonic() - began, 4)),))
             page_cache.keep(ready, self._closed)
+
+    def _named(self, failure: Failure) -> Failure:
+        """Name variables with the prefix that the app's owner has used."""
+        ours, hint = self.settings.prefix, failure.hint
+        message = failure.message.replace(loader_settings.PREFIX, ours)
+        return replace(failure, message=message, hint=hint.replace(loader_settings.PREFIX, ours))
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""

@@ -148,7 +148,7 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
         make(Wish(SPACE), capsys, dry_run=True)
     assert "invoke pin-space" in caught.value.hint
     assert "\n" not in caught.value.message
-    allowed = Wish(SPACE, variables=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1"))
+    allowed = Wish(SPACE, variable=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1"))
     said = make(allowed, capsys, dry_run=True)
     assert "hardware zero-a10g (ZeroGPU)" in said
     assert "warning[SETTING_UNKNOWN]: LLAMA_SPACE_NCTX is no setting" in said

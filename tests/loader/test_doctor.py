@@ -172,6 +172,7 @@ def test_zerogpu_s_main_process_is_told_where_gpus_come_from(
     found = clinic.examine()
     assert code in failures(found).values()
     assert "inside a decorated function" in found.as_text()
+    assert "--allow-cpu" in found.as_text()
     assert "Vulkan" not in found.as_text()
 
 
@@ -232,7 +233,9 @@ def test_without_a_model_the_hubs_client_is_not_needed(
     clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert failures(clinic.examine(GGUF_PATH="")) == {}
+    found = clinic.examine(GGUF_PATH="")
+    assert failures(found) == {}
+    assert found.as_text().endswith("a model that --model PATH names can be served here now")
     named = {"GGUF_REPO_ID": "me/model", "GGUF_FILENAME": "m.gguf"}
     assert failures(clinic.examine(GGUF_PATH="", **named)) == {"model": "HUB_CLIENT_MISSING"}
 

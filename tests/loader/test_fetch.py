@@ -545,6 +545,7 @@ def test_error_of_a_download_has_the_refusal_of_every_url(
     told = [f"{server.url}/{number}: HTTP status {code}" for number, code in enumerate(codes)]
     assert error.message == f"a.tar.gz cannot be fetched: {'; '.join(told)}"  # each reason once
     assert error.hint.startswith("is the address right")
+    assert ("does this machine reach it" in error.hint) == (0 in refusals)
     with pytest.raises(NetworkError) as caught:
         Reader().fetch(f"{server.url}/0", "foo")
     assert caught.value.refusals == {404, 0}

@@ -131,6 +131,8 @@ def test_options_win_and_are_named_as_options() -> None:
     assert (found.cuda_arch, found.offline) == ("90", True)
     with pytest.raises(SettingError, match="--arch is 'x'"):
         load({"cuda_arch": "x"}, environ)
+    with pytest.raises(SettingError, match=f"as a URL it is {Path(__file__).as_uri()}"):
+        load({"manifest_url": os.path.relpath(__file__)}, environ)
 
 
 def test_a_pin_pins_something() -> None:
@@ -177,6 +179,8 @@ def test_every_variable_may_have_the_neutral_prefix() -> None:
     }
     found = load(environ=environ)
     assert (found.n_ctx, found.allow_cpu, found.cuda_arch) == (8192, True, "90")
+    assert found.prefix == PREFIX
+    assert load(environ={"LLAMA_SPACE_N_CTX": "8192"}).prefix == "LLAMA_SPACE_"
     for row in settings._FIELDS.values():
         prefixes = [name for name in row.variables if name.startswith("LLAMA_SPACE_")]
         assert bool(prefixes) == row.variable.startswith(PREFIX)

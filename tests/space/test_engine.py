@@ -51,7 +51,7 @@ class Rig:
         self._archive = folder / "release.tar.gz"
         model = folder / "model.gguf"
         model.write_bytes(self_test.MODEL.read_bytes())
-        self._given = {
+        self.given = {
             "llama_cpp_url": self._archive.as_uri(),
             "allow_cpu": True,
             "gguf_path": model,
@@ -62,7 +62,7 @@ class Rig:
     @property
     def engine(self) -> Engine:
         """The engine, which begins to prepare when it is first asked for."""
-        self._engine = self._engine or Engine(**self._given)
+        self._engine = self._engine or Engine(**self.given)
         return self._engine
 
     def behave(self, **behaviour: Any) -> None:
@@ -456,6 +456,7 @@ def test_importing_the_engine_loads_neither_gradio_nor_torch() -> None:
 def test_a_setting_that_is_unknown_or_cannot_be_read_is_an_error_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which a failure replaces
     with pytest.raises(SettingError, match="n_ctx"):  # a near one
         Engine(nctx=1)
     with pytest.raises(SettingError):
@@ -463,6 +464,31 @@ def test_a_setting_that_is_unknown_or_cannot_be_read_is_an_error_at_once(
     monkeypatch.setenv("YAKULINGO_SPACES_N_CTX", "lots")
     with pytest.raises(SettingError, match="N_CTX"):
         Engine()
+
+
+def test_app_is_told_in_lines_that_name_its_own_variables(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from llama_space import Engine; Engine()"],
+        cwd=PROJECT / "spaces",
+        env={"LLAMA_SPACE_ALLOW_CPU": "yes1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "llama_space: error[SETTING_INVALID]: LLAMA_SPACE_ALLOW_CPU is 'yes1', which"
+    )
+    assert "Traceback" not in done.stderr
+    monkeypatch.setenv("LLAMA_SPACE_OFFLINE", "1")
+    rig.behave()
+    named = {"gguf_path": None, "gguf_repo_id": "me/none", "gguf_filename": "none.gguf"}
+    rig.given |= named
+    with refused("OFFLINE") as caught:
+        list(rig.engine.chat(CHAT))
+    assert "LLAMA_SPACE_OFFLINE=0" in caught.value.hint
 
 
 def test_zerogpu_without_its_package_is_an_error_that_says_so(
