@@ -26,7 +26,7 @@ ALONE = "test_the_folder_alone_serves_its_page_and_says_that_no_release_is_set"
 DEPLOYED = "test_hosts_that_are_reached_over_ssh"
 HOSTS = "test_a_worker_killed_in_mid_build_is_replaced_by_another"
 CURL = "test_curl_lines_of_the_readme_stream_a_translation"
-LOADER, MANIFEST = "python -m llama_loader", "--manifest https://…/manifest.json"
+LOADER, MANIFEST = "python3 -m llama_loader", "--manifest https://…/manifest.json"
 HOST = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
 SEED = (
     '--archs "80;86;89;90" --image nvidia/cuda:12.4.1-devel-ubuntu22.04 --ref b11549'
@@ -42,14 +42,14 @@ RUN = {
     "python3 -m pip install --require-hashes -r requirements.lock": SESSION,
     # the loader
     "cd spaces": SPACE_OWNER,
-    "python -m pip install -r requirements.txt": ALONE,
+    "python3 -m pip install -r requirements.txt": ALONE,
     f"{LOADER} doctor {MANIFEST}": SPACE_OWNER,
     f"{LOADER} doctor {MANIFEST} --suppose {HOST}": SPACE_OWNER,
     f"{LOADER} fetch {MANIFEST}": SPACE_OWNER,
     f"{LOADER} serve {MANIFEST} --model model.gguf": SPACE_OWNER,
-    'python -m pip install -r requirements.txt "gradio[mcp]" spaces huggingface_hub': ALONE,
+    'python3 -m pip install -r requirements.txt "gradio[mcp]" spaces huggingface_hub': ALONE,
     "YAKULINGO_SPACES_ALLOW_CPU=1 YAKULINGO_SPACES_GGUF_PATH=model.gguf"
-    " YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL=… python app.py": ALONE,
+    " YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL=… python3 app.py": ALONE,
     f"{LOADER} doctor --suppose {HOST}": SPACE_OWNER,
     "API=https://OWNER-SPACE.hf.space/gradio_api/call": CURL,
     "ID=$(curl -s $API/translate --json"

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import documented
 import hub_repository
@@ -184,19 +186,19 @@ def test_the_space_owner_s_commands(reader: Reader, tmp_path: Path) -> None:
         url = next(word for word in line.split() if word.startswith("http://"))
         here = Reader(reader.folder, {**reader.variables, **store})
         digest = hash_of(reader.folder / "dist" / "manifest.json")
-        here.replaced = {"https://…/manifest.json": f"{url}manifest.json", "--sha256 …": digest}
+        here.replaced = {"https://…/manifest.json": url, "--sha256 …": digest}
         assert "ok " in here.types("invoke verify https://…/manifest.json --sha256 …", page=CI)
-        here.variables["YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL"] = f"{url}manifest.json"
+        here.variables["YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL"] = url
         for page in ("docs/space.md", "docs/ja/space.md", "docs/cli.md"):
             assert "NO_ARTIFACT" in here_fails(here, page)
-        text = "python -m llama_loader fetch --manifest https://…/manifest.json"
+        text = "python3 -m llama_loader fetch --manifest https://…/manifest.json"
         fetched = here.types(text, page="README.md", of=spaces).splitlines()
         assert any((Path(line) / "llama-server").is_file() for line in fetched)
         here.run("ln -sf ../model.gguf model.gguf", of=spaces)
         answer = here_serves(here, spaces)
         assert answer.startswith("ready http://127.0.0.1:")
         here.variables["YAKULINGO_SPACES_GGUF_PATH"] = str(reader.folder / "model.gguf")
-        text = "python -m llama_loader doctor --manifest https://…/manifest.json"
+        text = "python3 -m llama_loader doctor --manifest https://…/manifest.json"
         assert "llama-server" in here.types(text, page="README.md", of=spaces)
     finally:
         served.send_signal(signal.SIGINT)
@@ -222,13 +224,15 @@ def here_fails(reader: Reader, page: str) -> str:
 
 
 def here_serves(reader: Reader, folder: Path) -> str:
-    """Serve until the line that the README shows, then interrupt."""
+    """Serve until the line that the README shows, with its warnings, then interrupt."""
     command = reader.filled_in("llama_loader serve", "README.md").split()
-    with subprocess.Popen(
-        command, cwd=folder, env=reader.environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
-        line = process.stdout.readline() if process.stdout else ""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=reader.environment(), **pipes) as process:
+        line = str(process.stdout.readline())  # type: ignore[union-attr]
         process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    warned = re.compile(r"^(?:warning\[\w+\]|hint):", re.MULTILINE)
+    assert warned.findall(told) == warned.findall((PROJECT / "README.md").read_text("utf-8"))
     return line
 
 
