@@ -141,13 +141,8 @@ def _planned(
     variables: Mapping[str, str] | None = None,
 ) -> deploy_space.Deployment:
     own = {**({"YAKULINGO_SPACES_ALLOW_CPU": "1"} if host.options else {}), **(variables or {})}
-    return deploy_space.plan(
-        wish.to,
-        (*(f"{name}={value}" for name, value in own.items()), *wish.variable),
-        model=wish.model,
-        mount=wish.mount,
-        release=pin,
-    )
+    named = (f"{name}={value}" for name, value in own.items())
+    return deploy_space.plan(replace(wish, variable=(*named, *wish.variable)), release=pin)
 
 
 def _chosen(

@@ -247,7 +247,7 @@ def deploy_space(_: object, space: Deploy) -> None:
     from farm.publish import deploy_space as deploying
 
     wanted = deploying.hardware(space.hardware)
-    deployment = deploying.plan(space.to, space.variable, model=space.model, mount=space.mount)
+    deployment = deploying.plan(space)
     deploying.require_model(space.model)
     changes = deploying.compare(deployment, adopt=space.adopt)
     show.deployment(changes, wanted)

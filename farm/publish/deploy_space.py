@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from huggingface_hub import HfApi
 
+    from farm.options import Deploy
+
 ROOT: Final = PROJECT_ROOT / "spaces"
 NEEDED: Final = ("app.py", "README.md", "requirements.txt")
 _VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
@@ -99,30 +101,21 @@ class Deployment:
 
 
 def plan(
-    space: str,
-    variables: Iterable[str] = (),
-    root: Path = ROOT,
-    *,
-    model: str | None = None,
-    mount: bool = False,
-    release: Mapping[str, object] | None = None,
+    wanted: Deploy, root: Path = ROOT, *, release: Mapping[str, object] | None = None
 ) -> Deployment:
     """Read what would be uploaded.
 
     Args:
-        space: ``OWNER/NAME``.
-        variables: ``NAME=VALUE`` each.
+        wanted: the Space, its variables, and its model: in the Space's image, or mounted as a
+            bucket always is. Without one it is the model that the folder names.
         root: the folder; hidden files and Python's caches are not uploaded.
-        model: ``4b``, ``12b`` or ``27b`` of TranslateGemma, ``OWNER/REPO:FILE``, or
-            ``bucket:OWNER/NAME:FILE``; None for the one that the folder names.
-        mount: mount the model's repository, instead of putting the file into the Space's image.
-            A bucket is always mounted.
         release: the content of the Space's ``release.json``; empty for none, None for the folder's.
 
     Raises:
         UsageError: a name or a variable cannot be one, or it would be a secret.
         PublishError: the folder is no Space.
     """
+    space, model = wanted.to, wanted.model
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", space, re.ASCII) or ".." in space:
         hint = "give the Space's name on the Hub: your account, a slash, and a name of your choice"
         raise UsageError("SPACE_INVALID", f"--to {space!r} is not OWNER/NAME", hint=hint)
@@ -147,7 +140,7 @@ def plan(
     missing = [name for name in NEEDED if name not in files]
     if missing:
         raise PublishError("SPACE_INCOMPLETE", f"{root.name}/ has no {', '.join(missing)}")
-    asked = dict(_variable(text) for text in variables)
+    asked = dict(_variable(text) for text in wanted.variable)
     for name, value in asked.items():
         if name.endswith(("LLAMA_CPP_URL", "LLAMA_CPP_MANIFEST_URL")):
             _require_public(name, json.dumps({"manifest_url": value}).encode())
@@ -158,7 +151,7 @@ def plan(
         default = found[0].split(" - ")[1].strip() if found else "none is named in README.md"
         told = f"{_made_by(default)}; a variable of the Space wins over it"
         return Deployment(space, files, asked, replaced, model=told)
-    chosen = _Model.parse(model, mount=mount)
+    chosen = _Model.parse(model, mount=wanted.mount)
     named = chosen.variables()
     twice = [name for name in named if asked.get(name, named[name]) != named[name]]
     if twice:

@@ -9,6 +9,7 @@ import pytest
 
 from farm import trust
 from farm.errors import PublishError, UsageError
+from farm.options import Deploy
 from farm.publish import deploy_space
 from farm.publish.deploy_space import Changes
 from tests.rigs import hub_repository
@@ -39,7 +40,9 @@ FILES = [RECORD, "README.md", "app.py", "loader/x.py", "requirements.txt"]
 
 
 def compared(root: Path, *variables: str, adopt: bool = False) -> Changes:
-    return deploy_space.compare(deploy_space.plan("me/space", variables, root), adopt=adopt)
+    return deploy_space.compare(
+        deploy_space.plan(Deploy("me/space", variable=variables), root), adopt=adopt
+    )
 
 
 @pytest.fixture
@@ -82,7 +85,8 @@ def test_model_becomes_variables_and_what_the_image_preloads(
     model: str, repo: str, file: str, hub: hub_repository.Hub, space: Path
 ) -> None:
     (space / "README.md").write_text(MATTER + "The text.\n")
-    planned = deploy_space.plan("me/space", ["YAKULINGO_SPACES_N_CTX=1"], space, model=model)
+    wanted = Deploy("me/space", model=model, variable=("YAKULINGO_SPACES_N_CTX=1",))
+    planned = deploy_space.plan(wanted, space)
     address = deploy_space.deploy(deploy_space.compare(planned))
     assert address == "https://me-space.hf.space"
     repository = hub.repositories["me/space"]
@@ -101,7 +105,7 @@ def test_model_becomes_variables_and_what_the_image_preloads(
 
 
 def test_models_of_the_real_space_are_all_replaced() -> None:
-    planned = deploy_space.plan("me/space", model="12b")
+    planned = deploy_space.plan(Deploy("me/space", model="12b"))
     readme = planned.files["README.md"]
     assert isinstance(readme, bytes)
     front = readme.decode().split("---")[1]
@@ -120,11 +124,12 @@ def test_mounted_model_is_a_read_only_volume_and_a_path_and_not_in_the_image(
     model: str, kind: str, front: str, hub: hub_repository.Hub, space: Path
 ) -> None:
     (space / "README.md").write_text(MATTER + "The text.\n")
-    deploy_space.deploy(deploy_space.compare(deploy_space.plan("me/space", root=space, model="4b")))
+    planned = deploy_space.plan(Deploy("me/space", model="4b"), space)
+    deploy_space.deploy(deploy_space.compare(planned))
     repository = hub.repositories["me/space"]
     own = {"type": "bucket", "source": "me/data", "mountPath": "/data"}
     repository.volumes = [own, {"type": "model", "source": "me/old", "mountPath": "/models"}]
-    planned = deploy_space.plan("me/space", root=space, model=model, mount=kind == "model")
+    planned = deploy_space.plan(Deploy("me/space", model=model, mount=kind == "model"), space)
     changes = deploy_space.compare(planned)
     deploy_space.deploy(changes)
     assert repository.volumes == [
@@ -138,7 +143,10 @@ def test_mounted_model_is_a_read_only_volume_and_a_path_and_not_in_the_image(
 
 def test_model_and_variable_that_contradict_another_are_refused(space: Path) -> None:
     with refused("VARIABLE_TWICE", UsageError):
-        deploy_space.plan("me/space", ["YAKULINGO_SPACES_GGUF_FILENAME=x.gguf"], space, model="4b")
+        deploy_space.plan(
+            Deploy("me/space", model="4b", variable=("YAKULINGO_SPACES_GGUF_FILENAME=x.gguf",)),
+            space,
+        )
 
 
 def test_second_deployment_deletes_only_what_the_first_uploaded(
@@ -229,13 +237,13 @@ def test_hardware_of_an_existing_space_changes_only_if_asked(
 def test_pin_that_only_this_machine_can_read_is_refused(url: str, space: Path) -> None:
     (space / "release.json").write_text(json.dumps({"manifest_url": url}))
     with refused("PIN_IS_LOCAL", PublishError):
-        deploy_space.plan("me/space", (), space)
+        deploy_space.plan(Deploy("me/space"), space)
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "MY_SECRET", "OPENAI_API_KEY", "DB_PASSWORD"])
 def test_a_secret_is_refused_and_not_repeated(name: str, space: Path) -> None:
     with refused("VARIABLE_IS_SECRET", UsageError) as caught:
-        deploy_space.plan("me/space", [f"{name}=hush"], space)
+        deploy_space.plan(Deploy("me/space", variable=(f"{name}=hush",)), space)
     assert "hush" not in caught.value.render()
 
 
@@ -245,36 +253,36 @@ def test_a_secret_is_refused_and_not_repeated(name: str, space: Path) -> None:
 def test_a_token_under_any_name_is_refused_and_not_repeated(value: str, space: Path) -> None:
     for text in (f"HARMLESS={value}", value):
         with pytest.raises(UsageError) as caught:
-            deploy_space.plan("me/space", [text], space)
+            deploy_space.plan(Deploy("me/space", variable=(text,)), space)
         assert value not in caught.value.render()
 
 
 @pytest.mark.parametrize("text", ["x", "lower=1", "=1", "A B=1"])
 def test_what_is_no_variable(text: str, space: Path) -> None:
     with pytest.raises(UsageError):
-        deploy_space.plan("me/space", [text], space)
+        deploy_space.plan(Deploy("me/space", variable=(text,)), space)
 
 
 @pytest.mark.parametrize("name", ["me", "me/a/b", "../x", "me/.."])
 def test_what_is_no_space(name: str, space: Path) -> None:
     with pytest.raises(UsageError):
-        deploy_space.plan(name, (), space)
+        deploy_space.plan(Deploy(name), space)
 
 
 def test_a_folder_that_is_no_space(space: Path) -> None:
     (space / "app.py").unlink()
     with pytest.raises(PublishError) as caught:
-        deploy_space.plan("me/space", (), space)
+        deploy_space.plan(Deploy("me/space"), space)
     assert "app.py" in caught.value.message
 
 
 def test_a_signing_key_is_not_uploaded(space: Path) -> None:
     trust.generate(space / "farm.key")
     with refused("SPACE_HAS_KEY", PublishError) as caught:
-        deploy_space.plan("me/space", (), space)
+        deploy_space.plan(Deploy("me/space"), space)
     assert "farm.key" in caught.value.message
     (space / "farm.key").unlink()
-    assert "farm.key.pub" in deploy_space.plan("me/space", (), space).files
+    assert "farm.key.pub" in deploy_space.plan(Deploy("me/space"), space).files
 
 
 def test_a_hub_that_refuses(hub: hub_repository.Hub, space: Path) -> None:

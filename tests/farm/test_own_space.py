@@ -14,7 +14,7 @@ import pytest
 
 from farm import own_space, preflight, wheel
 from farm.errors import FarmError, PublishError, UsageError
-from farm.options import Wish
+from farm.options import Deploy, Wish
 from farm.publish import deploy_space, pin_space
 from farm.terminal.progress import BuildReport
 from tests.rigs import binaries, http_served, hub_repository, tiny_release
@@ -249,7 +249,7 @@ def test_hub_without_dns_is_unreachable_and_not_a_refusal(
     monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
     with refused("HUB_UNREACHABLE", PublishError, hint="DNS"):
-        deploy_space.compare(deploy_space.plan(SPACE, model="4b"))
+        deploy_space.compare(deploy_space.plan(Deploy(SPACE, model="4b")))
 
 
 @pytest.fixture
@@ -312,7 +312,9 @@ def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(
     assert '"trust": "pinned"' in fetched_by(hub, tmp_path / "space", tmp_path / "home")
 
     # a release instead: what would win over it is removed
-    planned = deploy_space.plan(SPACE, release={"manifest_url": "https://example.org/m.json"})
+    planned = deploy_space.plan(
+        Deploy(SPACE), release={"manifest_url": "https://example.org/m.json"}
+    )
     changes = deploy_space.compare(planned)
     assert changes.unset == tuple(sorted(found for found in repository.variables if "CPP" in found))
     deploy_space.deploy(changes)
