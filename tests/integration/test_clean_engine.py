@@ -9,8 +9,7 @@ import pytest
 from docker import DockerClient
 
 from farm.engines import docker as engine
-from farm.engines.docker import LABEL, labels
-from farm.engines.docker.inventory import make_volume
+from farm.engines.docker.inventory import LABEL, labels, make_volume
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

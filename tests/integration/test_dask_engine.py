@@ -35,7 +35,8 @@ from waiting import until
 from farm import pipeline, source
 from farm.cluster import dispatch, host, scheduler
 from farm.cluster.dispatch import Dispatcher
-from farm.engines.docker import LABEL, DockerEngine
+from farm.engines.docker import DockerEngine
+from farm.engines.docker.inventory import LABEL
 from farm.errors import EngineError
 from farm.options import BuildRequest
 from farm.plan import BuildPlan

@@ -22,8 +22,8 @@ from tiny_release import Silent
 from verbs import INVOKE, PROJECT, invoke
 
 from farm import preflight, source, targets
-from farm.engines.docker import PID_LABEL, DockerEngine
-from farm.engines.docker.inventory import HOST_LABEL, labels
+from farm.engines.docker import DockerEngine
+from farm.engines.docker.inventory import HOST_LABEL, PID_LABEL, labels
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, PackError
 from farm.execute import execute

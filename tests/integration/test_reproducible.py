@@ -14,11 +14,11 @@ from needs import must_or_skip
 from tiny_release import Silent
 from verbs import PROJECT, Release, invoke, succeed
 
-from farm.engines.docker import CACHE_FOLDER, DockerEngine
+from farm.engines.docker import DockerEngine
 from farm.execute import execute
 from farm.inputs.base_image import TAGS
 from farm.options import BuildRequest
-from farm.plan import BuildPlan
+from farm.plan import CACHE_FOLDER, BuildPlan
 from farm.request import choose_source
 from farm.source import from_folder
 from farm.targets import load

@@ -12,9 +12,10 @@ from docker import DockerClient
 from verbs import Release, succeed
 
 from farm import elf, source, targets
-from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
+from farm.engines.docker import CACHE_VOLUME, DockerEngine
+from farm.engines.docker.inventory import LABEL
 from farm.inputs import patches, pins
-from farm.plan import CONTAINER_LAYOUT, BuildPlan
+from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan
 from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]

@@ -9,28 +9,18 @@ from farm.engines.docker.connection import connect
 from farm.engines.docker.engine import DockerEngine
 from farm.engines.docker.inventory import (
     CACHE_VOLUME,
-    IMAGES,
-    LABEL,
-    PID_LABEL,
     DockerImages,
     Stored,
     cache_counters,
-    labels,
     stored,
 )
-from farm.plan import CACHE_FOLDER
 
 __all__ = [
-    "CACHE_FOLDER",
     "CACHE_VOLUME",
-    "IMAGES",
-    "LABEL",
-    "PID_LABEL",
     "DockerEngine",
     "DockerImages",
     "Stored",
     "cache_counters",
     "connect",
-    "labels",
     "stored",
 ]
