@@ -183,7 +183,7 @@ def _require_pinned(wish: Wish, host: Host, report: BuildReport) -> None:
         raise PublishError(
             "RELEASE_CANNOT_RUN",
             f"{url} cannot run on {wish.hardware or deploy_space.HARDWARE.value}: {said}",
-            hint=f"pin another release with invoke pin-space, or delete {pin_space.FILE.name}: then"
+            hint="pin another release with invoke pin-space, or delete spaces/release.json: then"
             " this takes the newest that can run, or builds one; --hardware cpu-basic needs no GPU",
         )
 

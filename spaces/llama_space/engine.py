@@ -18,13 +18,13 @@ import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from llama_loader import doctor, loader
 from llama_loader import settings as loader_settings
 from llama_loader.doctor import Examination
 from llama_loader.errors import LoaderError, ServerError
-from llama_loader.events import Event, Sink, Stage, ignore
+from llama_loader.events import Event, Note, Sink, Stage, ignore
 from llama_loader.loader import Prepared
 from llama_loader.settings import Settings
 from llama_space import page_cache, preparation, request, worker, zerogpu
@@ -43,6 +43,7 @@ from llama_space.values import (
 )
 
 _UNEXPECTED: Final = Failure.of(LoaderError("UNEXPECTED/preparation"))
+_Told = TypeVar("_Told", Failure, Note)
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 """A fork renews them: it has the threads and locks of none."""
 
@@ -268,7 +269,7 @@ class Engine:
         """
         ready, failure = None, _UNEXPECTED
         try:
-            found, known = preparation.run(self.settings, self._record.hear)
+            found, known = preparation.run(self.settings, self._hear)
             self._record.change(known, PREPARED)
             self._shown = request.recall(self.settings.store, found.model, found.size)
             for item in () if self.settings.zerogpu else worker.started(found):
@@ -289,11 +290,14 @@ class Engine:
             self._record.add(timeline=(("page cache", round(time.monotonic() - began, 4)),))
             page_cache.keep(ready, self._closed)
 
-    def _named(self, failure: Failure) -> Failure:
+    def _hear(self, event: Event) -> None:
+        self._record.hear(self._named(event) if isinstance(event, Note) else event)
+
+    def _named(self, told: _Told) -> _Told:
         """Name variables with the prefix that the app's owner has used."""
-        ours, hint = self.settings.prefix, failure.hint
-        message = failure.message.replace(loader_settings.PREFIX, ours)
-        return replace(failure, message=message, hint=hint.replace(loader_settings.PREFIX, ours))
+        ours, hint = self.settings.prefix, told.hint
+        message = told.message.replace(loader_settings.PREFIX, ours)
+        return replace(told, message=message, hint=hint.replace(loader_settings.PREFIX, ours))
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""
