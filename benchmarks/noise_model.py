@@ -57,7 +57,8 @@ def write(path: Path, size: str) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(f"noise of the size of TranslateGemma {size.upper()}")
     tiny_model.add_shape(writer, shape)
-    known = tiny_model.vocabulary()
+    # bytes: a text with a letter that is no token is refused without them
+    known = [*tiny_model.vocabulary(), *(f"<0x{byte:02X}>" for byte in range(256))]
     unused = [f"<unused{number}>" for number in range(VOCABULARY - len(known))]
     tiny_model.add_tokenizer(writer, [*known, *unused])
     noise = np.random.default_rng(1)
