@@ -10,7 +10,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -342,19 +342,25 @@ def certificate_file() -> str | None:
     Raises:
         SettingError: a variable for certificates names a file or folder that cannot be read.
     """
-    import ssl  # a start that opens no connection needs none of it
-
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
         place = os.environ.get(name)
         if not place or os.path.isdir(place):  # noqa: PTH112 - Path's raises for some names
             continue
         try:
-            ssl.create_default_context(cafile=place)
+            _require_certificates(place)
         except OSError as error:
             raise SettingError(
                 "SETTING_INVALID/certificates", name=name, place=place, error=error
             ) from error
     return os.environ.get("SSL_CERT_FILE") or None
+
+
+@lru_cache(maxsize=8)
+def _require_certificates(place: str) -> None:
+    """Read them once: that takes longer than a small request."""
+    import ssl  # a start that opens no connection needs none of it
+
+    ssl.create_default_context(cafile=place)
 
 
 def bound_xet() -> None:
