@@ -8,6 +8,7 @@ it stands, and every ``run:`` step of a workflow must have been.
 
 import json
 import re
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import actions
+import cuda_wheels
 import github_releases
 import github_runner
 import http_served
@@ -36,14 +38,7 @@ TINY = "tests/rigs/tiny_llama"
 SMALL = f"--source {TINY} --assume-build 11549"
 FAT = "build_llama_cpp_cuda_linux"
 RELEASE = "b11549-3"
-NOT_HERE = "sets/build/Pack CUDA's libraries"
-"""Needs 400 MB of wheels; tests/farm/test_cuda_runtime.py packs small ones."""
-COMMANDS = [
-    one
-    for name in workflows.names()
-    for one in workflows.steps(name)
-    if one.run and one.where != NOT_HERE
-]
+COMMANDS = [one for name in workflows.names() for one in workflows.steps(name) if one.run]
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +244,33 @@ def test_a_release_is_built_published_promoted_and_its_channels_are_kept(
         # what a person does with the address that was printed
         public = f"{served.url}/{github_releases.REPOSITORY}/releases/download/{RELEASE}"
         assert "ok llama-server-" in succeed("verify", f"{public}/manifest.json")
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(3000)
+def test_cudas_libraries_are_packed(github: workflows.GitHub, tmp_path: Path) -> None:
+    """From small wheels instead of 400 MB: the pins of the job's checkout name these."""
+    github.rows = lambda row: row["verb"] == "cuda-runtime"
+    made = cuda_wheels.contents(cuda_wheels.libraries(tmp_path))
+    with PackageIndex().serve() as served:
+        small = {one.package: one for one in cuda_wheels.publish(served, tmp_path, made)}
+        changes = [
+            f"s/^{name} = {getattr(old, name)!r}$/{name} = {getattr(small[old.package], name)!r}/"
+            for old in pins.load().cuda_runtime_of("cu130")
+            for name in ("size", "sha256", "filename")
+        ]
+        edits = " ".join(f"-e {shlex.quote(one.replace(chr(39), chr(34)))}" for one in changes)
+        step = "sets/build/Pack CUDA's libraries"
+        packing = f"sed -i {edits} build/pins.toml; PIP_INDEX_URL={served.url} invoke cuda-runtime"
+        github.instead = {
+            step: (("invoke cuda-runtime", packing), ("$LINE", "cu130")),
+            "sets/prune/Remove all but the newest of each kind": gh(tmp_path, []),
+        }
+        assert github.run("sets.yml", ref=""), github.failures()
+    assert (
+        "cuda-runtime-13.0.2.14-cu130-linux-x86_64.tar.zst"
+        in github.steps("sets")[step.removeprefix("sets/")].said
+    )
 
 
 def _channels(github: workflows.GitHub, served: github_releases.GitHub) -> None:
