@@ -73,7 +73,7 @@ def test_a_second_container_gets_everything_from_the_volume_and_the_status_tells
     told = of_docker()
     assert time.monotonic() - began < 5, "half a second on an idle machine"
     assert told.startswith(f"{found.hits} of {found.hits + found.misses} hits (")
-    assert told.endswith(f" MB in volume {volume}")
+    assert told.endswith(f"B in volume {volume}")
     assert found.size > 0
     assert (
         client.containers.list(all=True, filters={"label": "llama-farm=cache"}, ignore_removed=True)
