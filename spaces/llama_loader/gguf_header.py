@@ -36,7 +36,9 @@ _MAX_TEXT: Final = 4 << 20
 _MAX_TEXTS: Final = 1 << 20
 """Texts in all arrays: each is a step. The largest vocabularies with merges have some 800,000."""
 _READ: Final = 1 << 20
-"""Bytes that are read at a time where texts are skipped."""
+"""Bytes that are read at a time, at most, where texts are skipped."""
+_TYPICAL: Final = 64
+"""Bytes that are read for each text: an array of few needs no megabyte."""
 _MAX_LAYERS: Final = 4096
 """Numbers of an array that has one for each layer; longer arrays are of tokens."""
 _BLOCKS: Final = {
@@ -222,12 +224,12 @@ class _Reader:
         return max(values) if type(values[0]) is int else None
 
     def _skip_texts(self, count: int) -> None:
-        """Skip hundreds of thousands of texts, before every start: a block is read at a time."""
+        """Skip one text or hundreds of thousands, before every start: a block is read at a time."""
         length, block, at, last = struct.Struct("<Q").unpack_from, b"", 0, -1
         for _ in range(count):
             if at > last:
                 self._file.seek(at - len(block), 1)
-                block, at = self._file.read(_READ), 0
+                block, at = self._file.read(min(_READ, count * _TYPICAL)), 0
                 last = len(block) - 8
             (size,) = length(block, at)
             at += 8 + size
