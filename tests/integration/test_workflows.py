@@ -258,12 +258,12 @@ def test_cudas_libraries_are_packed(github: workflows.GitHub, tmp_path: Path) ->
     made = cuda_wheels.contents(cuda_wheels.libraries(tmp_path))
     with PackageIndex().serve() as served:
         small = {one.package: one for one in cuda_wheels.publish(served, tmp_path, made)}
-        changes = [
-            f"s/^{name} = {getattr(old, name)!r}$/{name} = {getattr(small[old.package], name)!r}/"
-            for old in pins.load().cuda_runtime_of("cu130")
+        edits = " ".join(
+            shlex.quote(f"-es/^{name} = {json.dumps(old)}$/{name} = {json.dumps(new)}/")
+            for pin in pins.load().cuda_runtime_of("cu130")
             for name in ("size", "sha256", "filename")
-        ]
-        edits = " ".join(f"-e {shlex.quote(one.replace(chr(39), chr(34)))}" for one in changes)
+            for old, new in [(getattr(pin, name), getattr(small[pin.package], name))]
+        )
         packing = f"sed -i {edits} build/pins.toml; PIP_INDEX_URL={served.url} invoke cuda-runtime"
         github.instead = {
             PACKING: (("invoke cuda-runtime", packing), ("$LINE", "cu130")),
