@@ -166,6 +166,8 @@ def renew(
 
     place, named = places.parse(to), places.project(project)
     due = channels.due(place, within, channel)
+    for name, current in due.items():
+        show.note(f"channel {name} names {current.release}, serial {current.serial}")
     if dry_run:
         show.line(" ".join(due))
         return

@@ -23,6 +23,8 @@ from llama_loader import manifest as schema
 from llama_loader.trust import signed_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from farm.publish.places import Destination
     from farm.trust import Signer
     from llama_loader.manifest import Artifact, Manifest
@@ -95,7 +97,7 @@ class Channel:
         if signed is not None:
             self.require_as_signed(published, signed)
         addressed = _with_addresses(published, self.place.artifact_base(release))
-        return self.sign(addressed, self.present()[0], days, at_least)
+        return self.sign(addressed, self.present(), days, at_least)
 
     def renew(self, *, days: int = DAYS) -> Promotion:
         """Sign the channel's manifest again, with a higher serial and a later end.
@@ -103,10 +105,11 @@ class Channel:
         Its content is what this key signed before: nothing is taken from the release beside it.
 
         Raises:
-            PublishError: there is no channel, its release was changed or has a known vulnerability,
-                the channel is another key's or project's, or this machine's clock is behind.
+            PublishError: there is no channel, its newest promotion is not the current one, its
+                release was changed or has a known vulnerability, the channel is another key's or
+                project's, or this machine's clock is behind.
         """
-        present, _ = self.required()
+        present = self.newest()
         _require_unchanged(self.place, present)
         return self.sign(present, present, days)
 
@@ -116,19 +119,10 @@ class Channel:
         After a rollback, the previous release is the one that was rolled back.
 
         Raises:
-            PublishError: there is no channel, nothing was promoted to it before, or its last
-                promotion was cut off, so that "before" could mean two releases.
+            PublishError: there is no channel, nothing was promoted to it before, a promotion is
+                missing from its history, or its newest promotion is not the current one.
         """
-        present, whole = self.required()
-        if not whole:
-            raise PublishError(
-                "PROMOTION_CUT_OFF",
-                f"{self.what}: serial {present.serial} with {present.release} was cut off between"
-                " its two files",
-                hint=f"invoke promote {present.release} finishes it; invoke promote RELEASE makes"
-                " another one current",
-            )
-        before = self.before(present)
+        before = self.before(self.newest())
         return self.promote(before.release, days=days, signed=before)
 
     @property
@@ -141,8 +135,8 @@ class Channel:
         """The channel in an error's sentence."""
         return f"channel {self.name} of {self.place.where}"
 
-    def present(self) -> tuple[Manifest | None, bool]:
-        """Return the current promotion and whether it is complete; None for a new channel.
+    def present(self) -> Manifest | None:
+        """Return the current promotion; None for a new channel.
 
         A promotion that was cut off between two files leaves a manifest and a signature that do
         not belong together. The numbered pair was written before them, and tells whose the channel
@@ -150,36 +144,63 @@ class Channel:
         """
         serials = self.place.channel_serials(self.name)
         if not serials and self.place.channel_file(self.name, MANIFEST) is None:
-            return None, True
+            return None
         try:
-            return self._signed("manifest", self.what), True
+            return self._signed("manifest", self.what)
         except PublishError as error:
             if not serials or error.code != _OTHER_KEY:
                 raise
-            return self.numbered(serials[-1]), False
+            return self.numbered(serials[-1])
 
-    def required(self) -> tuple[Manifest, bool]:
-        """Do what ``present`` does, for a channel that must exist."""
-        found, whole = self.present()
-        if found is None:
+    def newest(self) -> Manifest:
+        """Return the current promotion of a channel, which must be its newest, too.
+
+        Whoever may write to the place can put an older signed pair back, without the key.
+
+        Raises:
+            PublishError: ``CHANNEL_MISSING``; ``CHANNEL_NOT_NEWEST``: it is older than one that was
+                promoted, or was cut off between its two files.
+        """
+        found, serials = self.present(), self.place.channel_serials(self.name)
+        if found is None or not serials:
             raise PublishError("CHANNEL_MISSING", f"{self.place.where} has no channel {self.name}")
-        return found, whole
+        newest = serials[-1]
+        if found.serial != newest or self._pair("manifest") != self._pair(str(newest)):
+            raise PublishError(
+                "CHANNEL_NOT_NEWEST",
+                f"{self.what} names {found.release} (serial {found.serial}), which is not its"
+                f" promotion to serial {newest}",
+                hint="that one was cut off, or older files were put back: find out which, then"
+                " invoke promote RELEASE",
+            )
+        return found
 
     def numbered(self, serial: int) -> Manifest:
         """Read and verify the promotion of a serial: other people can write to the place."""
-        return self._signed(str(serial), f"serial {serial} of {self.what}")
+        what = f"serial {serial} of {self.what}"
+        found = self._signed(str(serial), what)
+        if found.serial != serial:
+            raise PublishError(
+                "CHANNEL_MISMATCH",
+                f"{what} is the promotion to serial {found.serial}",
+                hint="other files were put there; invoke promote RELEASE names the release",
+            )
+        return found
 
     def _signed(self, name: str, what: str) -> Manifest:
-        content = self.place.channel_file(self.name, f"{name}.json") or b""
-        signature = self.place.channel_file(self.name, f"{name}.json.minisig") or b""
+        content, signature = self._pair(name)
         comment = trust.require_signed(content, signature, self.signer.public_key, what=what)
         require_signed_for(comment, self.project, self.name, what=what)
         return schema.parse(content, what=what)
 
+    def _pair(self, name: str) -> Signed:
+        files = (f"{name}.json", f"{name}.json.minisig")
+        return Signed(*(self.place.channel_file(self.name, file) or b"" for file in files))
+
     def before(self, present: Manifest) -> Manifest:
         """Return the release before the current one; after a rollback, the rolled-back release."""
         history = [s for s in self.place.channel_serials(self.name) if s < present.serial]
-        for serial in reversed(history):
+        for serial in range(present.serial - 1, min(history, default=present.serial) - 1, -1):
             found = self.numbered(serial)
             if found.release != present.release:
                 return found
@@ -201,7 +222,7 @@ class Channel:
         return None
 
     def require_as_signed(self, published: Manifest, signed: Manifest) -> None:
-        """Refuse a release whose manifest differs from the signed one."""
+        """Refuse a release whose manifest differs from the signed one in more than addresses."""
         other = {*map(_substance, published.artifacts)} ^ {*map(_substance, signed.artifacts)}
         names = sorted(one.name for one in other)
         if published.source != signed.source:
@@ -237,8 +258,8 @@ class Channel:
         return Promotion(self.name, pointer.release, was, serial, expires, url)
 
 
-def due(destination: Destination, days: int, only: str | None = None) -> tuple[str, ...]:
-    """Return the channels that end within so many days, or have ended.
+def due(destination: Destination, days: int, only: str | None = None) -> dict[str, Manifest]:
+    """Return the channels that end within so many days, or have ended, with what they name.
 
     Args:
         destination: where they are.
@@ -249,15 +270,15 @@ def due(destination: Destination, days: int, only: str | None = None) -> tuple[s
         PublishError: the place cannot be read.
     """
     end = _now() + timedelta(days=days)
-    found = []
+    found = {}
     for name in destination.channels():
         content = destination.channel_file(name, MANIFEST)
         if content is None or only not in (None, name):
             continue
-        expires = schema.parse(content, what=f"channel {name}").expires
-        if expires is not None and expires <= end:
-            found.append(name)
-    return tuple(found)
+        named = schema.parse(content, what=f"channel {name}")
+        if named.expires is not None and named.expires <= end:
+            found[name] = named
+    return found
 
 
 def require_signed_for(comment: str, project: str, channel: str, *, what: str) -> None:
@@ -278,15 +299,16 @@ def require_signed_for(comment: str, project: str, channel: str, *, what: str) -
 
 def _with_addresses(release: Manifest, base: str) -> Manifest:
     """Return a release's manifest for a channel, with URLs below ``base``."""
-    artifacts = tuple(
-        msgspec.structs.replace(
-            one,
-            urls=tuple(_moved(url, base) for url in one.urls),
-            sbom=one.sbom and msgspec.structs.replace(one.sbom, url=_moved(one.sbom.url, base)),
-        )
-        for one in release.artifacts
+    artifacts = (
+        _addressed(one, lambda url: url if ":" in url else base + url) for one in release.artifacts
     )
-    return msgspec.structs.replace(release, artifacts=artifacts)
+    return msgspec.structs.replace(release, artifacts=tuple(artifacts))
+
+
+def _addressed(artifact: Artifact, address: Callable[[str], str]) -> Artifact:
+    """Return an artifact with other URLs, also of its SBOM."""
+    sbom = artifact.sbom and msgspec.structs.replace(artifact.sbom, url=address(artifact.sbom.url))
+    return msgspec.structs.replace(artifact, urls=tuple(map(address, artifact.urls)), sbom=sbom)
 
 
 def _read(destination: Destination, release: str, checked: str | None) -> Manifest:
@@ -312,8 +334,8 @@ def _require_unchanged(destination: Destination, published: Manifest) -> None:
 
 
 def _substance(artifact: Artifact) -> Artifact:
-    """Return a manifest without the URLs, in which a release's and its channel's differ."""
-    return msgspec.structs.replace(artifact, urls=(), sbom=None)
+    """Return an artifact without the URLs' folders, in which a release and its channel differ."""
+    return _addressed(artifact, lambda url: url.rpartition("/")[2])
 
 
 def _changed(destination: Destination, release: str, name: str, than: str) -> PublishError:
@@ -327,7 +349,3 @@ def _changed(destination: Destination, release: str, name: str, than: str) -> Pu
 
 def _now() -> datetime:
     return datetime.now(timezone.utc).replace(microsecond=0)
-
-
-def _moved(url: str, base: str) -> str:
-    return url if ":" in url else base + url

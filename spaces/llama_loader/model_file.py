@@ -42,7 +42,7 @@ def require_usable(path: Path) -> None:
         kind = "vocabulary, without tensors"
     if kind != "model":  # or an adapter, an imatrix
         name = "MODEL_PROJECTOR" if "mmproj" in kind else "MODEL_KIND"
-        raise SettingError(name, path=path, kind=kind)
+        raise SettingError(name, path=path, kind=kind[:80])
     declared = header.numbers.get("count", 0)  # split.count
     if declared not in {0, gguf_header.part(path.name)[1]}:
         raise SettingError("MODEL_PART", path=path, declared=declared)

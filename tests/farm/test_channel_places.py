@@ -191,11 +191,12 @@ def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(
 ) -> None:
     channels.Channel(folder_of_two, "stable", signer).promote("b11549-1", days=20)
     channels.Channel(folder_of_two, "candidate", signer).promote("b11550-1", days=90)
-    assert channels.due(folder_of_two, 30) == ("stable",)
-    assert channels.due(folder_of_two, 30, "candidate") == ()
+    due = channels.due(folder_of_two, 30)
+    assert {name: one.serial for name, one in due.items()} == {"stable": 1}
+    assert channels.due(folder_of_two, 30, "candidate") == {}
     renewed = channels.Channel(folder_of_two, "stable", signer).renew()
     assert (renewed.release, renewed.before, renewed.serial) == ("b11549-1", "b11549-1", 2)
-    assert channels.due(folder_of_two, 30) == ()
+    assert channels.due(folder_of_two, 30) == {}
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"
     with refused("CHANNEL_MISSING", PublishError):
@@ -260,6 +261,32 @@ def test_a_changed_history_is_not_rolled_back_to(
         channels.Channel(folder_of_two, "stable", signer).rollback()
 
 
+def test_older_files_that_were_put_back_are_neither_renewed_nor_rolled_back_from(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    """Whoever may write there puts older signed pairs in the place of newer ones."""
+    own = channels.Channel(folder_of_two, "stable", signer)
+    for build in (11549, 11550, 11549, 11550):
+        own.promote(f"b{build}-1")
+    channel = tmp_path / "published" / "channels" / "stable"
+    replay(channel, 2)
+    for use in (own.renew, own.rollback):
+        with refused("CHANNEL_NOT_NEWEST", PublishError, "serial 4"):
+            use()
+    for end in ("", ".minisig"):
+        shutil.copy(channel / f"2.json{end}", channel / f"4.json{end}")
+    with refused("CHANNEL_NOT_NEWEST", PublishError, "serial 4"):
+        own.renew()
+    assert own.promote("b11550-1").serial == 5
+    with refused("CHANNEL_MISMATCH", PublishError, "serial 4"):
+        own.rollback()
+    for end in ("", ".minisig"):
+        (channel / f"4.json{end}").unlink()
+    with refused("SIGNED_BY_ANOTHER_KEY", PublishError, "serial 4"):
+        own.rollback()
+    assert folder_of_two.channel_serials("stable") == (1, 2, 3, 5)
+
+
 @contextmanager
 def edited(folder: Path) -> Iterator[dict[str, Any]]:
     """Give the manifest of a published release, and write what became of it."""
@@ -293,7 +320,13 @@ def say_less(folder: Path) -> None:
         found["artifacts"][0]["platform"]["glibc"] = "2.1"
 
 
-@pytest.mark.parametrize("tamper", [change, add, say_less])
+def describe_otherwise(folder: Path) -> None:
+    """Let a published manifest list another SBOM."""
+    with edited(folder) as found:
+        found["artifacts"][0]["sbom"]["sha256"] = "0" * 64
+
+
+@pytest.mark.parametrize("tamper", [change, add, say_less, describe_otherwise])
 def test_release_that_was_changed_since_it_was_signed_is_neither_promoted_nor_rolled_back_to(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, tamper: Any
 ) -> None:
