@@ -158,6 +158,9 @@ def _chosen(
         _require_pinned(wish, host, report)
         return {}, None
     place = places.parse(wish.releases or f"hf:{wish.to.partition('/')[0]}/llama-server")
+    if wish.release:
+        named = place.small(places.require_name("release", wish.release), release.MANIFEST)
+        _require_runs(named, wish, host, f"{wish.release} of {place.where}")
     name = wish.release or _usable(place, wish, host, report)
     if name is None:
         return {}, {}
@@ -166,25 +169,31 @@ def _chosen(
 
 
 def _require_pinned(wish: Wish, host: Host, report: BuildReport) -> None:
-    """Refuse a pinned release that the hardware cannot run; print a note if it cannot be read.
-
-    Raises:
-        PublishError: ``RELEASE_CANNOT_RUN``.
-    """
+    """Refuse a pinned release that cannot run; print a note if it cannot be read."""
     url = pin_space.manifest_url()
     try:
         manifest = remote_release.read_manifest(url)
     except FarmError as error:  # a private repository: the Space's own token can read it
         report.say(f"note[{error.code}]: not compared with the hardware: {error.message}")
         return
+    _require_runs(manifest, wish, host, url)
+
+
+def _require_runs(manifest: bytes, wish: Wish, host: Host, what: str) -> None:
+    """Refuse a release that was named, and that the hardware cannot run.
+
+    Raises:
+        PublishError: ``RELEASE_CANNOT_RUN``.
+    """
     allowed = any(one.endswith("_ALLOW_CPU=1") for one in wish.variable)
     said = _refusal(manifest, host, *(("--allow-cpu",) if allowed else ()))
     if said:
         raise PublishError(
             "RELEASE_CANNOT_RUN",
-            f"{url} cannot run on {wish.hardware or deploy_space.HARDWARE.value}: {said}",
-            hint="pin another release with invoke pin-space, or delete spaces/release.json: then"
-            " this takes the newest that can run, or builds one; --hardware cpu-basic needs no GPU",
+            f"{what} cannot run on {wish.hardware or deploy_space.HARDWARE.value}: {said}",
+            hint="name another with --release or invoke pin-space. Without --release and"
+            " spaces/release.json this takes the newest that can run, or builds one; --hardware"
+            " cpu-basic needs no GPU",
         )
 
 

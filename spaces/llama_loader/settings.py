@@ -396,7 +396,7 @@ def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:
 def _unknown(environ: Mapping[str, str]) -> Iterator[Note]:
     known = {name for row in _FIELDS.values() for name in row.variables}
     for name in sorted(environ.keys() - known):
-        if name.startswith(_PREFIXES) and environ[name].strip():
+        if name.startswith(("YAKULINGO_", "LLAMA_SPACE")) and environ[name].strip():
             yield Note.of("SETTING_UNKNOWN/variable", name=name, near=_near(name).upper())
 
 
@@ -404,7 +404,7 @@ def _near(name: str) -> str:
     """List the keywords that are like a keyword or a variable."""
     import difflib  # only now: a start needs none of it
 
-    bare = name.upper().removeprefix(PREFIX).removeprefix(NEUTRAL_PREFIX).lower()
+    bare = re.sub(r"^(YAKULINGO|LLAMA)_(SPACES?_)?", "", name.upper()).lower()
     return ", ".join(difflib.get_close_matches(bare, _KEYWORDS, 3, 0.5)) or "none"
 
 

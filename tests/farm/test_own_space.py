@@ -148,6 +148,9 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
         make(Wish(SPACE), capsys, dry_run=True)
     assert "invoke pin-space" in caught.value.hint
     assert "\n" not in caught.value.message
+    named = Wish(SPACE, releases=str(released.parent), release=released.name)
+    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: error.NO_ARTIFACT"):
+        make(named, capsys, dry_run=True)
     allowed = Wish(SPACE, variable=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1"))
     said = make(allowed, capsys, dry_run=True)
     assert "hardware zero-a10g (ZeroGPU)" in said

@@ -352,10 +352,13 @@ def test_hubs_folders_are_expanded_as_its_client_does(
 
 def test_variables_that_are_no_settings_are_noted_with_near_ones() -> None:
     unknown = {
+        "LLAMA_SPACES_N_CTX": "N_CTX",
         "LLAMA_SPACE_GUFF_PATH": "GGUF_PATH",
+        "YAKULINGO_HF_TOKEN": "HF_TOKEN",
         "YAKULINGO_SPACES_HF_TOKN": "HF_TOKEN",
         "YAKULINGO_SPACES_NCTX": "N_CTX",
         "YAKULINGO_SPACES_XYZZY": "NONE",
+        "YAKULINGO_SPACE_ALLOW_CPU": "ALLOW_CPU",
     }
     known = {"YAKULINGO_SPACES_N_CTX": "4096", "LLAMA_SPACE_OFFLINE": "1", "LLAMA_ARG_N_CTX": "1"}
     empty = {"YAKULINGO_SPACES_EMPTY": " "}
