@@ -120,15 +120,9 @@ LENT: Final = (
 _PREPARING: Final = Status(
     "preparing",
     release="b11549-1",
-    progress=(
-        Progress(
-            "prepare",
-            Downloading("https://huggingface.co/me/releases/resolve/main/m.json", 0, None),
-        ),
-        Progress(
-            "prepare",
-            Downloading("translategemma-27b-it.i1-Q4_K_M.gguf", 3_210_000_000, 16_500_000_000),
-        ),
+    progress=Progress(
+        "prepare",
+        Downloading("translategemma-27b-it.i1-Q4_K_M.gguf", 3_210_000_000, 16_500_000_000),
     ),
     elapsed=48.0,
     timeline=(("resolve", 0.4), ("fetch", 2.1), ("verify", 0.1), ("unpack", 0.6)),

@@ -28,8 +28,7 @@ from llama_loader.events import Event, Note, Sink, Stage, ignore
 from llama_loader.loader import Prepared
 from llama_loader.settings import Settings
 from llama_space import page_cache, preparation, request, worker, zerogpu
-from llama_space.preparation import Ready
-from llama_space.request import STAGES_OF_A_START, Request, Reserved, Shown, Work
+from llama_space.request import STAGES_OF_A_START, Request, Shown, Work
 from llama_space.values import (
     PREPARED,
     Address,
@@ -37,7 +36,9 @@ from llama_space.values import (
     Item,
     Piece,
     Progress,
+    Ready,
     Record,
+    Reserved,
     Status,
     log,
 )
@@ -214,7 +215,7 @@ class Engine:
     def _items(self, wanted: Request) -> Generator[Item, None, None]:
         """Yield what a call brings; raise what keeps anything from being prepared."""
         while (ready := self._prepared()) is None:
-            yield self.status().latest
+            yield self.status().progress or Progress("prepare")
         if self._decorated is None:
             yield from self._record.measured(worker.answer(ready, wanted))
             return
@@ -274,7 +275,7 @@ class Engine:
             self._shown = request.recall(self.settings.store, found.model, found.size)
             for item in () if self.settings.zerogpu else worker.started(found):
                 if isinstance(item, Progress):
-                    self._record.say("server", item)
+                    self._record.change(progress=item)
                     continue
                 self._record.reported(item)
                 for stage in item.timeline:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_loader import cgroups, gguf_header
-from llama_space.preparation import Ready
-from llama_space.values import log
+from llama_space.values import Ready, log
 
 EVERY, _SELDOM = 30.0, 3600.0
 """Seconds between two looks; longer each time that something was gone, which memory is short of."""

@@ -5,8 +5,7 @@ runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Final
 
 from llama_loader import events, gguf_header, host, model, report
@@ -14,34 +13,13 @@ from llama_loader.errors import HostError
 from llama_loader.events import Note, Sink, Stage
 from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared, prepare
-from llama_loader.manifest import Manifest
 from llama_loader.settings import Settings
-from llama_space.values import Stages, Status
+from llama_space.values import Ready, Stages, Status
 
 ZEROGPU_ARCHITECTURES: Final = ("120", "90")
 """Half an RTX Pro 6000 Blackwell today, slices of an H200 before that and as the fallback."""
 PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that adds nothing: with it llama-server's chat is a completion."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """All that a worker needs to start a server: picklable, and it opens no connection.
-
-    Attributes:
-        settings: as given; an archive without a pin is pinned to what was fetched.
-        released: the trusted manifest and its URL; None where a tarball was given by URL.
-        model, size: the (first) file of the model, and the bytes of all its files.
-        facts: this machine's; a worker asks the driver for its GPU, and looks for nothing else.
-        told: what llama-server must be told about the model.
-    """
-
-    settings: Settings
-    released: tuple[Manifest, str] | None
-    model: Path
-    size: int = 0
-    facts: HostFacts | None = field(default=None, compare=False)
-    told: tuple[str, ...] = ()
 
 
 def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:

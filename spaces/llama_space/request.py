@@ -7,29 +7,23 @@ the seconds are estimated from what this machine has shown.
 What cannot be sent as it is raises ``SettingError`` at once; its hint says what would be right.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json
 import math
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from llama_loader.errors import LoaderError, SettingError
+from llama_loader.settings import Settings
 from llama_loader.store import Store
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llama_loader.settings import Settings
-    from llama_space.values import Figures
+from llama_space.values import Figures, Reserved
 
 STAGES_OF_A_START: Final = ("devices", "start", "first token")
 """What the start of a server takes, after everything that needs no GPU."""
@@ -71,38 +65,12 @@ _KEPT: Final = 5
 _MEASURABLE: Final = 16
 """Tokens of the shortest answer whose speed tells anything."""
 _MAX_BYTES: Final = 4096
-_REFUSED: Final = re.compile(r"\(([0-9]{1,6})s requested vs\. ([0-9]{1,6})s left\)")
-"""A part of the `spaces` package's message (spaces/zero/client.py)."""
-
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 _Speed = Annotated[float, Meta(gt=0, le=1e6)]
 
 
 Work = Callable[[Callable[..., Iterator[Any]], Callable[[], bool]], Iterator[Any]]
 """Several requests on one GPU: ``work(ask, enough)``; see ``Engine.together``."""
-
-
-class Reserved(NamedTuple):
-    """GPU seconds: what a call asks ZeroGPU for, and the least that can be enough for it.
-
-    ``left`` is what the visitor had left, where ZeroGPU has said so.
-    """
-
-    seconds: int = 0
-    least: int = 0
-    left: int | None = None
-
-    def after(self, refusal: str) -> Reserved | None:
-        """Return what to ask for after a refusal that says how much is left; None: give up.
-
-        ZeroGPU multiplies what is asked for by a factor of its own, so the message's share counts.
-        """
-        told = _REFUSED.search(refusal)
-        if told is None or not int(told[1]):
-            return None
-        seconds = math.floor(self.seconds * int(told[2]) / int(told[1]))
-        enough = self.least <= seconds < self.seconds
-        return Reserved(seconds, self.least, int(told[2])) if enough else None
 
 
 @dataclass(frozen=True)
@@ -220,7 +188,7 @@ class Shown(msgspec.Struct, frozen=True):
         least = work(request.asked[:1] if request.work else request.asked)
         return Reserved(seconds, min(math.ceil(least), seconds))
 
-    def after(self, call: Figures, start: float) -> Shown:
+    def after(self, call: Figures, start: float) -> "Shown":
         """Return what is known after a call, whose server took ``start`` seconds to start."""
         starts, speeds = self.starts, self.speeds
         if start and not call.warm:

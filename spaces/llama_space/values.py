@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
+import re
 import sys
 import threading
 import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, Union
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
 
 from llama_loader import events, processes
 from llama_loader.client import Piece as Piece  # noqa: PLC0414 - one of the engine's values
 from llama_loader.errors import LoaderError, StoreError
-from llama_loader.events import Note, Stage
-from llama_space.request import Reserved
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
-
-    from llama_loader.events import Event
-    from llama_space.preparation import Ready
+from llama_loader.events import Event, Note, Stage
+from llama_loader.host import HostFacts
+from llama_loader.manifest import Manifest
+from llama_loader.settings import Settings
 
 Stages = tuple[tuple[str, float], ...]
 """Stages of a start in their order, with their seconds."""
@@ -43,12 +43,57 @@ _WORDS: Final[Mapping[Waiting, str]] = {
 _AGAIN_AFTER: Final = 30.0
 """Seconds after which a failure, such as an unreachable Hub, is no answer to a new call."""
 _KEPT_CALLS: Final = 20
-_KEPT_LINES: Final = 6
 _OF_A_RUNTIME: Final = ("release", "architecture", "digest")
+_REFUSED: Final = re.compile(r"\(([0-9]{1,6})s requested vs\. ([0-9]{1,6})s left\)")
+"""A part of the `spaces` package's message (spaces/zero/client.py)."""
+
 PREPARED: Final = (*_OF_A_RUNTIME, "verified", "model", "model_sha256", "timeline")
 """What the preparation tells of the status."""
 _OF_A_SERVER: Final = (*_OF_A_RUNTIME, "devices", "memory", "server_pid")
 """What a worker knows: its runtime is another one than was prepared where its GPU is another."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a worker needs to start a server: picklable, and it opens no connection.
+
+    Attributes:
+        settings: as given; an archive without a pin is pinned to what was fetched.
+        released: the trusted manifest and its URL; None where a tarball was given by URL.
+        model, size: the (first) file of the model, and the bytes of all its files.
+        facts: this machine's; a worker asks the driver for its GPU, and looks for nothing else.
+        told: what llama-server must be told about the model.
+    """
+
+    settings: Settings
+    released: tuple[Manifest, str] | None
+    model: Path
+    size: int = 0
+    facts: HostFacts | None = field(default=None, compare=False)
+    told: tuple[str, ...] = ()
+
+
+class Reserved(NamedTuple):
+    """GPU seconds: what a call asks ZeroGPU for, and the least that can be enough for it.
+
+    ``left`` is what the visitor had left, where ZeroGPU has said so.
+    """
+
+    seconds: int = 0
+    least: int = 0
+    left: int | None = None
+
+    def after(self, refusal: str) -> Reserved | None:
+        """Return what to ask for after a refusal that says how much is left; None: give up.
+
+        ZeroGPU multiplies what is asked for by a factor of its own, so the message's share counts.
+        """
+        told = _REFUSED.search(refusal)
+        if told is None or not int(told[1]):
+            return None
+        seconds = math.floor(self.seconds * int(told[2]) / int(told[1]))
+        enough = self.least <= seconds < self.seconds
+        return Reserved(seconds, self.least, int(told[2])) if enough else None
 
 
 @dataclass(frozen=True)
@@ -163,15 +208,10 @@ class Status:
     warm: bool = False
     timeline: Stages = ()
     calls: tuple[Figures, ...] = ()
-    progress: tuple[Progress, ...] = ()
+    progress: Progress | None = None
     elapsed: float | None = None
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
-
-    @property
-    def latest(self) -> Progress:
-        """What the preparation does now."""
-        return self.progress[-1] if self.progress else Progress("prepare")
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -186,7 +226,7 @@ class Status:
         return "CPU" if self.server_pid is not None or self.calls else None
 
 
-Item = Union[Progress, Piece, Figures, Failure]  # noqa: UP007 - evaluated at run time, on 3.10 too
+Item = Progress | Piece | Figures | Failure
 """One of the values that ``Engine.events`` yields."""
 
 
@@ -199,7 +239,6 @@ class Record:
         self._status = status or Status("preparing")
         self._changed = threading.Condition()
         self._events: list[Event] = []
-        self._progress: dict[str, Progress] = {}
         self._began: float | None = None
         self._ended = 0.0
 
@@ -213,7 +252,6 @@ class Record:
             pid = self._status.server_pid
             return replace(
                 self._status,
-                progress=tuple(self._progress.values())[-_KEPT_LINES:],
                 elapsed=None if self._began is None else time.monotonic() - self._began,
                 warm=pid is not None and processes.lives(pid),
             )
@@ -235,8 +273,7 @@ class Record:
             if self._began is not None or self.ready or (self.failure and fresh):
                 return False
             self._began, self._events, self.failure = time.monotonic(), [], None
-            self._progress.clear()
-            self.change(phase="preparing", failure=None)
+            self.change(phase="preparing", progress=None, failure=None)
             return True
 
     def ended(self, ready: Ready | None, failure: Failure | None) -> None:
@@ -271,18 +308,10 @@ class Record:
             self._events.append(event)
             self._changed.notify_all()
             if not isinstance(event, Stage):
-                # the next news of the same file replaces this
-                about = f"{type(event).__name__} {getattr(event, 'name', '')}"
-                self.say(about, Progress("prepare", event))
+                self.change(progress=Progress("prepare", event))
         if isinstance(event, Note):
             self.add(notes=(event,))
             log(events.line(event))
-
-    def say(self, about: str, progress: Progress) -> None:
-        """Keep the latest news of something that the preparation waits for."""
-        with self._changed:
-            self._progress.pop(about, None)
-            self._progress[about] = progress
 
     def reported(self, found: Status) -> None:
         """Keep what a worker reports; after ``Engine.close`` there is a server again."""

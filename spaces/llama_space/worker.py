@@ -26,9 +26,8 @@ from llama_loader.events import Event, Note, Stage
 from llama_loader.loader import Prepared, prepare
 from llama_loader.server import Server
 from llama_space import preparation, values
-from llama_space.preparation import Ready
 from llama_space.request import MARGIN, STAGES_OF_A_START, Request, Work, checked
-from llama_space.values import Failure, Item, Piece, Progress, Status
+from llama_space.values import Failure, Item, Piece, Progress, Ready, Status
 
 BEAT: Final = 0.25
 """Seconds between two signs of life."""

@@ -4,28 +4,20 @@ A worker is a fork of the app's process. Each decorated function has workers of 
 worker a server: a second function would hold the model twice.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 import sys
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import llama_loader
 from llama_loader.errors import HostError, ServerError, SettingError
 from llama_space import worker
-from llama_space.values import Failure, Progress
+from llama_space.request import Request
+from llama_space.values import Failure, Item, Progress, Ready, Reserved, Status
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-
-    from llama_space.preparation import Ready
-    from llama_space.request import Request, Reserved
-    from llama_space.values import Item, Status
-
-    Answer = Callable[[Ready, Request], Iterator[Item | Status]]
-
+Answer = Callable[[Ready, Request], Iterator[Item | Status]]
 _ABORTED: Final = "ZEROGPU_ABORTED"
 _NAMES: Final = {
     "ZeroGPU quota exceeded": "ZEROGPU_QUOTA",

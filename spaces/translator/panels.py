@@ -35,8 +35,8 @@ def pill(state: Status, words: Mapping[str, str]) -> str:
         if state.server_pid is not None and not state.warm:
             parts.append(words["asleep"])
     elif state.phase == "preparing":
-        so_far = [] if state.elapsed is None else [seconds(state.elapsed)]
-        parts += [*so_far, *(texts.patience(one, words["locale"]) for one in state.progress[-1:])]
+        parts += [] if state.elapsed is None else [seconds(state.elapsed)]
+        parts += [texts.patience(state.progress, words["locale"])] if state.progress else []
     loud = f" {trust}" if state.phase == "ready" and trust != "verified" else ""
     line = " · ".join(map(escape, parts))
     # what changes every second is not read out

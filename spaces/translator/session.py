@@ -343,7 +343,7 @@ class _Run:
 def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
     """Wait until the model is here: its header says how it wants to be asked."""
     while (state := engine.status()).phase == "preparing":
-        yield state.latest
+        yield state.progress or Progress("prepare")
         time.sleep(BEAT)
     if state.phase == "failed" and state.failure is not None:
         yield state.failure

@@ -24,7 +24,7 @@ STATES = {
     "failed": Status("failed", failure=Failure("NO_GPU", "no NVIDIA GPU found", "add one", 5)),
     "preparing": Status(
         "preparing",
-        progress=(Progress("prepare", Downloading("model.gguf", 3_210_000_000, 16_500_000_000)),),
+        progress=Progress("prepare", Downloading("model.gguf", 3_210_000_000, 16_500_000_000)),
     ),
 }
 

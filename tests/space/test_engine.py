@@ -33,8 +33,8 @@ from llama_space import (
     worker,
     zerogpu,
 )
-from llama_space.request import Request, Reserved
-from llama_space.values import Item
+from llama_space.request import Request
+from llama_space.values import Item, Reserved
 from tests.rigs.heard import heard
 from tests.rigs.refusals import refused
 

@@ -10,8 +10,8 @@ import pytest
 from llama_loader import settings
 from llama_loader.errors import SettingError
 from llama_space import request
-from llama_space.request import LONGEST, SHORTEST, Request, Reserved, Shown
-from llama_space.values import Figures
+from llama_space.request import LONGEST, SHORTEST, Request, Shown
+from llama_space.values import Figures, Reserved
 from tests.rigs.refusals import refused
 
 SETTINGS = settings.load(environ={})

@@ -9,7 +9,7 @@ from waiting import comes
 
 from llama_loader import settings
 from llama_space import page_cache
-from llama_space.preparation import Ready
+from llama_space.values import Ready
 
 MIB = 1 << 20
 FEW = 6

@@ -112,7 +112,7 @@ def test_each_phase_and_a_server_that_has_ended_are_said_in_words() -> None:
 def test_a_visitor_s_line_names_no_release_architecture_or_file(locale: str) -> None:
     words = texts.every()[locale]
     coming = Progress("prepare", Downloading("model-Q4_K_M.gguf", 3_000_000, 20_000_000))
-    preparing = Status("preparing", progress=(coming,))
+    preparing = Status("preparing", progress=coming)
     for state in (RUNNING, preparing):
         line = panels.pill(state, words)
         assert not re.search(r"b11549|sm_90|gguf|llama", line)
@@ -164,8 +164,8 @@ def test_what_comes_from_elsewhere_is_escaped() -> None:
 
 
 def test_while_it_prepares_the_latest_progress_is_shown() -> None:
-    news = (Downloading("x", 0, None), Downloading("y", 3_000_000, 20_000_000))
-    state = Status("preparing", progress=tuple(Progress("prepare", one) for one in news))
+    news = Progress("prepare", Downloading("y", 3_000_000, 20_000_000))
+    state = Status("preparing", progress=news)
     assert "3 MB of 20 MB" in panels.pill(state, WORDS)
     assert "12 s" in panels.pill(dataclasses.replace(state, elapsed=12.3), WORDS)
 

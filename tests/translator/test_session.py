@@ -81,7 +81,7 @@ def test_a_failure_is_the_last_word_whenever_it_comes() -> None:
 
 def test_progress_and_preparation_are_passed_on() -> None:
     news = Progress("prepare", Downloading("a.tar", 1, 2))
-    states = (Status("preparing"), Status("preparing", progress=(news,)), Status("ready"))
+    states = (Status("preparing"), Status("preparing", progress=news), Status("ready"))
     engine = Playing(Progress("queue"), piece("A", finished=True), states=states)
     updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
     assert updates[:3] == [Progress("prepare"), news, Progress("queue")]
