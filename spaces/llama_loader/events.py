@@ -78,12 +78,12 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-def summed(stages: Iterable[Stage]) -> dict[str, float]:
+def summed(stages: Iterable[Stage]) -> tuple[tuple[str, float], ...]:
     """Return the seconds of stages, those of one name added up, in the order of their first."""
     seconds: dict[str, float] = {}
     for one in stages:
         seconds[one.name] = seconds.get(one.name, 0.0) + one.seconds
-    return seconds
+    return tuple((name, round(took, 4)) for name, took in seconds.items())
 
 
 def ignore(event: Event) -> None:

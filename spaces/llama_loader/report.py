@@ -93,7 +93,7 @@ def choice(made: Choice | None) -> Chosen | None:
 def choice_lines(release: str | None, made: Chosen, stages: Iterable[Stage]) -> list[str]:
     """Describe the choice among a release's artifacts, and what it took."""
     verdicts = [f"  {one.name}: {one.reason}" for one in made.verdicts]
-    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in summed(stages).items())
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in summed(stages))
     return [f"release {release}", *verdicts, f"  took: {took}"]
 
 

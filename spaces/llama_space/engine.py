@@ -30,7 +30,6 @@ from llama_loader.settings import Settings
 from llama_space import page_cache, preparation, request, worker, zerogpu
 from llama_space.request import STAGES_OF_A_START, Request, Shown, Work
 from llama_space.values import (
-    PREPARED,
     Address,
     Failure,
     Item,
@@ -271,7 +270,7 @@ class Engine:
         ready, failure = None, _UNEXPECTED
         try:
             found, known = preparation.run(self.settings, self._hear)
-            self._record.change(known, PREPARED)
+            self._record.change(**known)
             self._shown = request.recall(self.settings.store, found.model, found.size)
             for item in () if self.settings.zerogpu else worker.started(found):
                 if isinstance(item, Progress):
@@ -288,7 +287,7 @@ class Engine:
         if ready and self._decorated is not None:
             began = time.monotonic()
             page_cache.fill(ready)
-            self._record.add(timeline=(("page cache", round(time.monotonic() - began, 4)),))
+            self._record.change(timeline=(("page cache", round(time.monotonic() - began, 4)),))
             page_cache.keep(ready, self._closed)
 
     def _hear(self, event: Event) -> None:

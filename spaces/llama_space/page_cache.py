@@ -9,7 +9,7 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -32,26 +32,25 @@ def keep(ready: Ready, over: threading.Event) -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)
     pause = EVERY
     while not over.wait(pause):
-        found = fill(ready, lacking)
+        found = fill(ready, again=True)
         pause = min(pause * 2, _SELDOM) if found else EVERY
         if found:
             log(f"read {found / 1e6:.0f} MB of the model again, which the page cache had dropped")
 
 
-def pieces(path: Path) -> Iterable[int]:
-    """Return where each piece of a file begins."""
-    return range(0, path.stat().st_size, _PIECE)
+def fill(ready: Ready, *, again: bool = False) -> int:
+    """Read a model, or ``again`` what the page cache lacks of it; return the bytes that were read.
 
-
-def fill(ready: Ready, find: Callable[[Path], Iterable[int]] = pieces) -> int:
-    """Read the pieces of a model that are found, where main memory has room; return their bytes."""
+    Nothing is read where main memory has no room for it.
+    """
     found = 0
     if ready.size <= cgroups.memory() * _SHARE:
         buffer = bytearray(_PIECE)
         with contextlib.suppress(OSError):
             for path in gguf_header.files(ready.model):
+                places = lacking(path) if again else range(0, path.stat().st_size, _PIECE)
                 with path.open("rb", buffering=0) as file:
-                    found += sum(os.preadv(file.fileno(), [buffer], at) for at in find(path))
+                    found += sum(os.preadv(file.fileno(), [buffer], at) for at in places)
     return found
 
 

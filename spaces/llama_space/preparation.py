@@ -4,17 +4,16 @@ On ZeroGPU the app's process has no GPU, and may not know which one a worker wil
 runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from llama_loader import events, gguf_header, host, model, report
 from llama_loader.errors import HostError
-from llama_loader.events import Note, Sink, Stage
+from llama_loader.events import Note, Sink
 from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared, prepare
 from llama_loader.settings import Settings
-from llama_space.values import Ready, Stages, Status
+from llama_space.values import Ready
 
 ZEROGPU_ARCHITECTURES: Final = ("120", "90")
 """Half an RTX Pro 6000 Blackwell today, slices of an H200 before that and as the fallback."""
@@ -22,8 +21,8 @@ PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{%
 """A chat template that adds nothing: with it llama-server's chat is a completion."""
 
 
-def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:
-    """Fetch and verify what is not in the store yet; return it, and what is known of it.
+def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
+    """Fetch and verify what is not in the store yet; return it, and what it tells of the status.
 
     Raises:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
@@ -37,13 +36,13 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:
         sink(note)
     with prepared[-1].timeline.stage("model"):
         path = model.get(settings, sink=sink)
-    known = replace(
-        runtime(first),
-        verified=report.trust(settings, first) in {"pinned", "signed"},
-        model=path.name,
-        model_sha256=settings.gguf_sha256,
-        timeline=summed(stage for one in prepared for stage in one.timeline.stages),
-    )
+    known = {
+        **runtime(first),
+        "verified": report.trust(settings, first) in {"pinned", "signed"},
+        "model": path.name,
+        "model_sha256": settings.gguf_sha256,
+        "timeline": events.summed(stage for one in prepared for stage in one.timeline.stages),
+    }
     if settings.url:
         settings = replace(settings, sha256=first.installed.sha256)
     size = sum(part.stat().st_size for part in gguf_header.files(path))
@@ -81,18 +80,14 @@ def likely(settings: Settings, facts: HostFacts) -> tuple[str | None, ...]:
     return (settings.cuda_arch,) if one else ZEROGPU_ARCHITECTURES
 
 
-def runtime(prepared: Prepared) -> Status:
-    """Return which runtime was chosen."""
+def runtime(prepared: Prepared) -> dict[str, Any]:
+    """Return which runtime was chosen, as fields of a ``Status``."""
     installed, architecture = prepared.installed, None
     if installed.artifact is not None:
         cuda = installed.artifact.cuda
         architecture = ";".join(dict.fromkeys((*cuda.sass, *cuda.ptx))) if cuda else "cpu"
-    return Status("ready", installed.release, architecture, installed.sha256)
-
-
-def summed(stages: Iterable[Stage]) -> Stages:
-    """Add up stages of one name, in the order of their first."""
-    return tuple((name, round(took, 4)) for name, took in events.summed(stages).items())
+    digest, release = installed.sha256, installed.release
+    return {"release": release, "architecture": architecture, "digest": digest}
 
 
 def server_arguments(template: str | None) -> tuple[str, ...]:

@@ -132,7 +132,12 @@ def _checked(
     given = {**usual, **{name: one for name, one in options.items() if one not in (None, (), [])}}
     if isinstance(given.get("stop"), str):
         given["stop"] = [given["stop"]]
-    _require_known(given)
+    for name in given.keys() - _OPTIONS.keys():
+        # llama-server would ignore what is misspelt
+        if near := difflib.get_close_matches(name, _OPTIONS, 1, _ALIKE):
+            raise SettingError("REQUEST_INVALID/option", name=name, near=near[0])
+        if name in _SET_BY_THE_ENGINE:
+            raise SettingError("REQUEST_INVALID/engine", name=name)
     for name, (fits, accepts) in _OPTIONS.items():
         if name in given and not fits(given[name]):
             value = reprlib.repr(given[name])
@@ -142,16 +147,6 @@ def _checked(
     except (TypeError, ValueError) as error:
         raise SettingError("REQUEST_INVALID/json", error=error) from error
     return Request(plain, extra)
-
-
-def _require_known(given: Mapping[str, Any]) -> None:
-    """Refuse a misspelt option, which llama-server would ignore, and what the engine sets."""
-    for name in given.keys() - _OPTIONS.keys():
-        near = difflib.get_close_matches(name, _OPTIONS, 1, _ALIKE)
-        if near:
-            raise SettingError("REQUEST_INVALID/option", name=name, near=near[0])
-        if name in _SET_BY_THE_ENGINE:
-            raise SettingError("REQUEST_INVALID/engine", name=name)
 
 
 def _all(value: object, kind: type) -> bool:

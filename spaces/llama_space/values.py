@@ -43,13 +43,13 @@ _WORDS: Final[Mapping[Waiting, str]] = {
 _AGAIN_AFTER: Final = 30.0
 """Seconds after which a failure, such as an unreachable Hub, is no answer to a new call."""
 _KEPT_CALLS: Final = 20
-_OF_A_RUNTIME: Final = ("release", "architecture", "digest")
 _REFUSED: Final = re.compile(r"\(([0-9]{1,6})s requested vs\. ([0-9]{1,6})s left\)")
 """A part of the `spaces` package's message (spaces/zero/client.py)."""
 
-PREPARED: Final = (*_OF_A_RUNTIME, "verified", "model", "model_sha256", "timeline")
-"""What the preparation tells of the status."""
-_OF_A_SERVER: Final = (*_OF_A_RUNTIME, "devices", "memory", "server_pid")
+_OF_A_SERVER: Final = (
+    *("release", "architecture", "digest"),
+    *("devices", "memory", "server_pid", "timeline", "notes"),
+)
 """What a worker knows: its runtime is another one than was prepared where its GPU is another."""
 
 
@@ -256,11 +256,12 @@ class Record:
                 warm=pid is not None and processes.lives(pid),
             )
 
-    def change(self, found: Status | None = None, names: Iterable[str] = (), **fields: Any) -> None:
-        """Set fields of the status, and those of these ``names`` as they are in ``found``."""
+    def change(self, *, timeline: Stages = (), notes: Iterable[Note] = (), **fields: Any) -> None:
+        """Set fields of the status; stages of this start, and notes, are added."""
         with self._changed:
-            taken = {name: getattr(found, name) for name in names}
-            self._status = replace(self._status, **taken, **fields)
+            stages = {**self._status.seconds, **dict(timeline)}
+            fields["notes"] = tuple(dict.fromkeys((*self._status.notes, *notes)))
+            self._status = replace(self._status, timeline=tuple(stages.items()), **fields)
 
     def begin(self, *, again: bool) -> bool:
         """Note that a preparation begins; False where one runs, or none is needed.
@@ -310,22 +311,14 @@ class Record:
             if not isinstance(event, Stage):
                 self.change(progress=Progress("prepare", event))
         if isinstance(event, Note):
-            self.add(notes=(event,))
+            self.change(notes=(event,))
             log(events.line(event))
 
     def reported(self, found: Status) -> None:
         """Keep what a worker reports; after ``Engine.close`` there is a server again."""
         phase = self._status.phase
-        self.change(found, _OF_A_SERVER, phase="ready" if phase == "closed" else phase)
-        self.add(timeline=found.timeline, notes=found.notes)
-
-    def add(self, *, timeline: Stages = (), notes: tuple[Note, ...] = ()) -> None:
-        """Add stages of this start, and notes."""
-        with self._changed:
-            self.change(
-                timeline=tuple({**self._status.seconds, **dict(timeline)}.items()),
-                notes=tuple(dict.fromkeys((*self._status.notes, *notes))),
-            )
+        told = {name: getattr(found, name) for name in _OF_A_SERVER}
+        self.change(phase="ready" if phase == "closed" else phase, **told)
 
     def measured(
         self, made: Generator[Item | Status | Reserved, None, None]

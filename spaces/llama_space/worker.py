@@ -22,7 +22,7 @@ from llama_loader import host, loader, settings
 from llama_loader.client import ChatStream
 from llama_loader.concurrency import Background, ahead
 from llama_loader.errors import LoaderError, ServerError
-from llama_loader.events import Event, Note, Stage
+from llama_loader.events import Event, Note, Stage, summed
 from llama_loader.loader import Prepared, prepare
 from llama_loader.server import Server
 from llama_space import preparation, values
@@ -50,23 +50,22 @@ class SharedServer:
         self.progress = Progress("start")
         self.server: Server | None = None
         self._notes: dict[Note, None] = {}
-        self._prepared: Prepared | None = None
+        self._prepared: Prepared
         self._stopped = threading.Event()
         self.start: Background[Server] = Background(self._start)
 
     def report(self, *, warm: bool) -> Status:
         """Return what runs now, and whether it did before this call; it must have started."""
         server = self.start.result()
-        if self._prepared is None:
-            raise AssertionError("no server has started")
         stages = self._prepared.timeline.stages
-        return replace(
-            preparation.runtime(self._prepared),
+        return Status(
+            "ready",
+            **preparation.runtime(self._prepared),
             devices=server.plan.devices,
             memory=dict(server.report.buffers),
             server_pid=server.pid,
             warm=warm,
-            timeline=preparation.summed(one for one in stages if one.name in STAGES_OF_A_START),
+            timeline=summed(one for one in stages if one.name in STAGES_OF_A_START),
             notes=tuple(self._notes),
         )
 
@@ -192,10 +191,7 @@ def _streamed(server: Server, request: Request) -> Iterator[Piece | Progress]:
     stream: ChatStream = ask_for(request.asked, **request.options)
     words: Generator[Piece | Progress, None, None] = iter(stream)
     began, finished = time.monotonic(), False
-
-    def waiting() -> Progress:
-        return Progress("waiting", seconds=time.monotonic() - began)
-
+    waiting: Callable[[], Progress] = lambda: Progress("waiting", seconds=time.monotonic() - began)  # noqa: E731
     try:
         for item in ahead(words, _UNREAD, beat=BEAT, idle=waiting):
             if isinstance(item, Piece):

@@ -75,8 +75,8 @@ def test_two_runtimes_and_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     asked = installing(monkeypatch, tmp_path, ASSUMED)
     ready, known = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
     assert asked == ["120", "90"]
-    assert known.architecture == "120"
-    assert known.timeline[0] == ("fetch", 2.0)
+    assert known["architecture"] == "120"
+    assert known["timeline"][0] == ("fetch", 2.0)
     assert ready.settings.cuda_arch is None
     assert pickle.loads(pickle.dumps(ready)) == ready  # noqa: S301 - a worker gets it so
 
@@ -88,7 +88,7 @@ def test_verified_is_said_of_what_a_pin_vouches_for(
     installing(monkeypatch, tmp_path, NAMED)
     given = zerogpu(gguf_path=str(self_test.MODEL), manifest_url="https://x/m.json", **pin)
     _, known = preparation.run(given, lambda _: None)
-    assert (known.verified, known.model_sha256) == (verified, None)
+    assert (known["verified"], known["model_sha256"]) == (verified, None)
 
 
 def test_one_of_two_is_enough_and_the_other_is_said_but_neither_is_an_error(
@@ -97,7 +97,7 @@ def test_one_of_two_is_enough_and_the_other_is_said_but_neither_is_an_error(
     installing(monkeypatch, tmp_path, ASSUMED, "120")
     events: list[Event] = []
     _, known = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), events.append)
-    assert known.architecture == "90"
+    assert known["architecture"] == "90"
     assert [one.code for one in events if isinstance(one, Note)] == ["NO_ARTIFACT_FOR_GPU"]
     installing(monkeypatch, tmp_path, ASSUMED, "120", "90")
     with pytest.raises(HostError, match="nothing for 120"):
