@@ -15,12 +15,16 @@ _Item = TypeVar("_Item")
 
 @final
 class Background(Generic[_Result]):
-    """Calls ``work`` at once in a daemon thread: one that hangs keeps no process from ending."""
+    """Calls ``work`` at once in a daemon thread: one that hangs keeps no process from ending.
+
+    Attributes:
+        error: what the call raised; None if it raised nothing, or has not ended.
+    """
 
     def __init__(self, work: Callable[[], _Result]) -> None:
         self._work = work
         self._found: _Result
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -29,23 +33,18 @@ class Background(Generic[_Result]):
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    @property
-    def error(self) -> BaseException | None:
-        """What the call raised; None if it raised nothing, or has not ended."""
-        return self._error
-
     def result(self) -> _Result:
         """Wait for the call; return what it returned, raise what it raised."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self._found
 
     def _run(self) -> None:
         try:
             self._found = self._work()
         except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            self._error = error
+            self.error = error
 
 
 def ahead(

@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 import time
-import types
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -42,20 +41,17 @@ from llama_space.values import (
     log,
 )
 
-_UNEXPECTED: Final = Failure.of(LoaderError("UNEXPECTED/preparation"))
 _Told = TypeVar("_Told", Failure, Note)
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 """A fork renews them: it has the threads and locks of none."""
 
 
-def _one_line(
-    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
-) -> None:
+def _one_line(*raised: Any) -> None:
     """End an app that does not catch a wrong setting with its line instead of a traceback."""
-    if isinstance(error, LoaderError):
-        log(error.render())
+    if isinstance(raised[1], LoaderError):
+        log(raised[1].render())
     else:
-        sys.__excepthook__(kind, error, trace)
+        sys.__excepthook__(*raised)
 
 
 class Engine:
@@ -267,7 +263,7 @@ class Engine:
 
         Whatever happens, no caller waits for ever.
         """
-        ready, failure = None, _UNEXPECTED
+        ready, failure = None, Failure.of(LoaderError("UNEXPECTED/preparation"))
         try:
             found, known = preparation.run(self.settings, self._hear)
             self._record.change(**known)

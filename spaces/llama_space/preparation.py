@@ -83,10 +83,10 @@ def likely(settings: Settings, facts: HostFacts) -> tuple[str | None, ...]:
 def runtime(prepared: Prepared) -> dict[str, Any]:
     """Return which runtime was chosen, as fields of a ``Status``."""
     installed, architecture = prepared.installed, None
-    if installed.artifact is not None:
-        cuda = installed.artifact.cuda
-        architecture = ";".join(dict.fromkeys((*cuda.sass, *cuda.ptx))) if cuda else "cpu"
-    digest, release = installed.sha256, installed.release
+    if artifact := installed.artifact:
+        archs = (*artifact.cuda.sass, *artifact.cuda.ptx) if artifact.cuda else ("cpu",)
+        architecture = ";".join(dict.fromkeys(archs))
+    release, digest = installed.release, installed.sha256
     return {"release": release, "architecture": architecture, "digest": digest}
 
 

@@ -67,8 +67,6 @@ _MEASURABLE: Final = 16
 _MAX_BYTES: Final = 4096
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 _Speed = Annotated[float, Meta(gt=0, le=1e6)]
-
-
 Work = Callable[[Callable[..., Iterator[Any]], Callable[[], bool]], Iterator[Any]]
 """Several requests on one GPU: ``work(ask, enough)``; see ``Engine.together``."""
 

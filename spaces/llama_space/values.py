@@ -133,8 +133,7 @@ class Failure:
     def error(self) -> LoaderError:
         """Return the error that this value stands for, to be raised."""
         kinds = {kind.exit_status: kind for kind in LoaderError.__subclasses__()}
-        kind = kinds.get(self.exit_status, LoaderError)
-        return kind(self.code, self.message, hint=self.hint)
+        return kinds.get(self.exit_status, LoaderError)(self.code, self.message, hint=self.hint)
 
 
 @dataclass(frozen=True)
@@ -357,10 +356,9 @@ class Record:
                     yield item
         finally:
             now = time.monotonic()
-            figures = replace(figures, seconds=now - began)
-            if lent:
-                seconds, _, left = reserved
-                figures = replace(figures, reserved=seconds, used=now - lent, left=left)
+            asked, _, left = reserved if lent else Reserved()
+            figures = replace(figures, seconds=now - began, reserved=asked, left=left)
+            figures = replace(figures, used=now - (lent or now))
             with self._changed:
                 known = self._status
                 self.change(  # a call that reached no server only cost GPU seconds

@@ -249,8 +249,7 @@ def shared(ready: Ready) -> SharedServer:
             _ending = True
             threading.Thread(target=_end_with_app, name="llama-space-end", daemon=True).start()
         if _shared is not None:
-            failed = _shared.start.wait(0) and _shared.start.error is not None
-            if _shared.ready == ready and not failed:
+            if _shared.ready == ready and _shared.start.error is None:
                 return _shared
             _shared.stop()
         _shared = SharedServer(ready)
