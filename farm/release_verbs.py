@@ -295,7 +295,7 @@ def reproducible(
 @verb
 def rebuild(_: object, asked: RebuildRequest) -> None:
     """Build a published tarball again from its BUILD.json, and print whether it is identical."""
-    from farm.rebuild import rebuild as build_again
+    from farm.reproduce import rebuild as build_again
     from farm.terminal.progress import BuildReport
 
     with BuildReport() as report:

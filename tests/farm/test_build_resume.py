@@ -17,7 +17,7 @@ from rich.console import Console
 from tiny_release import TINY
 from waiting import comes
 
-from farm import demo, pack, pipeline, preflight, rebuild, release, source, targets
+from farm import demo, pack, pipeline, preflight, release, reproduce, source, targets
 from farm.durable import folder_digest
 from farm.engines import local, shared_cache
 from farm.engines.local import LocalEngine
@@ -157,7 +157,7 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
     asked = {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF", "GGML_SCHED_MAX_COPIES": "1"}
     assert record.defined == asked
     assert record.targets == ("llama-server", "llama-cli", "ggml-rpc-server")
-    assert rebuild.plan_of(record, source.from_folder(tiny), "tar.zst").defined == tuple(
+    assert reproduce.plan_of(record, source.from_folder(tiny), "tar.zst").defined == tuple(
         asked.items()
     )
     release.verify(tmp_path / "out")

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from farm import kept, pipeline, preflight, rebuild, release, source
+from farm import kept, pipeline, preflight, release, reproduce, source
 from farm.durable import folder_digest
 from farm.errors import SourceError, UsageError
 from farm.inputs import patches, pins
@@ -252,19 +252,19 @@ def test_every_record_of_a_build_names_its_patches_and_it_can_be_built_again(
     assert "runtime/licenses/licenses-LICENSE-more" in packed
     release.verify(out)
 
-    monkeypatch.setattr(rebuild, "OUT", tmp_path / "rebuilt")
+    monkeypatch.setattr(reproduce, "OUT", tmp_path / "rebuilt")
     told = io.StringIO()
     report = BuildReport(Console(file=told, width=200))
     asked = RebuildRequest(str(out), source=tree)
-    rebuild.rebuild(asked, report)
+    reproduce.rebuild(asked, report)
     assert f"identical: {NAME}" in told.getvalue()
 
     (folder / "more" / "more.cpp").write_text("int other;")
     with refused("PATCHES_DIFFER", SourceError, match=f"more {named['sha256']}; .* has [0-9a-f]"):
-        rebuild.rebuild(asked, report)
+        reproduce.rebuild(asked, report)
     shutil.rmtree(folder)
     with refused("PATCHES_DIFFER", SourceError, match="has none"):
-        rebuild.rebuild(asked, report)
+        reproduce.rebuild(asked, report)
 
 
 def test_one_release_holds_one_set_of_patches(folder: Path, tree: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from releases import manifest as manifest_of
 from rich.console import Console
 from verbs import invoke
 
-from farm import execute, pipeline, preflight, rebuild, release, source
+from farm import execute, pipeline, preflight, release, reproduce, source
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, FarmError
 from farm.options import BuildRequest, RebuildRequest
 from farm.pack import read_inventory
-from farm.rebuild import choose
+from farm.reproduce import choose
 from farm.serve import ReleaseServer
 from farm.tarball import build_record
 from farm.tarball.build_record import BuildRecord, SourceRecord
@@ -53,7 +53,7 @@ def again(published: Path | str, **options: object) -> list[str]:
     told = io.StringIO()
     asked = replace(RebuildRequest(str(published), source=TINY), **options)
     try:
-        rebuild.rebuild(asked, BuildReport(Console(file=told, width=200)))
+        reproduce.rebuild(asked, BuildReport(Console(file=told, width=200)))
     except FarmError as error:
         return [*told.getvalue().splitlines(), *error.render().splitlines()]
     return told.getvalue().splitlines()
@@ -62,8 +62,8 @@ def again(published: Path | str, **options: object) -> list[str]:
 @pytest.fixture(autouse=True)
 def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(rebuild, "OUT", tmp_path / "rebuilt")
-    monkeypatch.setattr(rebuild, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(reproduce, "OUT", tmp_path / "rebuilt")
+    monkeypatch.setattr(reproduce, "KEPT", tmp_path / "kept")
 
 
 def test_the_same_comes_out_from_a_folder_a_file_url_and_over_http(
@@ -155,7 +155,7 @@ def test_an_archive_is_fetched_by_the_recorded_digest(
     monkeypatch.setattr(source, "from_archive", fetch)
     origin = "pypi:xllamacpp-2025.1.9000.tar.gz#thirdparty/llama.cpp"
     named = with_source(record, origin=origin, sha256="ab" * 32, build=9000, version="0.5.0")
-    found = rebuild.source_of(named, None)
+    found = reproduce.source_of(named, None)
     assert (found.origin, found.build, found.version) == (origin, 9000, "0.5.0")
     pin = msgspec.to_builtins(asked[0])
     assert (pin["package"], pin["version"], pin["sha256"], pin["subdir"]) == (
@@ -178,7 +178,7 @@ def test_a_source_without_a_digest_is_not_to_be_had(
     record: BuildRecord, origin: str, code: str
 ) -> None:
     with refused(code, FarmError):
-        rebuild.source_of(with_source(record, origin=origin), None)
+        reproduce.source_of(with_source(record, origin=origin), None)
 
 
 def test_a_repository_that_only_the_record_names_is_not_fetched(
@@ -195,13 +195,13 @@ def test_a_repository_that_only_the_record_names_is_not_fetched(
     foreign = with_source(record, origin=f"git+{evil}@b1", commit="c" * 40)
     for named in (None, "https://other.example"):
         with pytest.raises(FarmError) as caught:
-            rebuild.source_of(foreign, None, remote=named)
+            reproduce.source_of(foreign, None, remote=named)
         assert (caught.value.code, asked) == ("REMOTE_NOT_TRUSTED", [])
         assert evil in caught.value.message
         assert "--remote" in caught.value.hint
-    rebuild.source_of(foreign, None, remote=evil)
+    reproduce.source_of(foreign, None, remote=evil)
     own = with_source(record, origin=f"git+{source.GIT_REMOTE}@b1", commit="d" * 40)
-    rebuild.source_of(own, None)
+    reproduce.source_of(own, None)
     assert asked == [f"{evil} {'c' * 40}", f"{source.GIT_REMOTE} {'d' * 40}"]
 
 
@@ -219,7 +219,7 @@ def test_another_recipe_than_this_checkout_s_is_named(
 ) -> None:
     other = msgspec.structs.replace(record, **{field: value})
     with refused("RECIPE_DIFFERS", match=rf"\b{field} of BUILD\.json"):
-        rebuild.plan_of(other, source.from_folder(TINY), "tar.zst")
+        reproduce.plan_of(other, source.from_folder(TINY), "tar.zst")
 
 
 def test_other_files_in_the_builder_s_image_are_another_recipe(record: BuildRecord) -> None:
@@ -229,13 +229,13 @@ def test_other_files_in_the_builder_s_image_are_another_recipe(record: BuildReco
         inputs={"builder.Dockerfile": "0" * 64},
     )
     with pytest.raises(FarmError, match=r"inputs\.builder\.Dockerfile"):
-        rebuild.plan_of(other, source.from_folder(TINY), "tar.zst")
+        reproduce.plan_of(other, source.from_folder(TINY), "tar.zst")
 
 
 def test_targets_that_were_built_beside_the_server_are_built_again(record: BuildRecord) -> None:
     *others, compile_ = record.commands
     more = msgspec.structs.replace(record, commands=(*others, (*compile_, "llama-bench")))
-    plan = rebuild.plan_of(more, source.from_folder(TINY), "tar.zst")
+    plan = reproduce.plan_of(more, source.from_folder(TINY), "tar.zst")
     assert plan.targets == ("llama-server", "llama-cli", "llama-bench")
 
 
@@ -276,7 +276,7 @@ def test_no_engine_for_what_a_container_built(
         record, toolchain=replace(record.toolchain, engine="docker", image="a:b")
     )
     with refused("ENGINE_NOT_RUNNING", EngineError):
-        rebuild._image(
+        reproduce._image(
             docker.toolchain, RebuildRequest("x"), BuildReport(Console(file=io.StringIO()))
         )
 
@@ -284,11 +284,11 @@ def test_no_engine_for_what_a_container_built(
 def test_with_an_image_of_one_s_own_another_compiler_is_only_noted(
     record: BuildRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = rebuild.plan_of(record, source.from_folder(TINY), "tar.zst")
+    plan = reproduce.plan_of(record, source.from_folder(TINY), "tar.zst")
     told = io.StringIO()
     with BuildReport(Console(file=told, width=200)) as report:
         look = partial(
-            rebuild._require_same_compilers, plan, LocalEngine(), record.toolchain, report
+            reproduce._require_same_compilers, plan, LocalEngine(), record.toolchain, report
         )
         look(strict=True)
         monkeypatch.setattr(execute, "programs", lambda *_: {"ld": "1" * 64})
