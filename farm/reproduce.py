@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from farm.options import RebuildRequest
     from farm.plan import Engine, Toolchain
     from farm.source import Source
-    from farm.targets import ArchSet, Line
     from farm.tarball.build_record import BuildRecord, SourceRecord
+    from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
     from llama_loader.manifest import Artifact, Manifest
 
@@ -59,6 +59,7 @@ _DIFFERENT: Final = 1
 """diffoscope's exit status when it did its work and found differences."""
 _FACTS: Final = ("other bytes, sha256", "mode", "time in the archive")
 """What is compared of two members of one name."""
+_Facts = tuple[str, str, str]
 _OF_PLAN: Final = ("defines", "commands", "environment", "recipe_sha256")
 """The fields of a record that a plan decides."""
 _PYPI: Final = re.compile(
@@ -412,13 +413,9 @@ def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -
     one, other = (
         _unpack(tarball, kept / side) for tarball, side in zip((first, second), _SIDES, strict=True)
     )
-    found = []
-    for path in sorted({*one, *other}):
-        if path not in one or path not in other:
-            found.append(f"{path}: only the {'first' if path in one else 'second'} has it")
-        elif one[path] != other[path]:
-            facts = zip(_FACTS, one[path], other[path], strict=True)
-            found.append(next(f"{path}: {fact} {a} / {b}" for fact, a, b in facts if a != b))
+    paths = sorted({*one, *other})
+    found = [f"{path}: {_difference(one.get(path), other.get(path))}" for path in paths
+             if one.get(path) != other.get(path)]  # fmt: skip
     if not found:
         order = "members in another order" if [*one] != [*other] else "the same members"
         found = [f"{second.name}: {order}, in other compressed bytes"]
@@ -432,7 +429,15 @@ def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -
     return tuple(found)
 
 
-def _unpack(tarball: Path, folder: Path) -> dict[str, tuple[str, str, str]]:
+def _difference(first: _Facts | None, second: _Facts | None) -> str:
+    """Return how two members of one name differ."""
+    if first is None or second is None:
+        return f"only the {'second' if first is None else 'first'} has it"
+    facts = zip(_FACTS, first, second, strict=True)
+    return next(f"{what} {one} / {other}" for what, one, other in facts if one != other)
+
+
+def _unpack(tarball: Path, folder: Path) -> dict[str, _Facts]:
     """Unpack a release's tarball, and return the ``_FACTS`` of each member.
 
     Members are checked as everywhere (``archive.members``).

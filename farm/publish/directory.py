@@ -108,21 +108,13 @@ class Directory(Destination):
         with _disk(self._root / folder):
             return tuple(path.name for path in (self._root / folder).glob("*"))
 
-    def releases(self) -> tuple[str, ...]:
+    def folders(self) -> tuple[str, ...]:
         """Return the folders with a manifest; times of files are lost on the way to a mirror."""
         with _disk(self._root):
-            found = [
-                path
-                for path in self._root.glob(f"*/{MANIFEST}")
-                if not path.parent.name.startswith(".")  # gathered, not published yet
-            ]
-        return publishing.in_order(path.parent.name for path in found)
-
-    def channels(self) -> tuple[str, ...]:
-        """Return the folders below ``channels/``."""
-        with _disk(self._root):
-            found = self._root.glob(f"{self.channel_folder}*/{MANIFEST}")
-            return tuple(sorted(path.parent.name for path in found))
+            below = (self._root.glob(f"{place}*/{MANIFEST}") for place in ("", self.channel_folder))
+            found = [path.parent for paths in below for path in paths]
+        visible = (path for path in found if not path.name.startswith("."))  # others: gathered yet
+        return publishing.in_order(str(path.relative_to(self._root)) for path in visible)
 
     def download_url(self, folder: str, name: str) -> str:
         """Return a ``file://`` URL; served over HTTP the path is the same."""

@@ -299,22 +299,14 @@ class GitHub(Destination):
         """List the assets of a published release."""
         return tuple(asset["name"] for asset in self._published(folder))
 
-    def releases(self) -> tuple[str, ...]:
+    def folders(self) -> tuple[str, ...]:
         """Return the tags of published releases with a manifest, oldest first."""
         found = [
             one["tag_name"]
             for one in self._api.pages("/releases")
-            if not one["draft"]
-            and not one["tag_name"].startswith(self.channel_folder)
-            and any(asset["name"] == MANIFEST for asset in one["assets"])
+            if not one["draft"] and any(asset["name"] == MANIFEST for asset in one["assets"])
         ]
         return tuple(reversed(found))
-
-    def channels(self) -> tuple[str, ...]:
-        """Return what follows ``channel-`` in the tags."""
-        tags = (one["tag_name"] for one in self._api.pages("/releases") if not one["draft"])
-        start = self.channel_folder
-        return tuple(sorted(tag.removeprefix(start) for tag in tags if tag.startswith(start)))
 
     def download_url(self, folder: str, name: str) -> str:
         """Return the public URL of an asset."""

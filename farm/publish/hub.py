@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 import textwrap
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from farm.publish.places import Signed
     from farm.publish.publishing import Plan
 
-_RELEASE: Final = re.compile(rf"([^/]+)/{re.escape(MANIFEST)}")
-_CHANNEL: Final = re.compile(rf"channels/([^/]+)/{re.escape(MANIFEST)}")
 _WITH_FILES: Final = frozenset({"create_commit", "hf_hub_download"})
 """The calls that send or fetch files."""
 _MISSING = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
@@ -150,16 +147,10 @@ class Hub(Destination):
         """List the files in a folder of the main branch."""
         return tuple(path.rpartition("/")[2] for path in self._files(folder))
 
-    def releases(self) -> tuple[str, ...]:
-        """Return the folders that have a manifest."""
-        return publishing.in_order(
-            m[1] for path in self._files("") if (m := _RELEASE.fullmatch(path))
-        )
-
-    def channels(self) -> tuple[str, ...]:
-        """Return the folders below ``channels/`` that have a manifest."""
-        found = self._files(self.channel_folder.rstrip("/"))
-        return tuple(sorted(m[1] for path in found if (m := _CHANNEL.fullmatch(path))))
+    def folders(self) -> tuple[str, ...]:
+        """Return the folders of the main branch that have a manifest."""
+        found = (path.rpartition("/") for path in self._files(""))
+        return publishing.in_order(folder for folder, _, name in found if name == MANIFEST)
 
     def download_url(self, folder: str, name: str) -> str:
         """Return the https URL at the release's tag."""

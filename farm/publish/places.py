@@ -86,12 +86,8 @@ class Destination(ABC):
         """Return the names of the published files in a folder; none if there is no folder."""
 
     @abstractmethod
-    def releases(self) -> tuple[str, ...]:
-        """Return the visible releases, oldest first; by name if their age is unknown."""
-
-    @abstractmethod
-    def channels(self) -> tuple[str, ...]:
-        """Return the channels' names."""
+    def folders(self) -> Iterable[str]:
+        """Return the folders with a visible manifest, oldest first; by name if age is unknown."""
 
     @abstractmethod
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
@@ -104,6 +100,17 @@ class Destination(ABC):
     @abstractmethod
     def download_url(self, folder: str, name: str) -> str:
         """Return the URL that pip and browsers read a file at."""
+
+    def releases(self) -> tuple[str, ...]:
+        """Return the visible releases, oldest first; by name if their age is unknown."""
+        found = (one for one in self.folders() if "/" not in one)
+        return tuple(one for one in found if not one.startswith(self.channel_folder))
+
+    def channels(self) -> tuple[str, ...]:
+        """Return the channels' names."""
+        start = self.channel_folder
+        found = (one.removeprefix(start) for one in self.folders() if one.startswith(start))
+        return tuple(sorted(one for one in found if "/" not in one))
 
     def manifest_url(self, release: str) -> str:
         """Return the URL that loaders read a release at."""
