@@ -123,7 +123,7 @@ def docs(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Build the wheel ``llama-space`` (loader and engine) into dist/, reproducibly."""
     _install(session, FARM_LOCK)
-    session.run("python", "-m", "farm.wheel", *session.posargs)
+    session.run("python", "-m", "farm.loader", *session.posargs)
 
 
 @nox.session

@@ -171,8 +171,8 @@ def verify(_: object, folder: str, sha256: Sha256 = None) -> None:
         folder: the release: a folder, a manifest.json, or the URL of either
         sha256: what the manifest's bytes must come to
     """
+    from farm.publish.gate import opened
     from farm.release import verify as verify_release
-    from farm.remote_release import opened
 
     with opened(folder, sha256=sha256) as found:
         show.verified(verify_release(found, show.note))

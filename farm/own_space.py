@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import requests
 
-from farm import cuda_runtime, loader, preflight, release, remote_release, wheel
+from farm import cuda_runtime, loader, preflight, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs import packages
-from farm.publish import deploy_space, hub, pin_space, places, publishing
+from farm.publish import deploy_space, gate, hub, pin_space, places, publishing
 from farm.terminal import show
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
     if not dry_run:
         place.require_writable()
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
-        plan = publishing.prepare(folder, place, show.note, wheel=wheel.build(Path(made)))
+        plan = publishing.prepare(folder, place, show.note, wheel=loader.build_wheel(Path(made)))
         show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
             show.line(publishing.publish(plan, place, show.line))
@@ -172,7 +172,7 @@ def _require_pinned(wish: Wish, host: Host, report: BuildReport) -> None:
     """Refuse a pinned release that cannot run; print a note if it cannot be read."""
     url = pin_space.manifest_url()
     try:
-        manifest = remote_release.read_manifest(url)
+        manifest = gate.read_manifest(url)
     except FarmError as error:  # a private repository: the Space's own token can read it
         report.say(f"note[{error.code}]: not compared with the hardware: {error.message}")
         return

@@ -28,7 +28,7 @@ from farm.kept import fill
 from farm.options import BuildRequest, require_known
 from farm.pack import ROOT, read_inventory
 from farm.plan import BuildPlan
-from farm.remote_release import opened
+from farm.publish.gate import opened
 from farm.request import ENGINES, choose_source, resolve
 from farm.tarball import archive, build_record, parts
 from farm.terminal.progress import BUILT, Fleet

@@ -1,31 +1,43 @@
-"""The checks before a promotion; the digest of the manifest that passed is their result.
+"""Fetch a release that is published, and check it before a promotion.
 
-They read the release's own tarballs again, and the loader starts them as a process, on the CPU.
-``nox -s gpu`` tests them on a GPU.
+A release is named by a folder, a manifest's URL, or a place and its name there. The manifest bounds
+each download. Downloads go to a private folder, which is removed afterwards. The digest of the
+manifest that passed is the checks' result. They read the release's own tarballs again, and the
+loader starts them as a process, on the CPU. ``nox -s gpu`` tests them on a GPU.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import unquote, urljoin, urlsplit
+
+import requests
 
 from farm import durable, loader, release
-from farm.errors import FarmError, PublishError
+from farm.errors import FarmError, PackError, PublishError, SourceError, UsageError
 from farm.inputs import packages, pins
+from farm.inputs.packages import shown
 from farm.publish import publishing
+from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
+from llama_loader.locations import is_allowed_web
 from llama_loader.manifest import LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from farm.publish.places import Destination
     from llama_loader.manifest import Artifact, Manifest
+
+    Choice = Callable[[Manifest], Artifact]
 
 MODEL: Final = "smollm2"
 PROMPT: Final = "The capital of France is"
@@ -40,6 +52,9 @@ _EXPECTED_ERRORS: Final = (
 )
 """The errors of a broken release, of a server that dies, and of its wrong answer."""
 _NO_GPU: Final = {"CUDA_VISIBLE_DEVICES": ""}
+_HUB: Final = re.compile(
+    r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+\.json)"
+)
 
 
 class Check(NamedTuple):
@@ -80,7 +95,7 @@ def run(folder: Path, tell: Callable[[Check], None]) -> Report:
     """
     # read once: who may write to the folder could have one manifest checked, and another one hashed
     content = release.content(folder)
-    manifest = schema.parse(content, what=str(folder / release.MANIFEST))
+    manifest = schema.parse(content, what=str(folder / MANIFEST))
     made = []
     for check in _checks(folder, content, manifest):
         tell(check)
@@ -100,7 +115,7 @@ def check_published(destination: Destination, name: str, tell: Callable[[Check],
         PublishError: it is not published, or is not whole.
     """
     what = f"{name} of {destination.where}"
-    manifest = schema.parse(destination.small(name, release.MANIFEST), what=what)
+    manifest = schema.parse(destination.small(name, MANIFEST), what=what)
     names, present = publishing.names_of(manifest), destination.present(name)
     missing = [file for file in names if file not in present]
     if missing:
@@ -108,12 +123,8 @@ def check_published(destination: Destination, name: str, tell: Callable[[Check],
     sizes = {one.name: one.size for one in manifest.artifacts}
     with tempfile.TemporaryDirectory(prefix="llama-farm-gate-") as place:
         for file in names:
-            with (Path(place) / file).open("wb") as out:
-                for block in destination.read(name, file):
-                    out.write(block)
-                    if out.tell() > sizes.get(file, durable.SMALL):
-                        longer = f"{file} of {what} is longer than its manifest says"
-                        raise PublishError("RELEASE_CHANGED", longer)
+            limit = sizes.get(file, durable.SMALL)
+            _write(destination.read(name, file), Path(place) / file, limit, f"{file} of {what}")
         return run(Path(place), tell)
 
 
@@ -138,7 +149,7 @@ def require_gate(
             failed.
     """
     if checked is not None:
-        manifest = destination.small(name, release.MANIFEST)
+        manifest = destination.small(name, MANIFEST)
         publishing.require_digest(manifest, checked, what=f"{name} of {destination.where}")
         return checked
     report = check_published(destination, name, tell)
@@ -218,3 +229,152 @@ def _ask(folder: Path, artifact: Artifact) -> str:
 
 def _model() -> Path:
     return packages.fetch_model(pins.load().model(MODEL))
+
+
+@contextmanager
+def opened(
+    named: str, *, sha256: str | None = None, wanted: Choice | None = None
+) -> Iterator[Path]:
+    """Yield a folder with a release, whole or one artifact of it.
+
+    Args:
+        named: a folder, the ``manifest.json`` in it, or a URL (https, file, or http on loopback)
+            of either; or ``hf://OWNER/REPO[@REVISION]/PATH``, a manifest on the Hub.
+        sha256: the digest that the manifest must have.
+        wanted: chooses the one artifact to fetch; without it, all are fetched.
+
+    Raises:
+        UsageError: the URL is of another kind, or a local release does not exist.
+        SourceError: something cannot be fetched.
+        PackError: ``RELEASE_MISMATCH``: the manifest is not the pinned one, or a file is longer
+            than the manifest says.
+        IntegrityError: the manifest is malformed.
+    """
+    address = _hub_address(named)
+    parts = urlsplit(address)
+    if parts.scheme in {"http", "https"}:
+        _require_safe(address)
+        with tempfile.TemporaryDirectory(prefix="llama-farm-verify-") as name:
+            folder = Path(name)
+            _fetch_release(address, folder, sha256, wanted)
+            yield folder
+        return
+    if parts.scheme not in {"", "file"}:
+        raise UsageError(
+            "RELEASE_URL_UNKNOWN",
+            f"{address}: neither a folder nor a URL of a manifest",
+            hint="it is https://…, file:///…, or hf://OWNER/REPO[@REVISION]/PATH",
+        )
+    path = Path(unquote(parts.path)) if parts.scheme else Path(address)
+    folder = path.parent if path.name == MANIFEST else path
+    if sha256 is not None:
+        _require_pin(release.content(folder), sha256, address)
+    yield folder
+
+
+def read_manifest(url: str) -> bytes:
+    """Return the bytes of the manifest at a URL: https, file, hf, or http on loopback.
+
+    Raises:
+        UsageError: it is another kind of URL.
+        SourceError: it cannot be read.
+    """
+    address = _hub_address(url)
+    parts = urlsplit(address)
+    if parts.scheme == "file":
+        try:
+            return durable.read_small(Path(unquote(parts.path)))
+        except OSError as error:
+            raise SourceError("RELEASE_UNREACHABLE", f"{url}: {error.strerror}") from error
+    _require_safe(address)
+    with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as name, packages.session() as web:
+        _fetch(web, (address,), Path(name) / MANIFEST, schema.MAX_MANIFEST_BYTES)
+        return (Path(name) / MANIFEST).read_bytes()
+
+
+def _hub_address(named: str) -> str:
+    """Turn ``hf://`` into the Hub's https address (``HF_ENDPOINT`` names another Hub)."""
+    match = _HUB.fullmatch(named)
+    if match is None:
+        return named
+    from huggingface_hub import hf_hub_url  # noqa: PLC0415 - a second to import, and seldom needed
+
+    return hf_hub_url(match["repo"], match["path"], revision=match["revision"])
+
+
+def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | None) -> None:
+    """Fetch the manifest first, then everything that it names, or the wanted artifact."""
+    manifest_url = url if url.endswith(".json") else f"{url.rstrip('/')}/{MANIFEST}"
+    with packages.session() as web:
+        _fetch(web, (manifest_url,), folder / MANIFEST, schema.MAX_MANIFEST_BYTES)
+        fetched = release.content(folder)
+        if sha256 is not None:
+            _require_pin(fetched, sha256, manifest_url)
+        manifest = schema.parse(fetched, what=manifest_url)
+        require_whole(manifest, manifest_url)
+        for name in (SCHEMA, SUMS):
+            _fetch(web, (urljoin(manifest_url, name),), folder / name, durable.SMALL)
+        for artifact in manifest.artifacts if wanted is None else (wanted(manifest),):
+            _fetch_artifact(web, artifact, manifest_url, folder)
+
+
+def _fetch_artifact(
+    web: requests.Session, artifact: Artifact, manifest_url: str, folder: Path
+) -> None:
+    urls = artifact.resolved_urls(manifest_url)
+    _fetch(web, urls, folder / artifact.name, artifact.size)
+    if artifact.sbom is None:
+        return
+    sbom_url = schema.resolve(manifest_url, artifact.sbom.url)
+    name = Path(urlsplit(sbom_url).path).name
+    _fetch(web, (sbom_url,), folder / name, durable.SMALL)
+
+
+def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int) -> None:
+    """Fetch the first of several URLs that answers, refusing more than ``limit`` bytes."""
+    problems: list[str] = []
+    for url in urls:
+        try:
+            _require_safe(url)
+            _write(packages.fetched(web, url), place, limit, shown(url))
+        except UsageError as error:
+            problems.append(error.message)
+        except requests.RequestException as error:
+            problems.append(f"{shown(url)}: {error}")
+        else:
+            return
+    raise SourceError(
+        "RELEASE_UNREACHABLE",
+        f"{place.name} cannot be fetched: {'; '.join(problems)}",
+        hint="is the URL right, and does this machine reach it without a token?",
+    )
+
+
+def _write(blocks: Iterable[bytes], place: Path, limit: int, what: str) -> None:
+    with place.open("wb") as out:
+        for block in blocks:
+            out.write(block)
+            if out.tell() > limit:
+                raise PackError("RELEASE_MISMATCH", f"{what}: is longer than {limit} bytes")
+
+
+def _require_pin(content: bytes, sha256: str, what: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256.lower():
+        raise PackError("RELEASE_MISMATCH", f"{shown(what)}: is {found}, not the pinned {sha256}")
+
+
+def _require_safe(url: str) -> None:
+    """Refuse a URL that is neither https nor http to an address of this machine, not a name.
+
+    ``packages`` does so for redirects.
+    """
+    if not is_allowed_web(url):
+        path = not urlsplit(url).scheme
+        needed = "https is needed, or http on loopback"
+        raise UsageError(
+            "RELEASE_URL_UNSAFE",
+            f"{shown(url)}: {'a path is no URL' if path else needed}",
+            hint="invoke publish prints the URL of a published release, and invoke serve-release"
+            " one for this machine: http://127.0.0.1:PORT/manifest.json",
+        )

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from farm import PROJECT_ROOT, durable, elf, loader, remote_release, targets, trust
+from farm import PROJECT_ROOT, durable, elf, loader, targets, trust
 from farm.errors import FarmError, InspectError, PublishError, UsageError
 from farm.pack import Inventory, is_elf
-from farm.publish import channels
+from farm.publish import channels, gate
 from farm.release import MANIFEST
 from farm.tarball.archive import Chunking, Digests
 from llama_loader import manifest as schema
@@ -48,7 +48,7 @@ def url(manifest_url: str) -> Pin:
         SourceError: it cannot be read.
         IntegrityError: it is no manifest.
     """
-    content = remote_release.read_manifest(manifest_url)
+    content = gate.read_manifest(manifest_url)
     return _pin(manifest_url, content, what=manifest_url)
 
 

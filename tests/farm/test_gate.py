@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from farm import loader, release
-from farm.errors import PublishError
+from farm.errors import PackError, PublishError
 from farm.publish import gate, places
 from farm.publish.publishing import Known
 from tests.rigs import github_releases, published
@@ -74,7 +74,7 @@ def test_published_file_longer_than_its_manifest_says_is_not_fetched_to_its_end(
     known = {path.name: Known(1, "0" * 64) for path in tarball.parent.iterdir()}
     with (
         mock.patch.object(to, "present", return_value=known),
-        refused("RELEASE_CHANGED", PublishError, "longer"),
+        refused("RELEASE_MISMATCH", PackError, "longer"),
     ):
         gate.check_published(to, "b11549-1", lambda _: None)
 

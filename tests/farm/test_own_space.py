@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import own_space, preflight, wheel
+from farm import loader, own_space, preflight
 from farm.errors import FarmError, PublishError, UsageError
 from farm.options import Deploy, Wish
 from farm.publish import deploy_space, pin_space
@@ -45,7 +45,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_reposit
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(pin_space, "FILE", tmp_path / "no" / "release.json")
         monkeypatch.setattr(own_space, "_INTERVAL_S", 0.01)
-        monkeypatch.setattr(wheel, "build", _a_wheel)
+        monkeypatch.setattr(loader, "build_wheel", _a_wheel)
         yield hub
 
 

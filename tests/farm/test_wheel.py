@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from farm import wheel
+from farm import loader
 from farm.errors import PackError
 from tests.rigs.refusals import refused
 
@@ -17,15 +17,15 @@ IGNORED = shutil.ignore_patterns("__pycache__")
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheel.build(tmp_path_factory.mktemp("wheel"))
+    return loader.build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_wheel_holds_loader_and_engine_and_nothing_else(built: Path) -> None:
     with zipfile.ZipFile(built) as opened:
         names = [name for name in opened.namelist() if ".dist-info/" not in name]
     assert {name.split("/")[0] for name in names} == {"llama_loader", "llama_space"}
-    sources = wheel.SOURCE.glob("llama_*/*")
-    wanted = {str(path.relative_to(wheel.SOURCE)) for path in sources if path.is_file()}
+    sources = loader.SOURCE.glob("llama_*/*")
+    wanted = {str(path.relative_to(loader.SOURCE)) for path in sources if path.is_file()}
     assert set(names) == wanted
 
 
@@ -33,7 +33,7 @@ def test_wheel_requires_what_the_space_requires(built: Path) -> None:
     with zipfile.ZipFile(built) as opened:
         (name,) = (name for name in opened.namelist() if name.endswith("/METADATA"))
         metadata = Parser().parsestr(opened.read(name).decode())
-    listed = (wheel.SOURCE / "requirements.txt").read_text().splitlines()
+    listed = (loader.SOURCE / "requirements.txt").read_text().splitlines()
     wanted = [line.partition("#")[0].strip() for line in listed]
     found = metadata.get_all("Requires-Dist") or []
     assert sorted(map(_plain, found)) == sorted(map(_plain, filter(None, wanted)))
@@ -45,13 +45,13 @@ def _plain(requirement: str) -> str:
 
 def test_wheel_has_the_same_bytes_from_another_place_and_umask(built: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
-    shutil.copytree(wheel.SOURCE, copy, ignore=IGNORED)
+    shutil.copytree(loader.SOURCE, copy, ignore=IGNORED)
     for path in copy.rglob("*.py"):
         path.chmod(0o600)
         os.utime(path, (1_000_000_000, 1_000_000_000))
     before = os.umask(0o077)
     try:
-        again = wheel.build(tmp_path / "out", copy)
+        again = loader.build_wheel(tmp_path / "out", copy)
     finally:
         os.umask(before)
     assert again.read_bytes() == built.read_bytes()
@@ -59,8 +59,8 @@ def test_wheel_has_the_same_bytes_from_another_place_and_umask(built: Path, tmp_
 
 def test_source_that_cannot_be_built_is_one_error_and_leaves_no_wheel(tmp_path: Path) -> None:
     copy = tmp_path / "broken"
-    shutil.copytree(wheel.SOURCE, copy, ignore=IGNORED)
+    shutil.copytree(loader.SOURCE, copy, ignore=IGNORED)
     (copy / "pyproject.toml").write_text("[project]\nname = 3\n")
     with refused("WHEEL_FAILED", PackError):
-        wheel.build(tmp_path / "out", copy)
+        loader.build_wheel(tmp_path / "out", copy)
     assert list((tmp_path / "out").iterdir()) == []

@@ -13,7 +13,7 @@ from gradio_client import Client
 from verbs import PROJECT
 from zerogpu import Emulator
 
-from farm import wheel
+from farm import loader
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the example's folder, and ``venv`` beside it with the wheel and the SDK alone."""
     root = tmp_path_factory.mktemp("chat")
     shutil.copytree(EXAMPLE, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    built = wheel.build(root)
+    built = loader.build_wheel(root)
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert uv is not None
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, root / "venv"], check=True)

@@ -15,7 +15,7 @@ from releases import artifact, manifest
 from farm import release
 from farm.errors import FarmError
 from farm.inputs import packages
-from farm.remote_release import opened
+from farm.publish.gate import opened
 from farm.serve import ReleaseServer
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
@@ -73,7 +73,7 @@ def test_a_manifest_on_the_hub_is_read_from_its_repository(folder: Path, tmp_pat
 
 READ = """
 import sys
-from farm.remote_release import opened
+from farm.publish.gate import opened
 with opened(sys.argv[1]) as folder:
     print(*sorted(path.name for path in folder.iterdir()))
 """
