@@ -88,23 +88,37 @@ def test_resume_of_a_file_of_unknown_size_ends_where_the_answer_says(
 
 
 @pytest.mark.parametrize(
-    ("fault", "attempts", "words"),
+    ("fault", "attempts", "refusal", "words"),
     [
-        (faults.body(b"<html>log in</html>"), 1, f"19 bytes instead of {len(DATA)} came"),
-        (faults.body(b"<html>", chunked=True), 4, f"ended after 6 of {len(DATA)} bytes"),
-        (faults.status(429, Retry_After="3600"), 1, "to be asked again in 3600 s"),
-        (faults.status(403), 1, "HTTP status 403"),
-        (faults.shaped(20_000, ranges=False), 4, "slower than"),
+        (faults.body(b"<html>log in</html>"), 1, 200, f"19 bytes instead of {len(DATA)} came"),
+        (faults.body(b"<html>", chunked=True), 4, 0, f"ended after 6 of {len(DATA)} bytes"),
+        (faults.status(429, Retry_After="3600"), 1, 0, "to be asked again in 3600 s"),
+        (faults.status(403), 1, 403, "HTTP status 403"),
+        (faults.shaped(20_000, ranges=False), 4, 0, "slower than"),
     ],
 )
 def test_resume_gives_up_where_no_attempt_gains_anything(
-    server: FaultServer, reader: Reader, fault: faults.Fault, attempts: int, words: str
+    server: FaultServer,
+    reader: Reader,
+    fault: faults.Fault,
+    attempts: int,
+    refusal: int,
+    words: str,
 ) -> None:
     place = Web(server.put("/a", DATA))
     server.fail("/a", fault, always=True)
-    with pytest.raises(NetworkError, match=words):
+    with pytest.raises(NetworkError, match=words) as caught:
         reader.fetcher.resume(place, BytesIO(), len(DATA))
     assert len(server.requests) == attempts
+    assert caught.value.refusals == {refusal}
+
+
+def test_resume_forgives_what_failed_with_every_gain(server: FaultServer, reader: Reader) -> None:
+    place, target = Web(server.put("/a", DATA)), BytesIO()
+    server.fail("/a", *[faults.cut(CHUNK * number) for number in range(1, 6)])
+    reader.fetcher.resume(place, target, len(DATA))
+    assert target.getvalue() == DATA
+    assert all(pause <= 1.5 for pause in reader.sleeps)
 
 
 @pytest.mark.parametrize("share", [10, 50, 90])
@@ -295,13 +309,14 @@ def test_wrong_bytes_of_one_mirror_are_repaired_by_the_next(
     assert "404" in message
 
 
+@pytest.mark.parametrize("digit", ["0", "f"])
 def test_chunks_that_are_right_do_not_make_the_whole_right(
-    server: FaultServer, reader: Reader
+    server: FaultServer, reader: Reader, digit: str
 ) -> None:
     url = server.put("/a", DATA)
     got: list[bytes] = []
     with refusals.refused("SHA256_MISMATCH", IntegrityError, "every chunk is right"):
-        got.extend(reader.fetcher.chunks(described(sha256="0" * 64), [url]))
+        got.extend(reader.fetcher.chunks(described(sha256=digit * 64), [url]))
     assert len(b"".join(got)) < len(DATA)
 
 
@@ -546,9 +561,15 @@ def test_error_of_a_download_has_the_refusal_of_every_url(
     assert error.message == f"a.tar.gz cannot be fetched: {'; '.join(told)}"  # each reason once
     assert error.hint.startswith("is the address right")
     assert ("does this machine reach it" in error.hint) == (0 in refusals)
-    with pytest.raises(NetworkError) as caught:
-        Reader().fetch(f"{server.url}/0", "foo")
-    assert caught.value.refusals == {404, 0}
+    for other, told, refusal in (
+        ("foo", "is not a URL to load from", 0),
+        ("file:///", "it is not a file", 0),
+        ("file:///missing", "file:///missing: No such file or directory", 404),
+        ("file:///dev/null/x", "file:///dev/null/x: Not a directory", 0),
+    ):
+        with pytest.raises(NetworkError, match=f"{told}[ ;]") as caught:
+            Reader().fetch(f"{server.url}/0", other)
+        assert caught.value.refusals == {404, refusal}
 
 
 def test_wrong_bytes_once_are_the_networks_fault(server: FaultServer, reader: Reader) -> None:

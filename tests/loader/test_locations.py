@@ -21,7 +21,8 @@ from tests.rigs.refusals import refused
         *("https://example.com:99999/", "https://example.com:zero/"),
         *("hf://owner", "hf://owner/name", "hf://owner/name@/x", "hf://owner/name/x?y"),
         *("hf://o/../x", "hf://o/n@../x", "hf://o/n@%2e%2e/x", "hf://../n/x"),
-        *("hf://o/n--bad..name/x", "hf://o/-n/x"),
+        *("hf://o/n--bad..name/x", "hf://o/-n/x", "hf://o/a--b/x", "hf://o/a..b/x"),
+        *("https://example.com/ ", "ws://127.0.0.1/x", "wss://example.com/x"),
         *("http://localhost:1/m", "HTTP://localhost", "hTTp://LOCALHOST/a"),
     ],
 )
@@ -107,6 +108,16 @@ def test_an_endpoint_is_the_hubs_address(endpoint: str) -> None:
     found = locations.resolve("hf://o/n/x", endpoint=endpoint, token="hf_secret")
     assert found == locations.Web(f"{endpoint}/o/n/resolve/main/x", "hf_secret")
     assert "hf_secret" not in repr(found)
+
+
+def test_redirect_stays_at_https() -> None:
+    for location in ("/b", "https://other.example/b", "HTTPS://other.example/b"):
+        assert locations.redirected("https://a.example/a", location)
+    assert locations.redirected("https://127.0.0.1/a", "http://127.0.0.1/b") is None
+
+
+def test_patience_is_what_the_documents_promise() -> None:
+    assert locations.Patience() == locations.Patience(10, 20, 30, 16_384, 20, 4, 60, 3600)
 
 
 def test_loopback_is_an_address() -> None:
