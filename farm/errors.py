@@ -45,9 +45,15 @@ class FarmError(Exception):
         lines = [f"error[{self.code}]: {self.message}"]
         lines += [f"hint: {self.hint}"] if self.hint else []
         lines += [f"log: {self.log}"] if self.log else []
-        # tarballs, ELF files and manifests are foreign text; a log has lines of its own
-        shown = map(printable, "\n".join(lines).split("\n"))
-        return "\n".join([*shown, *(other.render() for other in self.others)])
+        return "\n".join([*map(shown, lines), *(other.render() for other in self.others)])
+
+
+def shown(text: str) -> str:
+    """Return a text for a terminal: without what that acts on, further lines of it indented.
+
+    Tarballs, ELF files, manifests and servers are foreign: no text of theirs begins a line.
+    """
+    return "\n    ".join(map(printable, text.split("\n")))
 
 
 def _again(kind: type[FarmError], code: str, message: str, hint: str) -> FarmError:

@@ -29,11 +29,13 @@ from farm.plan import SOURCE_DATE_EPOCH
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_COMMAND: Final = (sys.executable, "-m", "llama_loader")
+_PYTHON: Final = (sys.executable, "-P", "-m")
+"""Runs an installed module, or one on ``PYTHONPATH``; none of the folder where a verb is typed."""
+_COMMAND: Final = (*_PYTHON, "llama_loader")
 _SECRETS: Final = frozenset(
     {"FARM_SIGNING_KEY", "FARM_SIGNING_PASSWORD", "GITHUB_TOKEN", "HF_TOKEN"}
 )
-"""The loader gets files of this machine, so it needs no token."""
+"""The loader gets files of this machine and the wheel's build none, so they need no token."""
 _SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 300.0
 _USAGE: Final = 2
@@ -150,8 +152,8 @@ def build_wheel(into: Path, source: Path = SOURCE) -> Path:
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as place:
         copy, made = Path(place) / "spaces", Path(place) / "made"
         _copy(source, copy)
-        argv = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(made))
-        environ = os.environ | {"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)}
+        argv = (*_PYTHON, "build", "--wheel", "--no-isolation", "--outdir", str(made))
+        environ = environment({"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)})
         built = subprocess.run(
             (*argv, str(copy)),
             env=environ,

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from farm import durable
 from farm.errors import FarmError, UsageError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 HOST: Final = "127.0.0.1"
+_NAMES: Final = frozenset({HOST, "localhost"})
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,19})-([0-9]{0,19})", re.ASCII)
 """From a byte on: how the loader and curl resume. RFC 9110 lets a server ignore other ranges."""
 _TYPES: Final = {".json": "application/json", ".txt": "text/plain; charset=utf-8"}
@@ -106,7 +107,13 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
-        """Send a file, or the range of it that is asked for; for HEAD, the headers alone."""
+        """Send a file, or the range of it that is asked for; for HEAD, the headers alone.
+
+        A page whose name leads to this machine (DNS rebinding) names another host.
+        """
+        if urlsplit(f"//{self.headers.get('Host', HOST)}").hostname not in _NAMES:
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
+            return
         if self.path == "/" and (self._folder / _FIRST).is_file():
             self._head(HTTPStatus.FOUND, {"Location": f"/{_FIRST}", "Content-Length": "0"})
             return
@@ -180,7 +187,7 @@ def locate(folder: Path, target: str) -> Path | None:
     try:
         path = folder.joinpath(*parts).resolve()
         return path if path.is_relative_to(folder) and path.is_file() else None
-    except OSError:
+    except (OSError, RuntimeError):  # Python 3.11 raises the latter where links go round
         return None
 
 

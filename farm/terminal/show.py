@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from farm.errors import shown
 from llama_loader.errors import printable
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
@@ -37,17 +38,12 @@ WARNED: Final = timedelta(days=21)
 
 def line(text: str) -> None:
     """Print text to stdout, at once: uploads take long."""
-    print(_safe(text), flush=True)
+    print(shown(text), flush=True)
 
 
 def note(text: str) -> None:
     """Print text to stderr, beside the command's result."""
-    print(_safe(text), file=sys.stderr)
-
-
-def _safe(text: str) -> str:
-    """Escape what a terminal acts on, but no line break: manifests and servers are foreign."""
-    return "\n".join(map(printable, text.split("\n")))
+    print(shown(text), file=sys.stderr)
 
 
 class _Table(Table):
@@ -181,7 +177,8 @@ def gate(report: Report) -> None:
 
 def pin(written: Pin, file: Path) -> None:
     """Print the content of ``release.json``, and a note with its path and what it cannot run on."""
-    line(json.dumps(written.content, indent=2))
+    for told in json.dumps(written.content, indent=2).split("\n"):
+        line(told)
     cuda = any(artifact.cuda for artifact in written.manifest.artifacts)
     cpu = f"; {written.manifest.release} has no CUDA set: it runs on a Space's CPU alone, with"
     cpu += " the variable YAKULINGO_SPACES_ALLOW_CPU=1"

@@ -430,7 +430,7 @@ def test_only_programs_are_copied_to_be_looked_into(
 
 def test_error_of_the_farm_shows_no_terminal_codes() -> None:
     shown = PackError("X", "runpath \x1b[2J\x9b\u202e\nthe log's own line", hint="\x1b[H").render()
-    assert shown == "error[X]: runpath \\x1b[2J\\x9b\\u202e\nthe log's own line\nhint: \\x1b[H"
+    assert shown == "error[X]: runpath \\x1b[2J\\x9b\\u202e\n    the log's own line\nhint: \\x1b[H"
 
 
 @pytest.mark.parametrize("archive_format", FORMATS)

@@ -169,6 +169,12 @@ def test_nothing_else_is_served(server: ReleaseServer, target: str) -> None:
     assert b"secret" not in body
 
 
+def test_page_of_another_name_is_not_answered(server: ReleaseServer) -> None:
+    for name, status in (("evil.example", 421), ("", 421), ("localhost", 200), ("127.0.0.1", 200)):
+        answered, _ = ask(server, "/a.tar.zst", Host=f"{name}:{server.port}")
+        assert answered.status == status
+
+
 @pytest.mark.parametrize("kind", ["link", "FIFO"])
 def test_file_that_is_replaced_after_it_was_looked_at_is_not_served(
     server: ReleaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -126,6 +126,7 @@ def test_texts_from_outside_are_shown_without_terminal_codes(
     told = capsys.readouterr()
     assert not {"\x1b", "\x9b", "\u202e"} & {*told.out, *told.err}
     assert told.out.count("[/x]") == 9
+    assert "\n    second\n" in told.out
 
 
 @pytest.fixture

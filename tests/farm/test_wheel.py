@@ -29,6 +29,16 @@ def test_wheel_holds_loader_and_engine_and_nothing_else(built: Path) -> None:
     assert set(names) == wanted
 
 
+def test_module_in_the_folder_where_a_verb_is_typed_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("build", "llama_loader", "setuptools"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the folder ran')")
+    monkeypatch.chdir(tmp_path)
+    loader.build_wheel(tmp_path / "out")
+    assert loader.run("--help").returncode == 0
+
+
 def test_wheel_requires_what_the_space_requires(built: Path) -> None:
     with zipfile.ZipFile(built) as opened:
         (name,) = (name for name in opened.namelist() if name.endswith("/METADATA"))
