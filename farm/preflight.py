@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from farm.source import Source
     from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
+    from llama_loader import manifest as schema
 
 RELEASE: Final = "release"
 """What ``--check --arch-set`` takes for all sets of the table ``[release]``."""
@@ -220,7 +221,7 @@ def _require_manifest(out: Path) -> None:
         ) from error
 
 
-def _require_source(path: Path, own: build_record.SourceRecord | None) -> None:
+def _require_source(path: Path, own: schema.Source | None) -> None:
     """Refuse a tarball that is not ours, or of another source than what will be built."""
     if cuda_runtime.is_one(path.name):
         return
@@ -235,7 +236,8 @@ def _require_source(path: Path, own: build_record.SourceRecord | None) -> None:
     if own is not None and record.source != own:
         raise UsageError(
             "SOURCES_MIXED",
-            f"{path} is of {record.source}, and what will be built of {own}",
+            f"{path} is of {build_record.shown(record.source)}, and what will be built of "
+            f"{build_record.shown(own)}",
             hint="one folder holds one release; build into another one with --out",
         )
 

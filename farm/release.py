@@ -106,7 +106,7 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         serial=serial or (before.serial if before else 1),
         created=datetime.now(timezone.utc).replace(microsecond=0),
         expires=None,
-        source=schema.Source(**msgspec.structs.asdict(source)),
+        source=source,
         artifacts=tuple(one.artifact for one in found),
     )
     if before is not None and msgspec.structs.replace(written, created=before.created) == before:
@@ -257,8 +257,9 @@ def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
 
 
 def _check_source(manifest: Manifest, listed: Artifact, found: Found) -> None:
-    if found.source and schema.Source(**msgspec.structs.asdict(found.source)) != manifest.source:
-        raise _mismatch(f"{listed.name}: was built from {found.source}, not the manifest's source")
+    if found.source and found.source != manifest.source:
+        source = build_record.shown(found.source)
+        raise _mismatch(f"{listed.name}: was built from {source}, not the manifest's source")
 
 
 def _check_licences(found: Found, note: Callable[[str], None]) -> None:
@@ -306,7 +307,7 @@ class Found:
 
     artifact: Artifact
     sbom: bytes
-    source: build_record.SourceRecord | None = None
+    source: schema.Source | None = None
     parts: tuple[Part, ...] | None = ()
     variants: str = ""
     """The CPU variants in it, if it was built with only some of them."""
@@ -404,9 +405,9 @@ def _name(record: BuildRecord, archive_format: str) -> str:
     return artifact_name(record.source.build, record.line.name, record.arch_set, archive_format)
 
 
-def _one_source(sources: list[build_record.SourceRecord]) -> build_record.SourceRecord:
+def _one_source(sources: list[schema.Source]) -> schema.Source:
     if len(set(sources)) > 1:
-        builds = ", ".join(sorted(str(source) for source in set(sources)))
+        builds = ", ".join(sorted(map(build_record.shown, set(sources))))
         raise PackError(
             "SOURCES_MIXED",
             f"the tarballs are of different sources: {builds}",

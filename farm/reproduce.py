@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from farm.options import RebuildRequest
     from farm.plan import Engine, Toolchain
     from farm.source import Source
-    from farm.tarball.build_record import BuildRecord, SourceRecord
+    from farm.tarball.build_record import BuildRecord
     from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
+    from llama_loader import manifest as schema
     from llama_loader.manifest import Artifact, Manifest
 
 KEPT: Final = pipeline.STATE / "reproducible"
@@ -238,7 +239,7 @@ def _build(
         return _tarball(plan, engine, request, report, OUT, record.toolchain)
 
 
-def source_of(record: SourceRecord, folder: Path | None, *, remote: str | None = None) -> Source:
+def source_of(record: schema.Source, folder: Path | None, *, remote: str | None = None) -> Source:
     """Fetch the source that a record names.
 
     Args:
@@ -276,7 +277,7 @@ def source_of(record: SourceRecord, folder: Path | None, *, remote: str | None =
     return replace(source.patched(found, chosen), **msgspec.structs.asdict(record))
 
 
-def _pin(record: SourceRecord, match: re.Match[str]) -> pins.SourcePin:
+def _pin(record: schema.Source, match: re.Match[str]) -> pins.SourcePin:
     if record.sha256 is None:
         raise SourceError("SOURCE_NOT_PINNED", f"BUILD.json has no digest for {record.origin}")
     return pins.SourcePin(

@@ -16,7 +16,7 @@ from farm.errors import PackError
 from farm.inputs import recipe
 from farm.plan import TARGETS, Layout, Toolchain
 from farm.tarball.parts import Part
-from llama_loader.manifest import Patch
+from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,28 +33,6 @@ LAYOUT: Final = Layout(
 """The folders in a record's command lines, without the compiler cache, which decides no byte."""
 
 
-class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The manifest's ``source``, as it was at build time.
-
-    ``build_assumed``: a person gave the build number with ``--assume-build``;
-    ``patches`` were applied to the source, in this order.
-    """
-
-    project: str
-    version: str | None
-    build: int
-    commit: str | None
-    origin: str
-    sha256: str | None
-    build_assumed: bool = False
-    patches: tuple[Patch, ...] = ()
-
-    def __str__(self) -> str:
-        """Return what identifies this source, for an error's sentence."""
-        patches = "".join(f", patch {one.name} {one.sha256[:12]}" for one in self.patches)
-        return f"b{self.build} ({self.origin}{patches})"
-
-
 class LineRecord(msgspec.Struct, frozen=True):
     """The line's promises: checked again whenever the tarball is read."""
 
@@ -68,7 +46,7 @@ class BuildRecord(msgspec.Struct, frozen=True):
     """Everything in ``BUILD.json``.
 
     Attributes:
-        source: where llama.cpp came from.
+        source: where llama.cpp came from, as the manifest says it.
         arch_set, archs, line: what was requested.
         defines: CMake's definitions that name no folder.
         defined: those of them that a person added (``--define``, ``--also``).
@@ -81,7 +59,7 @@ class BuildRecord(msgspec.Struct, frozen=True):
         inputs: further pinned files that the build read, file name → sha256.
     """
 
-    source: SourceRecord
+    source: schema.Source
     arch_set: str
     archs: str
     line: LineRecord
@@ -129,9 +107,15 @@ def of(
     )
 
 
-def source_of(source: Source) -> SourceRecord:
+def source_of(source: Source) -> schema.Source:
     """Record where llama.cpp came from."""
-    return SourceRecord(**{name: getattr(source, name) for name in SourceRecord.__struct_fields__})
+    return msgspec.convert(source, schema.Source, from_attributes=True)
+
+
+def shown(source: schema.Source) -> str:
+    """Return what identifies a source, for an error's sentence."""
+    patches = "".join(f", patch {one.name} {one.sha256[:12]}" for one in source.patches)
+    return f"b{source.build} ({source.origin}{patches})"
 
 
 def encode(record: BuildRecord) -> bytes:

@@ -23,8 +23,9 @@ from farm.pack import read_inventory
 from farm.reproduce import choose
 from farm.serve import ReleaseServer
 from farm.tarball import build_record
-from farm.tarball.build_record import BuildRecord, SourceRecord
+from farm.tarball.build_record import BuildRecord
 from farm.terminal.progress import BuildReport
+from llama_loader import manifest as schema
 from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
 
@@ -139,7 +140,7 @@ def test_another_source_is_refused_by_its_parts(published: Path, tmp_path: Path)
     assert again(published, source=tree)[-1].startswith("error[SOURCE_DIFFERS]: ")
 
 
-def with_source(record: BuildRecord, **fields: object) -> SourceRecord:
+def with_source(record: BuildRecord, **fields: object) -> schema.Source:
     return msgspec.structs.replace(record.source, **fields)
 
 

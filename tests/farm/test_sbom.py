@@ -14,10 +14,18 @@ from farm.cuda_runtime import RuntimeRecord, Wheel
 from farm.plan import Toolchain
 from farm.tarball import build_record, sbom
 from farm.tarball.parts import Part
+from llama_loader import manifest as schema
 
 IMAGE = "0e0a0fc6d18feda9db1590da249ac93e8d5abfea8f4c3c0c849ce512b5ef8982"
 RECORD = build_record.BuildRecord(
-    source=build_record.SourceRecord("llama.cpp", "0.6.0", 11549, None, "pypi:x", "c" * 64),
+    source=schema.Source(
+        project="llama.cpp",
+        version="0.6.0",
+        build=11549,
+        commit=None,
+        origin="pypi:x",
+        sha256="c" * 64,
+    ),
     arch_set="sm90",
     archs="90-real",
     line=build_record.LineRecord("cu128", "12.8", "525.60", "2.35"),

@@ -16,7 +16,8 @@ from farm import release
 from farm.inputs import pins
 from farm.plan import Toolchain
 from farm.tarball import build_record
-from farm.tarball.build_record import BuildRecord, LineRecord, SourceRecord
+from farm.tarball.build_record import BuildRecord, LineRecord
+from llama_loader import manifest as schema
 
 LICENCE = b"NVIDIA's licence, in small\n"
 CUBLAS, CUDART = "nvidia-cublas", "nvidia-cuda-runtime"
@@ -104,7 +105,14 @@ def server(folder: Path, out: Path) -> Path:
     shutil.copy(linked / "libggml-cuda.so", tree / "bin")
     (tree / "licenses" / "LICENSE").write_bytes(b"MIT\n")
     record = BuildRecord(
-        source=SourceRecord("llama.cpp", "0.6.0", 11549, None, "a test", None),
+        source=schema.Source(
+            project="llama.cpp",
+            version="0.6.0",
+            build=11549,
+            commit=None,
+            origin="a test",
+            sha256=None,
+        ),
         arch_set="sm90",
         archs="90-real",
         line=LINE,
