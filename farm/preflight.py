@@ -146,7 +146,7 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         with run_lock.held(keys, (pipeline.STATE / "locks", request.out)):
             if ready.engine is not None:
                 return pipeline.build_all(ready.plans, ready.engine, request, report)
-            from farm.cluster.spread import build_spread  # noqa: PLC0415 - an optional group
+            from farm.cluster.dispatch import build_spread  # noqa: PLC0415 - an optional group
 
             return build_spread(ready.plans, request, report)
 

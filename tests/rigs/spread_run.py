@@ -11,7 +11,7 @@ from verbs import PROJECT
 from waiting import until
 
 from farm import pipeline, source, targets
-from farm.cluster.spread import build_spread
+from farm.cluster.dispatch import build_spread
 from farm.errors import FarmError
 from farm.options import BuildRequest
 from farm.plan import BuildPlan

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from farm import pipeline, source, targets
-from farm.cluster.spread import build_spread
+from farm.cluster.dispatch import build_spread
 from farm.engines.local import LocalEngine
 from farm.errors import FarmError
 from farm.options import BuildRequest
