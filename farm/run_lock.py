@@ -14,7 +14,7 @@ import errno
 import fcntl
 import hashlib
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
@@ -46,7 +46,7 @@ def held(keys: Iterable[str], folders: Iterable[Path]) -> Iterator[None]:
     wanted = [(key, folder) for folder in folders for key in keys]
     with ExitStack() as stack:
         for key, folder in wanted:
-            stack.enter_context(_one(key, folder))
+            stack.enter_context(_locked(folder, key, fcntl.LOCK_EX | fcntl.LOCK_NB))
         yield
 
 
@@ -57,9 +57,44 @@ def turn(folder: Path, name: str) -> Iterator[None]:
     Raises:
         BuildError: ``OUT_NOT_WRITABLE``.
     """
-    place = folder / f".{name}.lock"
-    with _locked(place, fcntl.LOCK_EX):
+    with _locked(folder, name, fcntl.LOCK_EX):
         yield
+
+
+@contextmanager
+def _locked(folder: Path, name: str, how: int) -> Iterator[None]:
+    place = folder / f".{name}.lock"
+    with ExitStack() as stack:
+        try:
+            file = _open(place, how, stack)
+        except BlockingIOError as taken:
+            number = ""
+            with suppress(OSError):  # of a holder that has ended meanwhile
+                number = place.read_text("ascii").strip()
+            raise BuildError(
+                "SET_IS_BEING_BUILT",
+                f"{name} is being built into {folder}{number and f' by process {number}'}",
+                hint="wait for that run, or build in another checkout with another --out",
+            ) from taken
+        except OSError as error:
+            raise BuildError("OUT_NOT_WRITABLE", f"{folder}: {error.strerror}") from error
+        stack.callback(place.unlink, missing_ok=True)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _open(place: Path, how: int, stack: ExitStack) -> IO[str]:
+    """Open and lock the file of this name; a missing file is made."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = stack.enter_context(place.open("a+", encoding="ascii"))
+        fcntl.flock(file, how)
+        with suppress(FileNotFoundError):  # its holder has removed it meanwhile
+            if place.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()
 
 
 def use(folder: Path) -> None:
@@ -99,61 +134,6 @@ def unused(folder: Path) -> Iterator[bool]:
         yield False
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _one(key: str, folder: Path) -> Iterator[None]:
-    place = folder / f".{key}.lock"
-    try:
-        with _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB) as file:
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            yield
-    except _Taken as taken:
-        raise BuildError(
-            "SET_IS_BEING_BUILT",
-            f"{key} is being built into {folder}{taken}",
-            hint="wait for that run, or build in another checkout with another --out",
-        ) from taken
-
-
-class _Taken(Exception):  # noqa: N818 - never leaves this module
-    """Another process has the lock; names it."""
-
-
-@contextmanager
-def _locked(place: Path, how: int) -> Iterator[IO[str]]:
-    with _open(place, how) as file:
-        try:
-            yield file
-        finally:
-            place.unlink(missing_ok=True)
-
-
-def _open(place: Path, how: int) -> IO[str]:
-    """Open and lock the file of this name; a missing file is made."""
-    while True:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file = place.open("a+", encoding="ascii")
-        except OSError as error:
-            raise BuildError("OUT_NOT_WRITABLE", f"{place.parent}: {error.strerror}") from error
-        try:
-            fcntl.flock(file, how)
-            if place.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
-        except FileNotFoundError:
-            pass  # its holder has removed it meanwhile
-        except BlockingIOError:
-            file.seek(0)
-            number = file.read().strip()
-            file.close()
-            raise _Taken(f" by process {number}" if number else "") from None
-        except OSError as error:
-            file.close()
-            raise BuildError("OUT_NOT_WRITABLE", f"{place}: {error.strerror}") from error
-        file.close()
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _ARCH: Final = re.compile(r"(?P<number>[0-9]{2,3})(?P<suffix>[af]?)(?P<kind>-rea
 Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)+$")]
 
 
-class Line(msgspec.Struct, frozen=True):
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One toolkit on one devel image. ``oldest``/``newest`` are compute capabilities times ten.
 
     ``image`` is empty for a line that is not in the table: ``--image`` or a local toolkit then
@@ -43,7 +43,7 @@ class Line(msgspec.Struct, frozen=True):
 
     image: str
     glibc: Version
-    glibcxx: Version = "3.4.30"
+    glibcxx: Version
     toolkit: Version | None = None
     min_driver: Version | None = None
     oldest: int = 0
@@ -79,7 +79,7 @@ class Arch(msgspec.Struct, frozen=True, order=True):
         return f"{self.number}{self.suffix}"
 
 
-class ArchSet(msgspec.Struct, frozen=True):
+class ArchSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The architectures of one build. ``archs`` is passed to CMake unchanged; empty for the CPU."""
 
     name: str
@@ -115,34 +115,14 @@ class Cuda(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checked: int
 
 
-class _LineRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    image: str
-    glibc: Version
-    glibcxx: Version
-    toolkit: Version | None = None
-
-
-class _SetRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    archs: str
-    format: str = "tar.zst"
-
-
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    lines: dict[str, _LineRow]
-    cuda: dict[str, Cuda]
-    sets: dict[str, _SetRow]
-    groups: dict[str, tuple[str, ...]]
-    release: dict[str, tuple[str, ...]] = {}
-
-
-class Targets(msgspec.Struct, frozen=True):
+class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that a person can name; ``release``: the sets of each line in a release."""
 
     lines: dict[str, Line]
     sets: dict[str, ArchSet]
     groups: dict[str, tuple[str, ...]]
+    cuda: dict[str, Cuda]
     release: dict[str, tuple[str, ...]] = {}
-    cuda: dict[str, Cuda] = {}
 
     def line(self, name: str) -> Line:
         """Return the line called ``name``, of the table or of any other toolkit (``cu126``).
@@ -235,16 +215,14 @@ def load(path: Path = TARGETS_FILE) -> Targets:
         UsageError: the file is missing or malformed; names the key.
     """
     try:
-        parsed = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        tree = tomllib.loads(path.read_text("utf-8"))
+        for name, row in (*tree["lines"].items(), *tree["sets"].items()):
+            row["name"] = name
+        told = msgspec.convert(tree, Targets)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError("TARGETS_INVALID", f"{path.name}: {error}") from error
-    targets = Targets(
-        lines={n: _line(n, row, parsed.cuda) for n, row in parsed.lines.items()},
-        sets={n: ArchSet(n, row.archs, row.format) for n, row in parsed.sets.items()},
-        groups=parsed.groups,
-        release=parsed.release,
-        cuda=parsed.cuda,
-    )
+    lines = {name: _with_cuda(line, told.cuda) for name, line in told.lines.items()}
+    targets = msgspec.structs.replace(told, lines=lines)
     _check_rows(targets, path.name)
     return targets
 
@@ -303,10 +281,6 @@ def check_buildable(line: Line, arch_set: ArchSet) -> None:
                 f"line {line.name} (CUDA {line.toolkit}) cannot build architecture {arch.name}",
                 hint=f"it builds {line.oldest} to {line.newest}; see invoke targets",
             )
-
-
-def _line(name: str, row: _LineRow, cuda: Mapping[str, Cuda]) -> Line:
-    return _with_cuda(Line(row.image, row.glibc, row.glibcxx, row.toolkit, name=name), cuda)
 
 
 def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
