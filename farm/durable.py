@@ -8,12 +8,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import io
 import os
 import shutil
 import stat
+import tarfile
 import tempfile
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO, Final
 
 import msgspec
@@ -21,8 +23,7 @@ import msgspec
 from farm.errors import PackError
 
 if TYPE_CHECKING:
-    import tarfile
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 SMALL: Final = 8 << 20
 """Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""
@@ -172,11 +173,32 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Return a tar's entry without its owner."""
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = ""
-    return entry
+def write_tar(
+    stream: IO[bytes], content: Mapping[str, Path | bytes], mtime: int | None = None
+) -> None:
+    """Write files and folders into a tar that is read from its beginning next.
+
+    Args:
+        stream: where it is written.
+        content: by name in the tar: a file's bytes, or a path, of which ``.git`` is left out.
+        mtime: every file's time; None keeps those of the paths.
+    """
+
+    def normal(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        entry.mtime = entry.mtime if mtime is None else mtime
+        return None if PurePosixPath(entry.name).name == ".git" else entry
+
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, source in content.items():
+            if isinstance(source, Path):
+                tar.add(source, arcname=name, filter=normal)
+            else:
+                entry = tarfile.TarInfo(name.lstrip("/"))
+                entry.size = len(source)
+                tar.addfile(entry, io.BytesIO(source))
+    stream.seek(0)
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +21,7 @@ from farm.tarball import parts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from farm.plan import BuildPlan, Engine, LineSink, Step, Workspace
+    from farm.plan import BuildPlan, Engine, Step, Workspace
     from farm.tarball.parts import Part
 
 SHOWN_LINES: Final = 20
@@ -72,10 +72,17 @@ class BuiltTree:
 
 
 class _Log:
-    """A set's full log; unbuffered, so that nothing is left to be written when it is closed."""
+    """A set's full log, and what of it an error shows.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    The file is unbuffered, so that nothing is left to be written when it is closed.
+    """
+
+    def __init__(self, path: Path, reporter: Reporter) -> None:
+        self.path, self.reporter = path, reporter
+        self.counts = False
+        self.tail: list[str] = []
+        self.failed: list[str] = []
+        self.compilers: dict[str, str] = {}
         with durable.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb", buffering=0)
@@ -91,25 +98,15 @@ class _Log:
             while rest:
                 rest = rest[self._file.write(rest) :]
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-@dataclass
-class _StepLog:
-    """Writes every line to the log, passes counts on, and keeps the lines for an error."""
-
-    log: _Log
-    reporter: Reporter
-    counts: bool = False
-    tail: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    compilers: dict[str, str] = field(default_factory=dict)
+    def note(self, line: str) -> None:
+        """Write an engine's line, and pass on one that a person must see."""
+        self.write(line)
+        if line.startswith(("note[", "warning[")):
+            self.reporter("note", line)
 
     def take(self, line: str) -> None:
-        """Take one line of a step's output."""
-        self.log.write(line)
+        """Write one line of a step's output; pass counts on, keep the lines for an error."""
+        self.write(line)
         count = _NINJA_COUNT.match(line) if self.counts else None
         if count is not None:
             self.reporter("count", int(count[1]), int(count[2]))
@@ -130,6 +127,10 @@ class _StepLog:
         self.tail.append(line)
         if not self.failed:
             del self.tail[:-SHOWN_LINES]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 @contextmanager
@@ -160,28 +161,25 @@ def execute(
         PackError: ``WRITE_FAILED``: the disk is full.
     """
     with (
-        closing(_Log(logs / f"{plan.key}.log")) as log,
+        closing(_Log(logs / f"{plan.key}.log", reporter)) as log,
         tempfile.TemporaryDirectory(prefix="llama-farm-") as folder,
-        engine.open(plan, _both(log, reporter)) as workspace,
+        engine.open(plan, log.note) as workspace,
         _ended_when(abandoned, workspace),
     ):
-        step_log = _StepLog(log, reporter)
         environment = plan.environment(workspace.layout, ccache_dir=workspace.ccache_dir)
         if workspace.ccache_dir is not None:
             environment |= shared_cache.environment()
         if fresh:
             environment["CCACHE_RECACHE"] = "1"
-        watch = shared_cache.CacheWatch(workspace, environment, _both(log, reporter))
-        watch.begin()
-        started = time.monotonic()
-        for step in plan.steps(workspace.layout, jobs=workspace.jobs):
-            _run(step, plan, workspace, environment, step_log)
-        seconds = time.monotonic() - started
-        watch.end()
+        with shared_cache.watched(workspace, environment, log.note):
+            started = time.monotonic()
+            for step in plan.steps(workspace.layout, jobs=workspace.jobs):
+                _run(step, plan, workspace, environment, log)
+            seconds = time.monotonic() - started
         products = Path(folder) / "bin"
         products.mkdir()
         workspace.collect(workspace.layout.products, products)
-        toolchain = _toolchain(plan, workspace, step_log, engine.name)
+        toolchain = _toolchain(plan, workspace, log, engine.name)
         yield BuiltTree(products, toolchain, seconds, log.path, _cub(plan, workspace))
 
 
@@ -215,25 +213,25 @@ def _run(
     plan: BuildPlan,
     workspace: Workspace,
     environment: Mapping[str, str],
-    step_log: _StepLog,
+    log: _Log,
 ) -> None:
-    step_log.reporter("step", step.name)
-    step_log.log.write(f"$ {' '.join(step.argv)}")
-    step_log.counts = step.counts
-    step_log.tail.clear()
-    status = workspace.run(step.argv, environment, step_log.take)
+    log.reporter("step", step.name)
+    log.write(f"$ {' '.join(step.argv)}")
+    log.counts = step.counts
+    log.tail.clear()
+    status = workspace.run(step.argv, environment, log.take)
     if status != 0:
-        raise _failure(step, plan, status, step_log)
+        raise _failure(step, plan, status, log)
 
 
-def _failure(step: Step, plan: BuildPlan, status: int, step_log: _StepLog) -> BuildError:
-    shown = "\n".join(f"  | {line}" for line in _telling(step_log.tail))
-    what = f" at {step_log.failed[0]}" if step_log.failed else ""
+def _failure(step: Step, plan: BuildPlan, status: int, log: _Log) -> BuildError:
+    shown = "\n".join(f"  | {line}" for line in _telling(log.tail))
+    what = f" at {log.failed[0]}" if log.failed else ""
     return BuildError(
         "COMPILE_FAILED" if step.counts else "CONFIGURE_FAILED",
         f"{plan.key}: step {step.name} ended with status {status}{what}\n{shown}",
         hint="the first error above is the one that counts",
-        log=str(step_log.log.path),
+        log=str(log.path),
     )
 
 
@@ -244,24 +242,15 @@ def _telling(lines: list[str]) -> list[str]:
     return without_command[:SHOWN_LINES]
 
 
-def _both(log: _Log, reporter: Reporter) -> LineSink:
-    def take(line: str) -> None:
-        log.write(line)
-        if line.startswith(("note[", "warning[")):
-            reporter("note", line)
-
-    return take
-
-
-def _toolchain(plan: BuildPlan, workspace: Workspace, step_log: _StepLog, engine: str) -> Toolchain:
+def _toolchain(plan: BuildPlan, workspace: Workspace, log: _Log, engine: str) -> Toolchain:
     image, layout = workspace.image, workspace.layout
     lines: list[str] = []
     workspace.run((layout.cmake, "--version"), {}, lines.append)
     return Toolchain(
         engine=engine,
-        compiler=step_log.compilers.get("CXX", "unknown"),
+        compiler=log.compilers.get("CXX", "unknown"),
         cmake=lines[0].removeprefix("cmake version ") if lines else "unknown",
-        nvcc=step_log.compilers.get("CUDA") if plan.line.is_cuda else None,
+        nvcc=log.compilers.get("CUDA") if plan.line.is_cuda else None,
         image=image.reference if image else None,
         image_digest=image.id if image else None,
         programs=programs(plan, workspace),

@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import tempfile
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -196,7 +196,10 @@ def pack(request: PackRequest) -> Artifact:
         durable.writing(request.out, hint=FREE_SPACE),
         durable.replacing(request.out, archive.FILE_MODE) as raw,
     ):
-        _write(request, chosen, raw)
+        texts = {BUILD_RECORD: request.build_json} | {
+            f"{LICENCES}/{name}": text for name, text in request.licences.items()
+        }
+        write(raw, request.format, chosen, texts, request.programs)
         raw.flush()
         inventory = read_inventory(durable.opened(raw.fileno()), name=request.out.name)
         return inventory.artifact(request.asked.line)
@@ -261,7 +264,6 @@ def read_inventory(
             full = f"{tempfile.gettempdir()}: {error.strerror}"
             raise PackError("WRITE_FAILED", full, hint=FREE_SPACE) from error
         raise PackError("TARBALL_UNREADABLE", f"{path}: {error.strerror or error}") from error
-    _reject_twins([entry.path for entry, _, _ in found], called)
     return Inventory(
         name=called,
         format=archive_format,
@@ -306,14 +308,6 @@ def _examine(
         return entry, None, copy.read()
 
 
-def _reject_twins(paths: list[str], what: str) -> None:
-    twins = [path for path, count in Counter(p.casefold() for p in paths).items() if count > 1]
-    if twins:
-        raise PackError(
-            "ARCHIVE_UNSOUND", f"{what}: {twins[0]} stands in it twice, or differs in case only"
-        )
-
-
 def _present(tree: Path) -> dict[str, Path]:
     """Return every name of each file in the folder: its own, its links', its soname."""
     root = tree.resolve()
@@ -351,20 +345,30 @@ def _inspected(name: str, path: Path) -> Inspection:
     return replace(elf.inspect(path), file=name)
 
 
-def _write(request: PackRequest, chosen: Mapping[str, Path], raw: IO[bytes]) -> None:
-    texts = {BUILD_RECORD: request.build_json} | {
-        f"{LICENCES}/{name}": text for name, text in request.licences.items()
-    }
-    with archive.write(raw, request.format, SOURCE_DATE_EPOCH) as writer:
+def write(
+    raw: IO[bytes],
+    archive_format: str,
+    files: Mapping[str, Path],
+    texts: Mapping[str, bytes],
+    programs: tuple[str, ...],
+    *,
+    level: int = archive.ZSTD_LEVEL,
+) -> None:
+    """Write an archive of files and texts by name; ``programs`` are to be started.
+
+    Raises:
+        PackError: as ``archive.Writer.add``.
+    """
+    with archive.write(raw, archive_format, SOURCE_DATE_EPOCH, level=level) as writer:
         # Sorted, so that the CPU variants, which resemble one another, lie in one window.
-        for name in sorted([*chosen, *texts]):
+        for name in sorted([*files, *texts]):
             path = f"{ROOT}/{name}"
             if name in texts:
                 text = texts[name]
                 writer.add(Member(path, len(text), archive.FILE_MODE, io.BytesIO(text)))
                 continue
-            mode = archive.PROGRAM_MODE if name in request.programs else archive.FILE_MODE
-            with chosen[name].open("rb") as stream:
+            mode = archive.PROGRAM_MODE if name in programs else archive.FILE_MODE
+            with files[name].open("rb") as stream:
                 writer.add(Member(path, os.fstat(stream.fileno()).st_size, mode, stream))
 
 

@@ -307,7 +307,8 @@ def _outcome(build: _Build) -> Outcome:
         return Outcome(where, b"", BuildError("WORKER_LOST", f"{where}: {error!r}"))
     try:
         if outcome.failure is None:
-            host.check(outcome)
+            for _ in host.products(outcome):
+                pass
     except BuildError as error:  # what cannot be used is tried again like any other failure
         return Outcome(outcome.host, outcome.log, error)
     return outcome

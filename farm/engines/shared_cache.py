@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,7 +24,7 @@ from urllib.parse import unquote
 from farm.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import PurePath
 
     from farm.plan import LineSink, Workspace
@@ -171,54 +172,43 @@ cd .. && rm -rf "$1"
 """
 """Two compilations, each with an empty cache: ccache has to ask the storage, and may fill it."""
 _ERRORS: Final = ("remote_storage_error", "remote_storage_timeout")
-_CONTINUES: Final = "the build continues with this machine's own cache"
 
 
-@dataclass
-class CacheWatch:
-    """Reports a shared storage that does not answer; does nothing if none is named.
+@contextmanager
+def watched(workspace: Workspace, environment: Mapping[str, str], say: LineSink) -> Iterator[None]:
+    """Report a shared storage that does not answer; do nothing if none is named.
+
+    The storage is asked for an object before the block. Its errors are counted after it.
 
     Args:
         workspace: where compilers run.
         environment: of the build's steps.
         say: takes one coded line.
     """
+    if "CCACHE_REMOTE_STORAGE" not in environment:
+        yield
+        return
+    layout = workspace.layout
 
-    workspace: Workspace
-    environment: Mapping[str, str]
-    say: LineSink
-    _before: int = 0
+    def counted(*argv: str) -> Counter[str]:
+        lines: list[str] = []
+        workspace.run(argv, environment, lines.append)
+        return _counters(lines)
 
-    def begin(self) -> None:
-        """Ask the storage for one object."""
-        if not self._needed:
-            return
-        launcher, build = self.workspace.layout.launcher, self.workspace.layout.build
-        found = self._run("sh", "-c", _PROBE, "sh", str(build / _FOLDER), launcher)
-        if trouble := _trouble(found):
-            self.say(f"{trouble}; {_CONTINUES}")
-        self._before = self._counted()
-
-    def end(self) -> None:
-        """Report how often it did not answer, or refused, since the beginning."""
-        if self._needed and (errors := self._counted() - self._before) > 0:
-            self.say(
-                f"note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed {errors} times: "
-                "what it missed was compiled here, or stays on this machine"
-            )
-
-    @property
-    def _needed(self) -> bool:
-        return "CCACHE_REMOTE_STORAGE" in self.environment
-
-    def _counted(self) -> int:
-        found = self._run(self.workspace.layout.launcher, "--print-stats")
+    def failed() -> int:
+        found = counted(layout.launcher, "--print-stats")
         return sum(found[name] for name in _ERRORS)
 
-    def _run(self, *argv: str) -> Counter[str]:
-        lines: list[str] = []
-        self.workspace.run(argv, self.environment, lines.append)
-        return _counters(lines)
+    probe = counted("sh", "-c", _PROBE, "sh", str(layout.build / _FOLDER), layout.launcher)
+    if trouble := _trouble(probe):
+        say(f"{trouble}; the build continues with this machine's own cache")
+    before = failed()
+    yield
+    if (errors := failed() - before) > 0:
+        say(
+            f"note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed {errors} times: "
+            "what it missed was compiled here, or stays on this machine"
+        )
 
 
 def _trouble(found: Counter[str]) -> str | None:

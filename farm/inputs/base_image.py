@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import subprocess
-import tarfile
 import tempfile
 from collections import deque
 from contextlib import contextmanager
@@ -186,16 +185,9 @@ def _context(line: str) -> Iterator[IO[bytes]]:
 
     The wheels are fetched here, not in the container, which may not trust this host's proxy.
     """
-    wheels = _wheels(line)
+    content: dict[str, Path | bytes] = {"Dockerfile": _recipe(line)}
+    if wheels := _wheels(line):
+        content["cuda"] = toolkit.from_wheels(wheels).root
     with tempfile.TemporaryFile() as stream:
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            tar.add(_recipe(line), arcname="Dockerfile", filter=_normal)
-            if wheels:
-                tar.add(toolkit.from_wheels(wheels).root, arcname="cuda", filter=_normal)
-        stream.seek(0)
+        durable.write_tar(stream, content, SOURCE_DATE_EPOCH)
         yield stream
-
-
-def _normal(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    entry.mtime = SOURCE_DATE_EPOCH
-    return durable.anonymous(entry)

@@ -43,6 +43,7 @@ _EXTENDED: Final = (
 )
 MAX_BYTES: Final = 8 << 30
 """Bytes of all members of an archive that is read; CUDA's libraries unpack to about 2 GB."""
+MAX_FILES: Final = 20_000
 DAMAGE: Final = (tarfile.TarError, zstd.ZstdError, zlib.error, EOFError, gzip.BadGzipFile)
 """The libraries' exceptions for an archive that is damaged or cut short."""
 
@@ -189,11 +190,16 @@ def members(
         _decompressor(raw, archive_format) as unpacked,
         tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_PlainInfo) as tar,
     ):
-        left = MAX_BYTES
+        left, names = MAX_BYTES, set[str]()
         for info in tar:
             left -= info.size
-            if left < 0:
-                raise PackError("ARCHIVE_UNSOUND", f"{what}: has more than {MAX_BYTES} bytes")
+            if left < 0 or len(names) == MAX_FILES:
+                most = f"more than {MAX_BYTES} bytes or {MAX_FILES} files"
+                raise PackError("ARCHIVE_UNSOUND", f"{what}: has {most}")
+            if info.name.casefold() in names:
+                twice = f"{info.name} stands in it twice, or differs in case only"
+                raise PackError("ARCHIVE_UNSOUND", f"{what}: {twice}")
+            names.add(info.name.casefold())
             yield _member(tar, info, what, root)
         # The compressor's checksum stands at the very end: read up to it.
         while rest := unpacked.read(BLOCK):

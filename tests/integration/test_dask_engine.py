@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -40,6 +39,7 @@ from farm.engines.docker.inventory import LABEL
 from farm.errors import EngineError
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
+from farm.tarball import archive
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport, Fleet
 from llama_loader.server import free_port
@@ -369,18 +369,18 @@ def test_products_that_cannot_be_used_fail_their_set_and_not_the_run(
     request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker is a thread of this process: what it packs is replaced, for one set."""
-    honest = host.pack_folder
+    honest = host.pack_products
 
-    def hostile(folder: Path) -> bytes:
-        """Of the set that has llama-server alone, and not of the source."""
-        if folder.name != "bin" or (folder / "llama-cli").exists():
-            return honest(folder)
+    def hostile(folder: Path, programs: tuple[str, ...]) -> bytes:
+        """Of the set that has llama-server alone."""
+        if (folder / "llama-cli").exists():
+            return honest(folder, programs)
         made = io.BytesIO()
-        with tarfile.open(fileobj=made, mode="w") as tar:
-            tar.addfile(tarfile.TarInfo("../outside"))
+        with archive.write(made, "tar.zst", 0) as writer:
+            writer.add(archive.Member("../outside", 0, archive.FILE_MODE, io.BytesIO()))
         return made.getvalue()
 
-    monkeypatch.setattr(host, "pack_folder", hostile)
+    monkeypatch.setattr(host, "pack_products", hostile)
     run = Run(TINY, ("bad", "good"), request_)
     run.plans[0] = replace(run.plans[0], targets=("llama-server",))
     run.start()

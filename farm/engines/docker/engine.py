@@ -148,7 +148,8 @@ class DockerEngine:
         if found is not None:
             return found
         sink(f"note[BUILDER_IMAGE]: making {tag} on top of {self._reference}")
-        context = _tar_of({"Dockerfile": BUILDER_DOCKERFILE.read_bytes()})
+        context = io.BytesIO()
+        durable.write_tar(context, {"Dockerfile": BUILDER_DOCKERFILE.read_bytes()})
         return self._images.build(
             context, tag, buildargs={"BASE": base.id}, labels={LABEL: "builder"}, log=sink
         )
@@ -165,6 +166,7 @@ class DockerEngine:
                 name=f"llama-farm-{plan.key}-{secrets.token_hex(4)}",
                 detach=True,
                 init=True,
+                working_dir=str(CONTAINER_LAYOUT.build),  # the engine makes it
                 # Only a cache that machines share over one needs it.
                 network_mode="bridge" if reached else "none",
                 labels=labels(plan.key),
@@ -198,17 +200,6 @@ def _removing(container: Any) -> Iterator[None]:
     finally:
         with contextlib.suppress(EngineError) if failed else contextlib.nullcontext():
             remove_container(container)
-
-
-def _tar_of(files: Mapping[str, bytes]) -> io.BytesIO:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    packed.seek(0)
-    return packed
 
 
 @dataclass
@@ -312,21 +303,10 @@ def _copy_in(container: Any, tree: Path, layout: Layout) -> None:
         engine_errors("ENGINE_LOST", "the source could not be copied in"),
         tempfile.TemporaryFile() as spool,
     ):
-        with tarfile.open(fileobj=spool, mode="w") as tar:
-            for folder in (layout.source, layout.build):
-                entry = tarfile.TarInfo(str(folder).lstrip("/"))
-                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-                tar.addfile(entry)
-            tar.add(tree, arcname=str(layout.source).lstrip("/"), filter=_without_git)
-            entry = tarfile.TarInfo(str(layout.recipe).lstrip("/"))
-            entry.size = len(recipe.content())
-            tar.addfile(entry, io.BytesIO(recipe.content()))
-        spool.seek(0)
+        files: dict[str, Path | bytes] = {str(layout.source): tree}
+        files[str(layout.recipe)] = recipe.content()
+        durable.write_tar(spool, files)
         container.put_archive("/", spool)
-
-
-def _without_git(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if "/.git/" in f"/{entry.name}/" else durable.anonymous(entry)
 
 
 def _extract(spool: IO[bytes], root: str, into: Path) -> None:
