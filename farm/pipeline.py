@@ -19,7 +19,7 @@ from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import execute
-from farm.inputs import base_image, images, pins, toolkit
+from farm.inputs import images, pins, toolkit
 from farm.kept import Journal, KeptTree, digest
 from farm.options import require_known
 from farm.request import ENGINES
@@ -97,7 +97,7 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
         UsageError: there is no recipe for the line, or mmdebstrap is not installed.
         EngineError: no engine answers, or a step failed; the log has all of its lines.
     """
-    base_image.check_line(line)
+    images.check_line(line)
     logs = STATE / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"base-image-{line}.log"
@@ -109,8 +109,8 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
 
         report.say(f"base image for line {line}: is made unless it exists (log: {log})")
         with closing(connect()) as client:
-            images = DockerImages(client)
-            made = base_image.make_base_image(images, line=line, tag=tag, fresh=fresh, log=take)
+            store = DockerImages(client)
+            made = images.make_base_image(store, line=line, tag=tag, fresh=fresh, log=take)
     report.say(f"image: {made.reference} ({made.id})")
     return made.reference
 
@@ -131,8 +131,8 @@ def with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRe
     reference = pins.load().image(targets.load().line(line).image).reference
     try:
         with closing(client):
-            images = DockerImages(client)
-            found = images.find(reference) or images.pull(reference)
+            store = DockerImages(client)
+            found = store.find(reference) or store.pull(reference)
             return replace(request, image=found.reference)
     except EngineError as error:
         report.say(f"note[{error.code}]: {error.message}; making one from packages")

@@ -15,7 +15,7 @@ from needs import must_or_skip
 
 from farm.engines.docker import DockerImages, inventory
 from farm.errors import EngineError, UsageError
-from farm.inputs import base_image, pins
+from farm.inputs import images, pins
 from farm.inputs.images import ImageFacts
 from farm.inputs.toolkit import Toolkit
 
@@ -84,7 +84,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make(store: Store, line: str, *, fresh: bool = False) -> tuple[ImageFacts, list[str]]:
     said: list[str] = []
-    made = base_image.make_base_image(store, line=line, fresh=fresh, log=said.append)
+    made = images.make_base_image(store, line=line, fresh=fresh, log=said.append)
     return made, said
 
 
@@ -104,7 +104,7 @@ def test_an_image_of_the_same_inputs_is_used_again_and_says_so() -> None:
     made, _ = make(store, "cpu")
     again, said = make(store, "cpu")
     assert again == made
-    assert base_image.TAGS["cu130"] in inventory._PULL_HINT
+    assert images.TAGS["cu130"] in inventory._PULL_HINT
     assert said == ["image llama-farm-base:bookworm: there already, made from the same inputs"]
     make(store, "cpu", fresh=True)
     assert store.imports == 2
@@ -113,8 +113,8 @@ def test_an_image_of_the_same_inputs_is_used_again_and_says_so() -> None:
 @pytest.mark.usefixtures("host")
 def test_an_image_of_other_inputs_under_the_tag_is_replaced() -> None:
     store = Store()
-    tag = base_image.TAGS["cpu"]
-    store.images[tag] = ImageFacts("sha256:other", {base_image.INPUTS_LABEL: "other"}, tag)
+    tag = images.TAGS["cpu"]
+    store.images[tag] = ImageFacts("sha256:other", {images.INPUTS_LABEL: "other"}, tag)
     made, _ = make(store, "cpu")
     assert made.id != "sha256:other"
 
@@ -156,7 +156,7 @@ def test_cu130_takes_the_wheels_toolkit_along(
 
 @pytest.mark.parametrize("recipe", ["cu124", "cu130", "builder"])
 def test_recipes_name_no_host_and_need_no_buildkit(recipe: str) -> None:
-    text = (base_image.RECIPES / f"{recipe}.Dockerfile").read_text("utf-8")
+    text = (images.RECIPES / f"{recipe}.Dockerfile").read_text("utf-8")
     assert "ARG BASE\nFROM ${BASE}" in text
     assert "://" not in text
     assert "\nRUN --" not in text
@@ -191,7 +191,7 @@ def test_the_same_packages_make_the_same_root_file_system(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     digests, names = set(), set()
     for _ in range(2):
-        with base_image.root_tar(lambda _: None) as root:
+        with images.root_tar(lambda _: None) as root:
             digests.add(hashlib.file_digest(root, "sha256").hexdigest())  # type: ignore[arg-type]
             root.seek(0)
             with tarfile.open(fileobj=root) as tar:
@@ -212,8 +212,8 @@ def engine(client: DockerClient) -> DockerImages:
 def test_a_real_engine_takes_a_root_file_system_and_builds_on_it(engine: DockerImages) -> None:
     if shutil.which("mmdebstrap") is None:
         must_or_skip("mmdebstrap is not installed")
-    base = base_image.make_base_image(engine, line="cpu", log=lambda _: None)
-    assert base == base_image.make_base_image(engine, line="cpu", log=lambda _: None)
+    base = images.make_base_image(engine, line="cpu", log=lambda _: None)
+    assert base == images.make_base_image(engine, line="cpu", log=lambda _: None)
     lines: list[str] = []
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
