@@ -32,7 +32,7 @@ _MOST_USED: Final = 8
 """The user's cache and the checkout are two folders; only tests use more, one after the other."""
 
 _HOST_FILES: Final = ("/etc/machine-id", "/proc/sys/kernel/random/boot_id")
-_STATE, _SESSION, _STARTED = 0, 3, 19
+_STATE, _STARTED = 0, 19
 """Fields of /proc/PID/stat (proc(5)) after the name in brackets."""
 
 
@@ -185,13 +185,3 @@ def stat_fields(pid: int) -> list[str] | None:
     except OSError:
         return None
     return told.rpartition(")")[2].split()
-
-
-def session_members(session: int) -> list[int]:
-    """Return the processes of a session that still run."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        fields = stat_fields(int(entry.name))
-        if fields and int(fields[_SESSION]) == session and fields[_STATE] != "Z":
-            found.append(int(entry.name))
-    return found

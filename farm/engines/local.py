@@ -1,8 +1,8 @@
 """The local engine: this host's compiler, and its CUDA toolkit if the line needs one.
 
 It builds in private folders. A run holds a folder by a ``flock`` on the folder's file ``maker``,
-which ends with the process. The file names the host and the sessions of the folder's compilers, so
-that a later run can end them if their own run was killed.
+which ends with the process. A later run ends the processes that still work in a folder whose own
+run was killed, and removes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 from farm import durable, run_lock
 from farm.engines import shared_cache
@@ -38,6 +38,8 @@ PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 """The only variables that a step gets from outside: CFLAGS and the like would change
 the bytes, and LANG would make ccache take another machine's objects for others."""
 _MAKER_FILE: Final = "maker"
+_TERMINAL: Final = 4
+"""The field of ``stat_fields`` with a process's terminal; 0 without one."""
 _GRACE: Final = 5.0
 """Seconds that an interrupted build has to end its compilers."""
 _PAUSE: Final = 0.02
@@ -67,13 +69,12 @@ class LocalWorkspace(Workspace):
             self._running = process
             try:
                 if self._ended:
-                    _end_session(process)
-                _note_session(self.layout.build.parent, process.pid)
+                    self._stop(process)
                 for line in process.stdout or ():
                     sink(line.rstrip("\n"))
                 return process.wait()
             except BaseException:
-                _end_session(process)
+                self._stop(process)
                 raise
             finally:
                 self._running = None
@@ -91,7 +92,20 @@ class LocalWorkspace(Workspace):
         """End the running command, and every command that begins later."""
         self._ended, running = True, self._running
         if running is not None:
-            _end_session(running)
+            self._stop(running)
+
+    def _stop(self, process: subprocess.Popen[str]) -> None:
+        """End a command and everything that it started.
+
+        Ninja gives every compiler a process group of its own, so a signal to the command's group
+        does not reach them. On SIGTERM ninja ends them itself; processes that are left are found
+        by the folder that they work in.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+        _end_workers(Path(self.layout.build).parent)
 
 
 class LocalEngine:
@@ -204,20 +218,6 @@ def _require_compiler() -> None:
         )
 
 
-def _end_session(process: subprocess.Popen[str]) -> None:
-    """End a build and everything that it started.
-
-    Ninja gives every compiler a process group of its own, so a signal to the build's group does
-    not reach them. On SIGTERM ninja ends them itself; processes that are left are found by their
-    session, which none of them leaves.
-    """
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE)
-    _end_members(process.pid)
-
-
 @contextmanager
 def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Make a folder that this process holds; it is removed when the context is left.
@@ -231,15 +231,7 @@ def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             maker = stack.enter_context((folder / _MAKER_FILE).open("a+", encoding="ascii"))
             fcntl.flock(maker, fcntl.LOCK_EX)
-            maker.write(f"{run_lock.host()}\n")
-            maker.flush()
         yield folder
-
-
-def _note_session(folder: PurePath, session: int) -> None:
-    """Record the session of a command that runs in a folder."""
-    with Path(folder / _MAKER_FILE).open("a", encoding="ascii") as file:
-        file.write(f"{session}\n")
 
 
 def sweep_folders(parent: Path, sink: LineSink) -> None:
@@ -252,50 +244,31 @@ def sweep_folders(parent: Path, sink: LineSink) -> None:
         for file in sorted(parent.glob(f"*/{_MAKER_FILE}")):
             with contextlib.suppress(OSError), file.open("a+", encoding="ascii") as maker:
                 fcntl.flock(maker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                ended = _end_compilers(maker, file.parent)
+                ended = _end_workers(file.parent)
                 shutil.rmtree(file.parent, ignore_errors=True)
                 also = f", and ended {ended} processes in it" if ended else ""
                 sink(f"note[LEFT_BEHIND]: removed {file.parent}, whose maker was killed{also}")
 
 
-def _end_compilers(maker: IO[str], folder: Path) -> int:
-    """End the processes in a folder that belong to its sessions; a number may have been reused."""
-    maker.seek(0)
-    host, *sessions = maker.read().split() or [""]
-    if not host or host != run_lock.host():
-        return 0
+def _end_workers(folder: Path) -> int:
+    """Kill the processes that work in a private folder; return how many there were."""
     ended: set[int] = set()
     deadline = time.monotonic() + _GRACE
-    while (left := _in_folder(sessions, folder)) and time.monotonic() < deadline:
-        _kill(left)
+    while (left := _workers(folder.resolve())) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         ended.update(left)
         time.sleep(_PAUSE)
     return len(ended)
 
 
-def _in_folder(sessions: list[str], folder: Path) -> list[int]:
-    members = [
-        pid for one in sessions if one.isdecimal() for pid in run_lock.session_members(int(one))
-    ]
-    return [pid for pid in members if _works_in(pid, folder)]
-
-
-def _works_in(pid: int, folder: Path) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder.resolve())
-    except OSError:
-        return False
-
-
-def _end_members(session: int) -> None:
-    """Kill the remaining processes of a session that this process has started."""
-    deadline = time.monotonic() + _GRACE
-    while (left := run_lock.session_members(session)) and time.monotonic() < deadline:
-        _kill(left)
-        time.sleep(_PAUSE)
-
-
-def _kill(processes: list[int]) -> None:
-    for pid in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def _workers(folder: Path) -> list[int]:
+    """Return the processes in a folder without a terminal, which a person's shell has."""
+    found = []
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            fields = run_lock.stat_fields(int(cwd.parent.name))
+            if cwd.readlink().is_relative_to(folder) and fields and fields[_TERMINAL] == "0":
+                found.append(int(cwd.parent.name))
+    return found
