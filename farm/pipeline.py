@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from farm.execute import BuiltTree
     from farm.options import BuildRequest
-    from farm.plan import BuildPlan, Engine, Toolchain
+    from farm.plan import BuildPlan, Engine
     from farm.tarball.parts import Part, Survey
     from farm.targets import Line
     from farm.terminal.progress import BuildReport
@@ -248,20 +249,26 @@ def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fl
     kept.begin()
     reporter, logs = partial(fleet.hear, plan.key), STATE / "logs"
     with execute(plan, engine, logs=logs, reporter=reporter, fresh=request.fresh) as built:
-        build_json, licences = recorded(plan, built.toolchain, built.cub, request, report)
-        kept.keep(built.folder, build_json, licences, built.seconds)
+        keep(kept, built, request, report)
     fleet.step(plan.key, "pack")
     made = pack_kept(kept, request, report, began=started)
     fleet.end(plan.key, BUILT)
     return made
 
 
+def keep(kept: KeptTree, built: BuiltTree, request: BuildRequest, report: BuildReport) -> None:
+    """Keep a built tree with what accompanies it.
+
+    Raises:
+        BuildError: as ``recorded``.
+        PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
+    """
+    build_json, licences = recorded(kept.plan, built, request, report)
+    kept.keep(built.folder, build_json, licences, built.seconds)
+
+
 def recorded(
-    plan: BuildPlan,
-    toolchain: Toolchain,
-    cub: tuple[Part, bytes] | None,
-    request: BuildRequest,
-    report: BuildReport,
+    plan: BuildPlan, built: BuiltTree, request: BuildRequest, report: BuildReport
 ) -> tuple[bytes, Mapping[str, bytes]]:
     """Return what accompanies a built tree: ``BUILD.json`` and the licences' texts.
 
@@ -272,10 +279,10 @@ def recorded(
     for part in survey.parts:
         if not part.licence_files:
             report.say(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
-    _check_nvcc(plan, toolchain.nvcc)
-    found = _with_cub(survey, cub)
-    inputs = _inputs(request, toolchain.engine)
-    record = build_record.of(plan, toolchain, parts=found.parts, inputs=inputs)
+    _check_nvcc(plan, built.toolchain.nvcc)
+    found = _with_cub(survey, built.cub)
+    inputs = _inputs(request, built.toolchain.engine)
+    record = build_record.of(plan, built.toolchain, parts=found.parts, inputs=inputs)
     return build_record.encode(record), found.texts
 
 

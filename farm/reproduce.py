@@ -148,10 +148,11 @@ def _tarball(
         fleet.begin(plan.key, engine.name)
         reporter = partial(fleet.hear, plan.key)
         with execute.execute(plan, engine, logs=_LOGS / place.name, reporter=reporter) as built:
-            found = built.toolchain
-            if recorded and found.image_digest and found.image_digest == recorded.image_digest:
-                found = replace(found, image=recorded.image)
-            build_json, licences = pipeline.recorded(plan, found, built.cub, request, report)
+            tools = built.toolchain
+            if recorded and tools.image_digest and tools.image_digest == recorded.image_digest:
+                tools = replace(tools, image=recorded.image)
+            found = replace(built, toolchain=tools)
+            build_json, licences = pipeline.recorded(plan, found, request, report)
             fill(Path(folder), built.folder, build_json, licences)
         fleet.end(plan.key, BUILT)
         return release.pack_tree(Path(folder), place, plan.arch_set.format)

@@ -433,12 +433,10 @@ class _Run:
             raise BuildError(
                 why.code, f"{why.message} (on {outcome.host})", hint=why.hint, log=str(log)
             )
-        if outcome.toolchain is None or outcome.line is None:
+        if outcome.built is None or outcome.line is None:
             raise BuildError("WORKER_FAILED", f"{outcome.host} returned nothing", log=str(log))
         with tempfile.TemporaryDirectory(prefix="llama-farm-") as folder:
             host.unpack(outcome, Path(folder))
             promised = replace(kept, plan=replace(kept.plan, line=outcome.line))
-            build_json, licences = pipeline.recorded(
-                promised.plan, outcome.toolchain, outcome.cub, self.request, self.report
-            )
-            promised.keep(Path(folder), build_json, licences, outcome.seconds)
+            built = replace(outcome.built, folder=Path(folder))
+            pipeline.keep(promised, built, self.request, self.report)

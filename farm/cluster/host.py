@@ -35,10 +35,10 @@ from farm.terminal.progress import BuildReport
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from farm.execute import BuiltTree
     from farm.options import BuildRequest
-    from farm.plan import BuildPlan, Toolchain
+    from farm.plan import BuildPlan
     from farm.tarball.archive import Member
-    from farm.tarball.parts import Part
     from farm.targets import Line
 
 TOPIC: Final = "llama-farm"
@@ -92,9 +92,7 @@ class Outcome:
     products: bytes = b""
     sha256: str = ""
     line: Line | None = None
-    toolchain: Toolchain | None = None
-    seconds: float = 0.0
-    cub: tuple[Part, bytes] | None = None
+    built: BuiltTree | None = None
 
 
 async def aside(function: Callable[..., Any], *args: object) -> Any:
@@ -220,9 +218,7 @@ def _build(job: Job, log: Path) -> Outcome:
         products=products,
         sha256=hashlib.sha256(products).hexdigest(),
         line=line,
-        toolchain=built.toolchain,
-        seconds=built.seconds,
-        cub=built.cub,
+        built=built,
     )
 
 
