@@ -16,7 +16,7 @@ from verbs import PROJECT, Release, invoke, succeed
 
 from farm.engines.docker import DockerEngine
 from farm.execute import execute
-from farm.inputs.base_image import TAGS
+from farm.inputs.images import TAGS
 from farm.options import BuildRequest
 from farm.plan import CACHE_FOLDER, BuildPlan
 from farm.request import choose_source
