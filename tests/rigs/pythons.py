@@ -19,7 +19,7 @@ from typing import Final
 from docker import DockerClient
 
 from farm.engines.docker import DockerImages, connect
-from farm.inputs import base_image
+from farm.inputs import images
 from tests.rigs.heard import heard
 
 PROJECT: Final = Path(__file__).parents[2]
@@ -102,13 +102,13 @@ def image_of(client: DockerClient, tag: str, wanted: tuple[str, ...], *paths: st
     ``paths`` are options that decide nothing: where this host has something.
     """
     inputs = repr(wanted)
-    images = DockerImages(client)
-    there = images.find(tag)
+    store = DockerImages(client)
+    there = store.find(tag)
     if there is not None and there.labels.get(_LABEL) == inputs:
         return there.id
     lines: list[str] = []
-    with base_image.root_tar(lines.append, (*paths, *wanted)) as root:
-        return images.import_root(root, tag, {_LABEL: inputs}).id
+    with images.root_tar(lines.append, (*paths, *wanted)) as root:
+        return store.import_root(root, tag, {_LABEL: inputs}).id
 
 
 def _contents(python: str) -> bytes:
