@@ -94,6 +94,9 @@ def _definition(said: tuple[str, str]) -> str:
 
 
 def _raised(package: str) -> Iterator[tuple[int, str, str, str]]:
+    causes = _ROOT / "spaces" / package / "causes.json"  # of an end, which llama-server's log shows
+    for kind, name, _ in json.loads(causes.read_text("utf-8")) if causes.exists() else ():
+        yield from _row(kind, [ast.Constant(name)])
     for path in sorted((_ROOT / "spaces" / package).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
@@ -101,8 +104,6 @@ def _raised(package: str) -> Iterator[tuple[int, str, str, str]]:
                     kind = function.id if isinstance(function, ast.Name) else ""
                     hints = [one.value for one in named if one.arg == "hint"]
                     yield from _row(kind, [*given, *hints])
-                case ast.Tuple(elts=[ast.Name(id=kind), name, *_]) if kind in _KINDS:
-                    yield from _row(kind, [name])  # an end that llama-server's log explains
                 case ast.Tuple(elts=given):
                     yield from _row("", given)
 

@@ -1,14 +1,17 @@
 """Reads what a llama-server prints: where the weights are, and why it ended."""
 
+import json
 import re
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, Final
 
-from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
+from llama_loader import errors
+from llama_loader.errors import HostError, LoaderError
 
 KEPT_LINES: Final = 200
 ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
@@ -131,80 +134,14 @@ class ServerLog:
 
 _QUOTED_LINES: Final = 6
 _QUOTED_CHARACTERS: Final = 700
-_CAUSES: Final = (
-    (SettingError, "SERVER_ARGUMENT_INVALID/ended", r"^status 0 while loading$"),
-    (ServerError, "PORT_IN_USE/taken", r"couldn't bind HTTP server socket"),
-    (HostError, "RUNTIME_NOT_EXECUTABLE/library", r"failed to map segment from shared object"),
-    (
-        HostError,
-        "LIBRARY_MISSING/needed",
-        r"error while loading shared libraries: .*cannot open shared object",
-    ),
-    (HostError, "GLIBC_TOO_OLD", r"version `GLIBC\S*' not found"),
-    (
-        HostError,
-        "LIBRARY_MISMATCH",
-        (
-            r"symbol lookup error|undefined symbol|version `\S+' not found|relocation error"
-            r"|error while loading shared libraries|Error (?:relocating|loading shared library) "
-        ),
-    ),
-    (HostError, "INVALID_DEVICE/ended", r"invalid device: "),
-    (
-        SettingError,
-        "SERVER_ARGUMENT_INVALID",
-        r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
-    ),
-    (HostError, "NO_KERNEL_IMAGE", r"no kernel image is available|device kernel image is invalid"),
-    (HostError, "LIBRARY_MISSING/compiler", r"PTX JIT compiler library not found"),
-    (HostError, "DRIVER_TOO_OLD/compat", r"forward compatibility was attempted"),
-    (
-        HostError,
-        "DRIVER_TOO_OLD",
-        (
-            r"CUDA driver version is insufficient|PTX was compiled with an unsupported toolchain"
-            r"|unsupported display driver / cuda driver|not supported in the installed CUDA driver"
-        ),
-    ),
-    (
-        ServerError,
-        "OUT_OF_MEMORY/gpu",
-        r"cudaMalloc failed|CUDA error: out of memory|(?:unable|failed) to allocate CUDA",
-    ),
-    (
-        ServerError,
-        "OUT_OF_MEMORY",
-        (
-            r"(?i)out of memory|insufficient memory|unable to allocate|failed to allocate .*buffer"
-            r"|std::bad_alloc|ENOMEM"
-        ),
-    ),
-    (
-        ServerError,
-        "CUDA_ERROR",
-        r"CUDA error(?!: (?:system not yet initialized|no CUDA-capable device|driver is a stub))",
-    ),
-    (HostError, "LIBRARY_MISSING/backends", r"no backends are loaded"),
-    (
-        ServerError,
-        "BAD_MODEL",
-        (
-            r"error loading model|failed to load model|failed to open GGUF|invalid magic"
-            r"|unknown model architecture|failed to read (?:magic|header)"
-        ),
-    ),
-    (ServerError, "SERVER_KILLED", r"^SIGKILL "),
-    # the same instruction comes at the same place again
-    (HostError, "ILLEGAL_INSTRUCTION", r"^SIGILL "),
-    (HostError, "LIBRARY_MISSING/plugin", r"cannot open shared object file"),
-    (HostError, "NO_DEVICE/stub", r"driver is a stub"),
-    (HostError, "NO_DEVICE/fabric", r"system not yet initialized"),
-    (HostError, "NO_DEVICE/ended", r"no CUDA-capable device|failed to initialize CUDA|CUDA error"),
-    (ServerError, "SERVER_CRASHED", r"^(?:SIG\w+|status -[0-9]+) while "),
-    (ServerError, "SERVER_ENDED", r"^status [0-9]+ while "),
+_CAUSES: Final = tuple(
+    (getattr(errors, kind), name, shown_by)
+    for kind, name, shown_by in json.loads(
+        Path(__file__).with_name("causes.json").read_text("utf-8")
+    )
 )
-"""Causes of an end, each with the name of its sentence: the first counts that a line shows, or how
-it ended (``SIGILL while …``)."""
+"""Causes of an end: the kind of error, the name of its sentence, and the pattern of a line that
+shows it, or of how it ended (``SIGILL while …``). The first one that is shown counts."""
 
 
 def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:

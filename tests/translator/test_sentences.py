@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from verbs import PROJECT
 
-from llama_loader import settings
+from llama_loader import server_log, settings
 from llama_loader.errors import HostError
 from llama_loader.events import Note
 from llama_space.values import Failure, Progress, Status, Waiting
@@ -34,7 +34,7 @@ NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIE
         "CURL_CA_BUNDLE",
     ),
     *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRANSFORMERS_OFFLINE", "SPACE_ID", "GRADIO_ROOT_PATH"),
-    *("HF_XET_CLIENT_READ_TIMEOUT", "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS"),
+    *("HF_XET_CLIENT_READ_TIMEOUT", "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "LLAMA_SPACE"),
 }
 """Names of variables and a value of one; two of them are codes too."""
 
@@ -54,6 +54,7 @@ def codes_in_the_source() -> set[str]:
         and isinstance(node.value, str)
         and CODE.fullmatch(node.value.partition("/")[0])
     }
+    found |= {name.partition("/")[0] for _, name, _ in server_log._CAUSES}
     return (found - NOT_CODES) | {"OFFLINE", "ZEROGPU_DURATION"}
 
 
