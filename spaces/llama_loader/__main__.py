@@ -333,7 +333,11 @@ def _parser() -> _Parser:
             taken = "a file on the Hub, or REPO:Q4_K_M"
             what.add_argument("--hf", nargs="+", metavar=("REPO", "FILE"), help=taken)
         if name == "serve":
-            _add_serve(command)
+            command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
+            port = "listen here (default: a free port)"
+            command.add_argument("--port", dest="server_port", metavar="N", help=port)
+            no_key = "ask for no key (default: a random one, printed)"
+            command.add_argument("--no-key", action="store_true", help=no_key)
         elif name == "doctor":
             command.add_argument(
                 "--suppose",
@@ -352,16 +356,6 @@ def _not_empty(text: str) -> str:
     if not text:  # a variable of a script that is not set; Path("") would be the working folder
         raise argparse.ArgumentTypeError("is empty")
     return text
-
-
-def _add_serve(command: argparse.ArgumentParser) -> None:
-    command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
-    command.add_argument(
-        "--port", dest="server_port", metavar="N", help="listen here (default: a free port)"
-    )
-    command.add_argument(
-        "--no-key", action="store_true", help="ask for no key (default: a random one, printed)"
-    )
 
 
 if __name__ == "__main__":

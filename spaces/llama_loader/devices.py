@@ -168,16 +168,12 @@ def choose(
         return _fewest(usable, needed, each)
     if allow_cpu:
         return DeviceChoice((), "llama-server lists no device, and the CPU is allowed")
-    raise _no_device(printed)
-
-
-def _no_device(printed: str | None) -> HostError:
     if printed is None:
-        return HostError("NO_DEVICE/foreign")
+        raise HostError("NO_DEVICE/foreign")
     line, advice = server_log.trouble_of_the_host(printed.splitlines())
     if line:
-        return HostError("NO_DEVICE/told", line=line[:_SHOWN], advice=advice)
-    return HostError("NO_DEVICE")
+        raise HostError("NO_DEVICE/told", line=line[:_SHOWN], advice=advice)
+    raise HostError("NO_DEVICE")
 
 
 def _named(found: Sequence[Device], wanted: Sequence[str], *, ours: bool) -> DeviceChoice:

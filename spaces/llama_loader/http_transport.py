@@ -113,18 +113,14 @@ def _body(
             seconds, came = 0.0, 0
         return data
 
-    return Body(first, _number(_text(answer, "Content-Length")), read)
+    length = _text(answer, "Content-Length")
+    return Body(first, int(length) if _NUMBER.fullmatch(length) else None, read)
 
 
 def _text(answer: requests.Response, name: str) -> str:
     """Return a header; an empty text where it is missing, or not printable ASCII."""
     text = answer.headers.get(name, "")
     return text if text.isascii() and text.isprintable() else ""
-
-
-def _number(text: str) -> int | None:
-    """Return what a header counts; None where it is no number, or an impossibly long one."""
-    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def _retry_after(text: str) -> float | None:

@@ -24,7 +24,7 @@ from llama_loader import (
 from llama_loader.concurrency import Background
 from llama_loader.cuda_libraries import Library
 from llama_loader.devices import DeviceChoice, Listing
-from llama_loader.errors import IntegrityError, LoaderError, SettingError
+from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Sink, Stage, Timeline, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.host import HostFacts
@@ -71,6 +71,13 @@ class Prepared:
         """The build knows how to upload weights with several threads."""
         applied = self.released[0].source.patches if self.released else ()
         return any(patch.name == server_plan.PARALLEL_UPLOAD for patch in applied)
+
+    @property
+    def lacking(self) -> HostError | None:
+        """The error of a machine without the CUDA libraries; None where it has all of them."""
+        name = self.choice.artifact.name if self.choice else "the archive"
+        error = selection.missing_libraries(name, self.missing, self.host.libraries)
+        return error if self.missing else None
 
     def require_sound(self) -> None:
         """Hash what is about to be executed, now; install it again once where it is damaged.
@@ -221,9 +228,8 @@ def require_libraries(settings: Settings, prepared: Prepared) -> None:
     Raises:
         HostError: names them, and the packages that bring them.
     """
-    if prepared.missing and not settings.cpu_allowed:
-        name = prepared.choice.artifact.name if prepared.choice else "the archive"
-        raise selection.missing_libraries(name, prepared.missing, prepared.host.libraries)
+    if (lacking := prepared.lacking) and not settings.cpu_allowed:
+        raise lacking
 
 
 def list_devices(settings: Settings, prepared: Prepared) -> Listing:
@@ -344,7 +350,9 @@ def start(
     """
     timeline = prepared.timeline
     if settings.load_threads is not None and not prepared.uploads:
-        sink(server_plan.threads_unused(settings.load_threads))
+        patch = server_plan.PARALLEL_UPLOAD
+        asked = settings.load_threads
+        sink(Note.of("LOAD_THREADS_UNUSED", asked=asked, parallel_upload=patch))
     with timeline.stage("devices"):
         plan = plan_server(settings, prepared, model, extra, key=key, listing=listing)
     server = Server(plan, before=prepared.require_sound, sink=sink)

@@ -110,11 +110,8 @@ def trust(settings: Settings, prepared: Prepared) -> str:
 
 def notes(prepared: Prepared) -> list[Note]:
     """What a person should know about a runtime that was only fetched."""
-    if prepared.choice is None or not prepared.missing:
-        return []
-    name, found = prepared.choice.artifact.name, prepared.host.libraries
-    error = selection.missing_libraries(name, prepared.missing, found)
-    return [Note(error.code, error.message, error.hint)]
+    error = prepared.lacking if prepared.choice else None
+    return [Note(error.code, error.message, error.hint)] if error else []
 
 
 def fetched(

@@ -279,7 +279,7 @@ class Server:
                 self._program.stop(grace=STOP_GRACE)
                 if error.code == "PORT_IN_USE":
                     self._let_go()
-                if first is not None and error.code == server_log.ARGUMENT_INVALID:
+                if first is not None and error.code == "SERVER_ARGUMENT_INVALID":
                     raise first from error  # a build of others, too old for what would ease it
                 eased = self.plan.eased(error)
                 if eased is None or tries == _TRIES:

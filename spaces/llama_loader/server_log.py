@@ -14,7 +14,6 @@ from llama_loader import errors
 from llama_loader.errors import HostError, LoaderError
 
 KEPT_LINES: Final = 200
-ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
 _FIRST_ERRORS: Final = 20
 """Lines stamped as errors that are kept whatever follows them: the first one is the cause."""
 _LINE: Final = 2000

@@ -181,11 +181,6 @@ def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Ite
         yield Note.of("DEVICES_NOT_CHECKED", devices=", ".join(plan.devices))
 
 
-def threads_unused(asked: int) -> Note:
-    """Return the note for threads that were asked of a build without the patch."""
-    return Note.of("LOAD_THREADS_UNUSED", asked=asked, parallel_upload=PARALLEL_UPLOAD)
-
-
 def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:
     """Return the bytes that a start takes; None where the model cannot be read as GGUF.
 
@@ -212,10 +207,6 @@ def check(extra: tuple[str, ...], *, no_key: bool = False) -> tuple[Note, ...]:
     host = last(extra, "--host") or "127.0.0.1"
     if host not in {"127.0.0.1", "localhost", "0.0.0.0"}:  # noqa: S104 - compared, not bound to
         raise SettingError("EXTRA_ARGUMENT/host", host=host)
-    return _key_notes(extra, host, no_key=no_key)
-
-
-def _key_notes(extra: tuple[str, ...], host: str, *, no_key: bool) -> tuple[Note, ...]:
     if last(extra, "--api-key") == "":  # a variable of a script that is not set
         raise SettingError("EXTRA_ARGUMENT/empty-key")
     if not no_key:
