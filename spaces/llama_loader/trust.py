@@ -8,16 +8,17 @@ The store keeps what was accepted of each project and channel in ``<serial>.json
 name is the mark: processes that accept at the same time can only raise it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,11 +28,16 @@ from llama_loader import disk, locations
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, NetworkError, SettingError
-from llama_loader.events import Note, Sink, ignore
-from llama_loader.fetch import Fetcher
-from llama_loader.manifest import Manifest
-from llama_loader.settings import Settings
-from llama_loader.store import Store
+from llama_loader.events import Note, ignore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llama_loader.events import Sink
+    from llama_loader.fetch import Fetcher
+    from llama_loader.manifest import Manifest
+    from llama_loader.settings import Settings
+    from llama_loader.store import Store
 
 RELEASE_FILE: Final = Path(__file__).resolve().parent.parent / "release.json"
 SKEW: Final = timedelta(days=1)
