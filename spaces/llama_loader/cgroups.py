@@ -18,7 +18,8 @@ from typing import Final
 _MOUNT_POINTS: Final = "0::/\n1:cpu:/\n2:memory:/"
 """Read where ``/proc/self/cgroup`` is hidden."""
 _MOST_GROUPS: Final = 32
-"""The kernel has some 14 controllers; for each of a path's folders some files are opened."""
+"""The kernel has some 14 controllers; for each of a path's folders some files are opened. Of a
+deeper path the mount point alone is read."""
 
 
 def processors(root: Path = Path("/")) -> int:
@@ -32,7 +33,9 @@ def processors(root: Path = Path("/")) -> int:
 
 def memory(root: Path = Path("/")) -> int:
     """Return the bytes of main memory that this process may use; 0 for unknown."""
-    total = re.search(r"^MemTotal:\s*([0-9]+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
+    total = re.search(
+        r"^MemTotal:\s*([0-9]{1,15}) kB", read_text(root / "proc/meminfo"), re.MULTILINE
+    )
     names = ("memory.max", "memory.limit_in_bytes")
     told = [read_text(folder / name) for folder in _folders(root) for name in names]
     limits = [int(text) for text in told if re.fullmatch(r"[0-9]{1,20}", text)]
@@ -66,6 +69,7 @@ def _folders(root: Path) -> Iterator[Path]:
     for line in told.splitlines()[:_MOST_GROUPS]:
         controllers, _, path = line.partition(":")[2].partition(":")
         mounts = {controllers, *controllers.split(",")} if controllers else {"", "unified"}
-        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+        named = PurePosixPath(path if path.count("/") < _MOST_GROUPS else "/")
+        for group in (named, *named.parents):
             for mount in mounts:
                 yield root / "sys/fs/cgroup" / mount / str(group).lstrip("/")

@@ -102,6 +102,7 @@ TWO_MB = "/proc/meminfo=MemTotal:   2048 kB"
         (["memory/memory.limit_in_bytes=8192"], 8192),
         ([TWO_MB, "memory/memory.limit_in_bytes=9223372036854771712"], 2 << 20),
         (["memory.max=²"], 0),
+        (["/proc/self/cgroup=0::" + "/a" * 50, "memory.max=4096"], 4096),
         (
             [
                 "/proc/self/cgroup=3:memory:/kubepods/pod1/c\n0::/job/step",

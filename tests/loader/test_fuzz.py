@@ -14,6 +14,7 @@ FOUND = (
     ("hub", b"HTTP/1.1 307 OK\r\nLocation: " + b"a" * 70_000 + b"\r\n\r\n"),
     ("stream", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nx"),
     ("kernel's files", b"0::/a\0b\f"),
+    ("kernel's files", b"0::" + b"/a" * 9000 + b"\fMemTotal: " + b"1" * 5000 + b" kB\f"),
     ("nvidia-smi", b"RTX PRO 1 " * 100_000 + b", x, 1, 580.1, GPU-1"),
     ("ldconfig", b"libcuda.so.1 => /a\0b"),
 )
