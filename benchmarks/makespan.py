@@ -205,14 +205,15 @@ def _names(units: Sequence[int]) -> list[str]:
 
 def _add_targets(tree: Path, units: Sequence[int]) -> None:
     rows = []
+    (tree / "load_main.cpp").write_text("int main() { return 0; }\n", "utf-8")
     for name, count in zip(_names(units), units, strict=True):
         files = [f"{name}_{number}.cpp" for number in range(count)]
         for number, file in enumerate(files):
             (tree / file).write_text(UNIT.format(number=number), "utf-8")
         rows += [
-            f"add_library({name} SHARED {' '.join(files)})",
-            # What the farm collects is CMake's bin folder.
-            f"set_target_properties({name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY {BIN})",
+            f"add_executable({name} load_main.cpp {' '.join(files)})",
+            # What a host sends is the target's program in CMake's bin folder.
+            f"set_target_properties({name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY {BIN})",
         ]
     with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as lists:
         lists.write("\n" + "\n".join(rows) + "\n")

@@ -46,7 +46,7 @@ TOPIC: Final = "llama-farm"
 _COUNT_SECONDS: Final = 1.0
 _FORMAT: Final = "tar.zst"
 _LEVEL: Final = 3
-"""Of the products on their way, which are packed again here: 180 MB become some 30 in a second."""
+"""Of the products on their way: those of the CPU set, 31.7 MB, become 8.0 MB in 0.3 s of CPU."""
 
 
 def _farm_digest() -> str:
