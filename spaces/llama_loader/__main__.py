@@ -4,12 +4,18 @@ docs/cli.md is the contract of outputs and exit statuses, which are decided here
 Each command imports what it needs itself, so that ``--help`` answers at once.
 """
 
-from __future__ import annotations
+import sys
+
+if __name__ == "__main__":
+    # -m puts the working folder before all others, also in one where any user may put a json.py;
+    # not even __future__ is imported before it is out. (3.10 has no sys.flags.safe_path.)
+    _put = not getattr(sys.flags, "safe_path", sys.flags.isolated)
+    if _put and sys.path[0] != __file__.rsplit("/", 2)[0]:
+        del sys.path[0]
 
 import os
 import signal
-import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 _OK, _FAILED, _USAGE, _SYSTEM, _INTERRUPTED = 0, 1, 2, 6, 130
 """The last one is 128 + SIGINT, as shells have it."""
@@ -32,16 +38,14 @@ import io
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 
 from llama_loader.errors import LoaderError, SettingError, printable, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
-    from typing import TextIO
-
     from llama_loader.console import Console
     from llama_loader.events import Sink
     from llama_loader.settings import Settings
@@ -178,7 +182,7 @@ def _end(stream: TextIO, text: str) -> None:
     tell(stream, text)
 
 
-def _settings(options: argparse.Namespace, sink: Sink) -> Settings:
+def _settings(options: argparse.Namespace, sink: "Sink") -> "Settings":
     """Read the environment and the options; each option is stored under its field's name."""
     from llama_loader import settings
     from llama_loader.console import clean_up_when_told
@@ -197,7 +201,7 @@ def _settings(options: argparse.Namespace, sink: Sink) -> Settings:
     return found
 
 
-def _fetch(options: argparse.Namespace, console: Console) -> None:
+def _fetch(options: argparse.Namespace, console: "Console") -> None:
     from llama_loader import loader, report, self_test
 
     settings = _settings(options, console)
@@ -212,7 +216,7 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
     _print(options, folder, report.fetched(settings, prepared, tested))
 
 
-def _devices(options: argparse.Namespace, console: Console) -> None:
+def _devices(options: argparse.Namespace, console: "Console") -> None:
     from llama_loader import loader, model, report
 
     settings = _settings(options, console)
@@ -228,7 +232,7 @@ def _devices(options: argparse.Namespace, console: Console) -> None:
     _print(options, line, report.devices(listing, chosen))
 
 
-def _serve(options: argparse.Namespace, console: Console) -> None:
+def _serve(options: argparse.Namespace, console: "Console") -> None:
     from llama_loader import host
 
     settings = _settings(options, console)
@@ -265,7 +269,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
         running.stop()
 
 
-def _doctor(options: argparse.Namespace, console: Console) -> int:
+def _doctor(options: argparse.Namespace, console: "Console") -> int:
     from llama_loader import doctor
     from llama_loader.events import ignore
 
@@ -280,7 +284,7 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     return _OK
 
 
-def _verify(options: argparse.Namespace, console: Console) -> None:
+def _verify(options: argparse.Namespace, console: "Console") -> None:
     from llama_loader import loader
     from llama_loader.store import Store
 

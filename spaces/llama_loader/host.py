@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import site
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -161,7 +162,6 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     inherited = settings.inherited
     cache = cuda_libraries.linker_cache(processes.environment(inherited))
     driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
-    python_path = [Path(entry) for entry in sys.path if entry]
     here = root == Path("/")
     told = ask(driver_folders, inherited) if here else Answer()
     sources = (
@@ -180,7 +180,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         driver=told.driver or _field(module, root / _PROC / "version"),
         gpus=found,
         gpu_source=source,
-        libraries=cuda_libraries.find_libraries(settings.library_path, cache, python_path, root),
+        libraries=cuda_libraries.find_libraries(settings.library_path, cache, _python_path(), root),
         cpus=cgroups.processors(root),
         memory=cgroups.memory(root),
         machine_cpus=os.cpu_count() or 0,
@@ -190,6 +190,13 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         driver_folders=driver_folders,
         complaints=told.complaints,
     )
+
+
+def _python_path() -> list[Path]:
+    """Return where packages are installed; the working folder is where any user may put files."""
+    here, own = os.path.realpath("/proc/self/cwd"), site.getsitepackages()
+    given = [entry for entry in sys.path if entry]  # an empty one is the working folder, too
+    return [Path(one) for one in given if one in own or os.path.realpath(one) != here]
 
 
 def begin(settings: Settings, known: HostFacts | None = None) -> Background[HostFacts]:

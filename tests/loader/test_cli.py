@@ -134,6 +134,24 @@ def test_help_is_there_at_once_and_loads_nothing() -> None:
         assert command_name in done.stdout
 
 
+def test_nothing_of_the_folder_where_it_is_typed_is_imported_or_taken_for_a_cuda_library(
+    home: dict[str, str], release: Path, tmp_path: Path
+) -> None:
+    """Python itself looks there for ``runpy``, and for what that imports, before the loader."""
+    tell = "import runpy, pkgutil, sys; print(*sys.modules)"
+    before = {*heard([sys.executable, "-c", tell]).stdout.split()}
+    brought = {"msgspec", "requests", "minisign", "backports", "huggingface_hub", "sitecustomize"}
+    folder = tmp_path / "shared"
+    for name in (*sys.stdlib_module_names - before, *brought, "nvidia/x/lib/libcublas.so.12"):
+        path = folder / (name if "/" in name else f"{name}.py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"raise SystemExit('{name} of another user was imported')")
+    options = [*manifest_options(release), "--allow-cpu", "--no-test-run", "--model", MODEL]
+    done = run(home, "doctor", *options, "--json", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(folder) not in done.stdout
+
+
 def test_fetch_prints_the_folder_alone_or_what_it_did_as_json(
     home: dict[str, str], release: Path
 ) -> None:

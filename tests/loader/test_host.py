@@ -51,6 +51,19 @@ def test_zerogpu_without_any_trace_is_what_it_documents(tmp_path: Path) -> None:
     assert (plain.gpu_source, plain.gpus) == ("none", ())
 
 
+def test_working_folder_is_no_place_of_cuda_wheels_wherever_pythons_path_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "nvidia/x/lib/libcublas.so.12", "")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for entry in (tmp_path, tmp_path / "link"):
+        monkeypatch.syspath_prepend(entry)
+    for where in ("/", tmp_path):
+        monkeypatch.chdir(where)
+        found = [one.folder.resolve() for one in host.detect(load(environ={})).libraries]
+        assert (tmp_path / "nvidia/x/lib" in found) == (where == "/")
+
+
 def program(folder: Path, name: str, script: str) -> Path:
     path = write(folder / name, f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
