@@ -17,7 +17,7 @@ from rich.console import Console
 from tiny_release import TINY
 from waiting import comes
 
-from farm import demo, pack, pipeline, preflight, release, reproduce, source, targets
+from farm import demo, pack, pipeline, preflight, release, reproduce, run_lock, source, targets
 from farm.durable import folder_digest
 from farm.engines import local, shared_cache
 from farm.engines.local import LocalEngine
@@ -30,6 +30,7 @@ from farm.tarball import build_record
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport
 from tests.rigs.heard import heard
+from tests.rigs.refusals import refused
 
 PROJECT = Path(__file__).parent.parent.parent
 TABLE = targets.load()
@@ -208,6 +209,17 @@ def test_a_ccache_that_is_installed_beside_python_is_used(
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert shared_cache.program() == str(tmp_path / "ccache")
+
+
+def test_a_set_that_another_run_builds_into_the_same_folder_is_refused_and_nothing_built(
+    tiny: Path, tmp_path: Path
+) -> None:
+    request, out = replace(LOCAL, source=tiny, out=tmp_path / "out"), tmp_path / "out"
+    with run_lock.held(["cpu-cpu"], [out]), BuildReport(Console(quiet=True)) as report:
+        with refused("SET_IS_BEING_BUILT", BuildError, status=1):
+            preflight.build(request, report)
+        assert not pipeline.STATE.exists() or not list(pipeline.STATE.glob("trees/*"))
+    assert not list(out.glob("*.tar.zst"))
 
 
 def test_another_source_is_another_build(built: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ import pytest
 from package_index import PackageIndex
 
 from farm import targets, update_pins
-from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import patches, pins
 from farm.update_pins import Update
@@ -233,13 +231,8 @@ def test_a_patch_that_does_not_fit_the_newest_archive_is_left_out_until_it_does(
 
 
 @pytest.mark.docker
+@pytest.mark.usefixtures("client")
 def test_the_engine_asks_the_image_s_own_registry() -> None:
-    try:
-        connect().close()
-    except EngineError as error:
-        if os.environ.get("FARM_REQUIRE_ALL") == "1":
-            raise
-        pytest.skip(f"no Docker engine: {error.message}")
     digest = f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"
 
     def registry(asked: Request) -> Answer:

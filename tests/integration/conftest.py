@@ -13,6 +13,7 @@ from spread_run import TINY, Held
 from farm import pipeline
 from farm.engines.docker import DockerImages
 from farm.options import BuildRequest
+from llama_space import Engine
 
 NVCC = """#!/bin/sh
 [ "$1" = --list-gpu-code ] && { printf '%s\\n' CODES; exit; }
@@ -46,6 +47,23 @@ def cuda_image(client: DockerClient, base_image: str) -> Iterator[Callable[..., 
     yield make
     for tag in made:
         client.images.remove(tag, force=True)
+
+
+@pytest.fixture(scope="module")
+def engine(
+    real_manifest: str, real_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """An engine with the real release and model; long texts do not fit its context."""
+    made = Engine(
+        llama_cpp_manifest_url=real_manifest,
+        gguf_path=real_model,
+        allow_cpu=True,
+        n_ctx=512,
+        max_new_tokens=64,
+        store=tmp_path_factory.mktemp("store") / "store",
+    )
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -226,20 +226,15 @@ def test_without_an_engine_docker_is_refused_and_auto_builds_here(
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user without permission")
 def test_no_permission_is_told_apart_from_no_engine(client: DockerClient) -> None:
     del client
-    script = (
-        "import os, sys; os.setgid(65534); os.setgroups([]); os.setuid(65534)\n"
-        "sys.path[:0] = ['.', 'spaces']\n"
+    script = (  # the import comes first: its files may lie where only root may look
+        "import os, sys; sys.path[:0] = ['.', 'spaces']\n"
         "from farm.engines.docker import connect\n"
         "from farm.errors import EngineError\n"
+        "os.setgid(65534); os.setgroups([]); os.setuid(65534)\n"
         "try: connect()\n"
         "except EngineError as error: print(error.render())\n"
     )
-    # The files below a root-only folder must be readable: the import is done before the change.
-    imported = script.replace(
-        "import os, sys;",
-        "import os, sys; sys.path[:0] = ['.', 'spaces']; import farm.engines.docker;",
-    )
-    told = heard([sys.executable, "-c", imported], cwd=PROJECT, check=True)
+    told = heard([sys.executable, "-c", script], cwd=PROJECT, check=True)
     assert "error[ENGINE_PERMISSION]" in told.stdout
     assert "group docker" in told.stdout
 

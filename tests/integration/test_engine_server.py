@@ -1,29 +1,11 @@
 """``engine.server()`` with the client that other people's apps use."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import openai
 import pytest
 
 from llama_space import Engine
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def engine(
-    real_manifest: str, real_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
-    made = Engine(
-        llama_cpp_manifest_url=real_manifest,
-        gguf_path=real_model,
-        allow_cpu=True,
-        n_ctx=1024,
-        store=tmp_path_factory.mktemp("store") / "store",
-    )
-    yield made
-    made.close()
 
 
 def test_openai_client_streams_from_the_engines_server(engine: Engine) -> None:

@@ -201,10 +201,13 @@ def test_several_requests_share_one_gpu(app: App) -> None:
 
 
 def test_work_ends_before_its_seconds_do(started: Callable[..., App]) -> None:
-    app = started(between=0.5, ZEROGPU_DURATION="2")
+    """Size and duration are the owner's wish."""
+    app = started(between=0.5, ZEROGPU_DURATION="2", ZEROGPU_SIZE="xlarge")
     *told, figures = app.all("together")
     assert [one["words"] for one in told] == [TEXT]  # with a second one it would take too long
     assert figures["reserved"] == 2
+    (asked,) = app.emulator.seen("/schedule")
+    assert (asked.query["gpuSize"], asked.query["durationSeconds"]) == ("xlarge", "2")
 
 
 def test_reserved_and_used_gpu_seconds_are_summed_up(app: App) -> None:

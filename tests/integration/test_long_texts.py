@@ -1,8 +1,5 @@
 """A text longer than the context, translated by a real model: slowly, badly, and in its form."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from llama_space import Engine
@@ -32,22 +29,6 @@ print("kept")
 ```
 {SENTENCES[0]}
 """
-
-
-@pytest.fixture(scope="module")
-def engine(
-    real_manifest: str, real_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
-    made = Engine(
-        llama_cpp_manifest_url=real_manifest,
-        gguf_path=real_model,
-        allow_cpu=True,
-        n_ctx=512,
-        max_new_tokens=64,
-        store=tmp_path_factory.mktemp("store") / "store",
-    )
-    yield made
-    made.close()
 
 
 def answers(engine: Engine, text: str, done: list[str]) -> list[Answer]:

@@ -3,14 +3,13 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import terminal
 from needs import must_or_skip
-from verbs import INVOKE, PROJECT, invoke
+from verbs import PROJECT, invoke
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -88,35 +87,6 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
         assert any(line.startswith(f"{name} configure") for line in lines)
         assert any(line.startswith(f"{name} compile [") for line in lines)
         assert any(line.startswith(f"{name}: built") for line in lines)
-
-
-def test_a_second_run_of_a_set_ends_at_once_with_one_line(tmp_path: Path) -> None:
-    """Two real verbs, one source that is held in its build, one folder of tarballs."""
-    tree, go = tmp_path / "llama.cpp", tmp_path / "go"
-    shutil.copytree(PROJECT / "tests" / "rigs" / "tiny_llama", tree)
-    wait = f"while [ ! -e {go} ]; do sleep 0.1; done"
-    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
-        file.write(f'\nadd_custom_target(held ALL COMMAND sh -c "{wait}" VERBATIM)\n')
-        file.write("add_dependencies(llama-cli held)\n")
-    argv = ("build-cpu", "--engine", "local", "--source", str(tree), "--out", f"{tmp_path}/dist")
-    argv += ("--patches", "none")
-    with subprocess.Popen(
-        [*INVOKE, *argv], cwd=PROJECT, stderr=subprocess.PIPE, text=True
-    ) as first:
-        assert first.stderr is not None
-        try:
-            begun = next(line for line in first.stderr if line.startswith("cpu-cpu compile"))
-            second = invoke(*argv)
-        finally:
-            go.touch()
-        assert first.wait(120) == 0, begun + first.stderr.read()
-    assert second.returncode == 1
-    error, hint = second.stderr.splitlines()[-2:]
-    assert error.startswith("error[SET_IS_BEING_BUILT]: cpu-cpu is being built into ")
-    assert error.endswith(f"by process {first.pid}")
-    assert hint.startswith("hint: wait for that run")
-    assert sorted(path.suffix for path in (tmp_path / "dist").glob(".*")) == []
-    assert (tmp_path / "dist" / "manifest.json").is_file()
 
 
 def test_the_error_of_a_set_that_was_alone_is_said_once(tmp_path: Path) -> None:

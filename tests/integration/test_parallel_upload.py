@@ -140,15 +140,6 @@ def test_the_answers_are_those_of_upstreams_way(loopback: Loopback, tmp_path: Pa
     assert found == dict.fromkeys(cases, (True, False, True))
 
 
-def test_two_devices_get_their_own(loopback: Loopback, tmp_path: Path) -> None:
-    model = quantised_model.write(tmp_path / "model.gguf", Kind.F32)
-    _, log = loopback.start(model, "4", "--tensor-split", "1,1", devices=2)
-    assert [line.split(" to ")[1][:5] for line in log.splitlines() if UPLOADED in line] == [
-        "LOOP0",
-        "LOOP1",
-    ]
-
-
 def test_a_backend_without_events_is_loaded_in_upstreams_way(
     loopback: Loopback, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from needs import must_or_skip
 from tiny_release import Silent
 from verbs import PROJECT, Release, invoke, succeed
 
+from farm import elf
 from farm.engines.docker import DockerEngine
 from farm.execute import execute
 from farm.inputs.images import TAGS
@@ -150,6 +151,7 @@ def test_libraries_of_the_cpu_set_come_out_of_a_clean_container_as_they_were_rel
 @pytest.mark.docker
 @pytest.mark.timeout(1800)
 def test_cuda_objects_of_two_containers_are_the_same(client: DockerClient, tmp_path: Path) -> None:
+    """And they hold machine code for the set's architecture alone."""
     succeed("base-image", "--line", "cu130", "--tag", TAGS["cu130"])
     table = load()
     targets = tuple(f"{CUDA_OBJECTS}/{name}.cu.o" for name in OBJECTS)
@@ -163,6 +165,8 @@ def test_cuda_objects_of_two_containers_are_the_same(client: DockerClient, tmp_p
     for name in OBJECTS:
         ours, theirs = (folder / f"{name}.cu.o" for folder in folders)
         assert filecmp.cmp(ours, theirs, shallow=False), name
+        found = elf.inspect(ours)
+        assert (found.sass, found.ptx) == (("90",), ()), name
 
 
 def stripped_objects(plan: BuildPlan, engine: DockerEngine, into: Path) -> None:

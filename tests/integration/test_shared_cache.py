@@ -1,13 +1,13 @@
 """Two machines (two caches) that share compiled objects: Redis, HTTP, a folder, for real."""
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import ccache_bound
 import pytest
 import redis_server
 from needs import must_or_skip
@@ -84,10 +84,7 @@ def test_a_storage_that_gives_nothing_back_is_said(
     person = Person()
     build(tmp_path / "one", monkeypatch, person)
     (told,) = person.told
-    assert told == (
-        "note[CCACHE_REMOTE_UNREADABLE]: the shared compiler cache takes objects and gives none "
-        "back; the build continues with this machine's own cache"
-    )
+    assert told.startswith("note[CCACHE_REMOTE_UNREADABLE]: ")
 
 
 def test_a_storage_that_wants_a_token_gets_it_and_says_no_without(
@@ -120,11 +117,8 @@ def test_a_storage_that_is_down_is_said_in_one_line_and_the_build_goes_on(
     again = build(tmp_path / "one", monkeypatch)
     assert again.misses == first.misses, "its own cache works"
     begin, end = person.told
-    assert begin == (
-        "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses; "
-        "the build continues with this machine's own cache"
-    )
-    assert end.startswith("note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed ")
+    assert begin.startswith("note[CCACHE_REMOTE_DOWN]: ")
+    assert end.startswith("note[CCACHE_REMOTE_ERRORS]: ")
     assert "\n" not in begin + end
     assert "s3cret" not in begin + end
 
@@ -155,6 +149,12 @@ def remote_hits(machine: Path) -> int:
     return int(rows["remote_storage_hit"])
 
 
+ASKS = """
+execute_process(COMMAND ccache --get-config max_size OUTPUT_VARIABLE bound)
+message(STATUS "ccache's bound is ${bound}")
+"""
+
+
 @pytest.mark.parametrize(("given", "bound"), [(None, "20.0G"), ("7G", "7.0G"), ("0", "0")])
 def test_ccache_is_told_the_bound_that_was_given(
     storage: ObjectStorage,
@@ -168,10 +168,13 @@ def test_ccache_is_told_the_bound_that_was_given(
     monkeypatch.delenv(shared_cache.MAXSIZE_VARIABLE, raising=False)
     if given is not None:
         monkeypatch.setenv(shared_cache.MAXSIZE_VARIABLE, given)
-    tree = ccache_bound.tree(tmp_path)
+    tree = Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
+    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write(ASKS)
     plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
     with execute(plan, LocalEngine(), logs=tmp_path, reporter=Person()) as built:
-        assert ccache_bound.told(built.log) == bound
+        (told,) = re.findall(r"^-- ccache's bound is (.+)$", built.log.read_text(), re.MULTILINE)
+    assert told.replace(" ", "").removesuffix("B") == bound  # 4.14 writes ``20.0 GB``
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import documented
 import pytest
 import space
 from gradio_client import Client
-from gradio_client.exceptions import AppError
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult, TextContent, Tool
@@ -71,20 +70,6 @@ def test_curl_lines_of_the_readme_stream_a_translation(app: Space) -> None:
     assert "event: complete\ndata: [" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ((TEXT, "Klingon"), "LANGUAGE_UNKNOWN: there is no language 'Klingon'"),
-        (("x" * 301, "ja"), "301 characters, 300 are allowed"),
-    ],
-)
-def test_gradio_s_client_is_told_what_is_wrong(
-    client: Client, arguments: tuple[str, ...], sentence: str
-) -> None:
-    with pytest.raises(AppError, match=sentence):
-        client.predict(*arguments, api_name="/translate")
-
-
 async def by_mcp(url: str, *calls: dict[str, Any]) -> tuple[list[Tool], list[CallToolResult]]:
     """Shake hands, list the tools, and call the one there is, in one session."""
     async with (
@@ -105,12 +90,6 @@ def run(answer: Coroutine[Any, Any, _Answer]) -> _Answer:
 
 def said(result: CallToolResult) -> str:
     return "".join(one.text for one in result.content if isinstance(one, TextContent))
-
-
-def test_gradio_s_client_detects_a_language(client: Client) -> None:
-    found = client.predict("Guten Morgen, wie geht es dir?", api_name="/detect")
-    assert (found["language"], found["name"]) == ("de", "German")
-    assert 0.5 < found["confidence"] <= 1
 
 
 def test_an_mcp_client_finds_two_tools_that_say_what_they_take(app: Space) -> None:

@@ -11,11 +11,9 @@ import pytest
 from docker import DockerClient
 from verbs import Release, succeed
 
-from farm import elf, source, targets
-from farm.engines.docker import CACHE_VOLUME, DockerEngine
-from farm.engines.docker.inventory import LABEL
+from farm.engines.docker import CACHE_VOLUME
 from farm.inputs import patches, pins
-from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan
+from farm.plan import CACHE_FOLDER
 from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
@@ -47,13 +45,6 @@ def test_the_release_says_what_its_binaries_hold(cpu_release: Release) -> None:
     own = [msgspec.to_builtins(one.patch) for one in patches.load()]
     left_out = PINNED.without_patches
     assert told.get("patches", []) == [one for one in own if one["name"] not in left_out]
-
-
-def test_nothing_of_the_build_is_left_in_the_engine(
-    client: DockerClient, cpu_release: Release
-) -> None:
-    del cpu_release
-    assert client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True) == []
 
 
 def test_the_local_engine_makes_the_same_binaries(
@@ -92,29 +83,3 @@ def _cache_of_the_engine(client: DockerClient, tmp_path: Path) -> Path:
         container.remove()
     shutil.unpack_archive(archive, tmp_path, filter="data")
     return tmp_path / CACHE_FOLDER.name
-
-
-def test_one_real_cuda_object_holds_sass_90_and_no_ptx(
-    client: DockerClient, base_image: str, tmp_path: Path
-) -> None:
-    del base_image
-    tag = "llama-farm-base:bookworm-cu130"
-    succeed("base-image", "--line", "cu130", "--tag", tag)
-    table = targets.load()
-    object_name = "ggml/src/ggml-cuda/CMakeFiles/ggml-cuda.dir/norm.cu.o"
-    plan = BuildPlan(
-        table.sets["sm90"],
-        table.line("cu130"),
-        source.from_archive(pins.load().source),
-        targets=(object_name,),
-    )
-    lines: list[str] = []
-    with DockerEngine(client, reference=tag).open(plan, lines.append) as workspace:
-        environment = plan.environment(CONTAINER_LAYOUT, ccache_dir=workspace.ccache_dir)
-        for step in plan.steps(CONTAINER_LAYOUT, jobs=workspace.jobs):
-            status = workspace.run(step.argv, environment, lines.append)
-            assert status == 0, "\n".join(lines[-30:])
-        folder = CONTAINER_LAYOUT.build / Path(object_name).parent
-        workspace.collect(folder, tmp_path)
-    found = elf.inspect(tmp_path / "norm.cu.o")
-    assert (list(found.sass), list(found.ptx)) == (["90"], [])

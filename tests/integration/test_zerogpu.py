@@ -323,21 +323,15 @@ def test_call_is_asked_for_once_more_with_the_seconds_that_the_visitor_has_left(
     assert len(app.emulator.seen("/schedule")) == before + 3
 
 
-def test_a_call_that_has_to_queue_gets_its_turn(app: App) -> None:
-    app.emulator.script(Queued(pings=3))
+@pytest.mark.parametrize("scripted", [Queued(pings=3), Queued(cut=True), NoSuchToken()])
+def test_a_queue_a_lost_connection_and_a_gpu_given_back_already_are_no_trouble(
+    app: App, scripted: Any
+) -> None:
+    app.emulator.script(scripted)
     answer = app.ask()
     assert answer.good
-    assert (answer.items[0]["kind"], answer.items[0]["stage"]) == ("Progress", "queue")
-
-
-def test_a_queue_that_loses_the_connection_is_asked_again(app: App) -> None:
-    app.emulator.script(Queued(cut=True))
-    assert app.ask().good
-
-
-def test_a_gpu_that_was_given_back_already_is_no_trouble(app: App) -> None:
-    app.emulator.script(NoSuchToken())
-    assert app.ask().good
+    if scripted == Queued(pings=3):
+        assert (answer.items[0]["kind"], answer.items[0]["stage"]) == ("Progress", "queue")
     assert app.ask().good
 
 
@@ -386,42 +380,6 @@ def test_only_one_function_is_decorated(app: App) -> None:
     assert asked[0].query["gpuSize"] == "large"
 
 
-_ONE_CALL = """
-import time
-from llama_space import Engine, Failure
-engine = Engine()
-for item in engine.events([{"role": "user", "content": "Hi"}], max_tokens=3):
-    assert not isinstance(item, Failure), item
-print(engine.status().server_pid, flush=True)
-time.sleep(3600)
-"""
-
-
-def test_workers_end_with_an_app_that_is_killed(
-    emulator: Emulator, environment: dict[str, str]
-) -> None:
-    """No page at all: the engine is of use without one. Size and duration are the owner's wish."""
-    before = len(emulator.seen("/schedule"))
-    wishes = {"ZEROGPU_SIZE": "xlarge", "ZEROGPU_DURATION": "77"}
-    wishes = {f"YAKULINGO_SPACES_{name}": value for name, value in wishes.items()}
-    with subprocess.Popen(
-        [sys.executable, "-c", _ONE_CALL],
-        env={**os.environ, **environment, **emulator.environment, **wishes},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        # the package has words of its own for stdout
-        server = next(int(line) for line in process.stdout if line.strip().isdigit())
-        worker = emulator.workers()[-1]
-        assert processes.lives(worker)
-        process.kill()
-    assert comes(lambda: not processes.lives(worker), 5.0)
-    assert comes(lambda: not processes.lives(server), 1.0)
-    (asked,) = emulator.seen("/schedule")[before:]
-    assert (asked.query["gpuSize"], asked.query["durationSeconds"]) == ("xlarge", "77")
-
-
 def test_a_setting_that_cannot_work_is_a_value(
     emulator: Emulator, environment: dict[str, str]
 ) -> None:
@@ -440,25 +398,3 @@ def test_a_setting_that_cannot_work_is_a_value(
     finally:
         app.quit()
     assert len(emulator.seen("/schedule")) == before
-
-
-def test_outside_zerogpu_the_server_is_the_apps_own(
-    emulator: Emulator, environment: dict[str, str]
-) -> None:
-    before = len(emulator.requests)
-    app = App(emulator, {**environment, "SPACES_ZERO_GPU": ""})
-    try:
-        assert comes(app.up, _UP_WITHIN)
-        assert comes(lambda: app.state()["phase"] == "ready", 60)
-        server = app.server()
-        assert processes.lives(server)
-        thread, answer = app.begin()
-        app.stop(answer)
-        thread.join(30)
-        assert app.ask().good
-        assert app.server() == server
-        os.kill(app.process.pid, signal.SIGKILL)
-        assert comes(lambda: not processes.lives(server), 1.0)
-    finally:
-        app.quit()
-    assert len(emulator.requests) == before
