@@ -16,7 +16,7 @@ import pytest
 from farm import release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import pin_space, places, publishing
-from farm.publish.publishing import Known, Part, in_order, plan
+from farm.publish.publishing import Part, in_order
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, hub_repository, published, tiny_release
@@ -272,7 +272,7 @@ class TestGitHub:
         assert server.uploads == NAMES
         assert waits == waited
 
-    def test_a_release_is_a_draft_until_it_is_whole(
+    def test_a_release_is_a_draft_until_it_is_whole_and_its_token_follows_no_redirect(
         self, server: github_releases.GitHub, released: Path
     ) -> None:
         self.publish(released)
@@ -282,6 +282,8 @@ class TestGitHub:
         assert len(uploads) == len(NAMES)
         assert max(uploads) < min(reads) <= max(reads) < published
         assert server.uploads == NAMES
+        assert any(call.startswith("GET /blobs/") for call in server.calls)
+        assert server.tokens_elsewhere == []  # a redirect leads to another host
 
     @pytest.mark.parametrize(
         ("running_for", "commit"),
@@ -351,13 +353,6 @@ class TestGitHub:
             self.publish(released)
         assert server.limited == 8
 
-    def test_the_token_does_not_follow_a_redirect_to_another_host(
-        self, server: github_releases.GitHub, released: Path
-    ) -> None:
-        self.publish(released)
-        assert any(call.startswith("GET /blobs/") for call in server.calls)
-        assert server.tokens_elsewhere == []
-
     def test_a_draft_whose_answer_was_lost_is_not_made_twice(
         self, server: github_releases.GitHub, released: Path, waits: list[float]
     ) -> None:
@@ -408,25 +403,18 @@ class TestHub:
     def publish(self, folder: Path) -> None:
         publish(places.parse("hf:owner/name"), folder)
 
-    def test_a_release_is_one_commit_and_its_tag(
-        self, hub: hub_repository.Hub, released: Path
+    def test_a_release_is_one_commit_and_its_tag_which_never_moves(
+        self, hub: hub_repository.Hub, released: Path, tmp_path: Path
     ) -> None:
         self.publish(released)
         repository = hub.repositories["owner/name"]
         assert len(repository.commits) == 2
         assert sorted(repository.commits[1]) == sorted(f"b11549-1/{name}" for name in NAMES)
-        assert repository.tags == {"b11549-1": hub_repository.oid(1)}
-
-    def test_a_tag_never_moves(
-        self, hub: hub_repository.Hub, released: Path, tmp_path: Path
-    ) -> None:
-        self.publish(released)
-        tags = dict(hub.repositories["owner/name"].tags)
         to, wheel = places.parse("hf:owner/name"), tmp_path / "llama_space-1-py3-none-any.whl"
         wheel.write_bytes(b"what is added later")
         publishing.publish(publishing.prepare(released, to, wheel=wheel), to, lambda _: None)
-        assert len(hub.repositories["owner/name"].commits) == 3
-        assert hub.repositories["owner/name"].tags == tags
+        assert len(repository.commits) == 3
+        assert repository.tags == {"b11549-1": hub_repository.oid(1)}
         assert not any(call.startswith("DELETE") for call in hub.calls)
 
     def test_a_tag_of_something_else_is_said(self, hub: hub_repository.Hub, released: Path) -> None:
@@ -452,22 +440,6 @@ class TestHub:
         with refused("HUB_REFUSED", PublishError, "412"):
             publishing.publish(planned, to, lambda _: None)
         monkeypatch.undo()
-
-
-class TestPlan:
-    """What is new, and what must not be touched. Pure."""
-
-    PARTS = tuple(Part(name, Path(name), size, "0" * 64) for name, size in (("a", 1), ("b", 2)))
-
-    def test_what_is_missing_is_new(self) -> None:
-        planned = plan("r", "there", self.PARTS, {"a": Known(1, "0" * 64), "else": Known(9, "")})
-        assert ([p.name for p in planned.there], [p.name for p in planned.new]) == (["a"], ["b"])
-        assert planned.size == 2
-
-    @pytest.mark.parametrize("known", [Known(2, "0" * 64), Known(1, "1" * 64)])
-    def test_other_bytes(self, known: Known) -> None:
-        with refused("PUBLISHED_DIFFERS", PublishError):
-            plan("r", "there", self.PARTS, {"a": known})
 
 
 @pytest.mark.parametrize(
@@ -507,11 +479,6 @@ def test_a_build_number_that_was_assumed_is_published_and_said(kept: Path, tmp_p
 def test_a_place_that_is_none(text: str) -> None:
     with pytest.raises(UsageError):
         places.parse(text)
-
-
-def test_a_kind_of_place_is_told_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GITHUB_TOKEN", "x")
-    assert places.parse("GitHub:owner/name").where == "github:owner/name"
 
 
 def test_a_home_folder_that_no_shell_expanded(
