@@ -22,7 +22,6 @@ from llama_loader.settings import load
 from tests.loader.test_doctor import Clinic, clinic, failures
 from tests.loader.test_model import (
     PRINT_PATH,
-    SPACES,
     TINY,
     environment,
     from_hub,
@@ -44,6 +43,12 @@ TELL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's client of this process keeps files in the test's folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
 def test_model_on_a_read_only_volume_is_used_without_writing_to_it(tmp_path: Path) -> None:
     """The volume is a cache of the Hub that another machine filled."""
     with mounted(tmp_path / "volume", "8m"), serving(Hub(files={"sub/m.gguf": TINY})) as hub:
@@ -62,17 +67,9 @@ def test_model_goes_to_a_private_folder_if_the_hubs_cache_cannot_be_written(
     (tmp_path / "temporary").mkdir()
     with mounted(tmp_path / "home", "1m"), serving(Hub(files={"m.gguf": TINY})) as hub:
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "home")], check=True)
-        environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path / "home"),
-            "TMPDIR": str(tmp_path / "temporary"),
-            "HF_ENDPOINT": hub.url,
-            "PYTHONPATH": str(SPACES),
-            "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
-            "YAKULINGO_SPACES_GGUF_FILENAME": "m.gguf",
-        }
-        argv = [sys.executable, "-c", TELL]
-        done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+        environ = environment(hub, tmp_path / "home", GGUF_FILENAME="m.gguf")
+        environ["TMPDIR"] = str(tmp_path / "temporary")
+        done = heard([sys.executable, "-c", TELL], env=environ)
     assert done.stderr == ""
     told = done.stdout.splitlines()
     assert told[0] == "MODEL_CACHE_TEMPORARY"
@@ -94,15 +91,8 @@ def test_mirror_that_names_a_xet_storage_and_gives_no_way_to_it_is_asked_without
 
 
 def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: Path) -> None:
-    environ = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "PYTHONPATH": str(SPACES),
-        "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
-    }
-    argv = [sys.executable, "-c", TELL]
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+    environ = environment(Hub(url="http://127.0.0.1:9"), tmp_path)
+    done = heard([sys.executable, "-c", TELL], env=environ)
     assert "HUB_UNREACHABLE: cannot fetch me/model/" in done.stderr
     assert "check the network and try again" in done.stderr
     for odd in ("Retrying", "XET", "Xet"):
@@ -124,10 +114,7 @@ def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.Monkey
                 model.size_on_hub(load({}, {"HOME": "/nowhere"}, **asked))
 
 
-def test_file_in_the_hubs_cache_with_other_bytes_is_named(
-    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_file_in_the_hubs_cache_with_other_bytes_is_named(clinic: Clinic) -> None:
     clinic.variables |= {
         "YAKULINGO_SPACES_GGUF_PATH": "",
         "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
@@ -212,10 +199,9 @@ def test_download_that_was_killed_while_xet_fetched_it_is_resumable_from_then_on
     ],
 )
 def test_what_does_not_answer_as_a_hub_is_found_by_the_doctor_before_a_download(
-    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str | None]
+    clinic: Clinic, tmp_path: Path, changed: dict[str, str | None]
 ) -> None:
     """A login page with status 200, say. The Hub's client takes an ETag for a path."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with serving(Hub(files={"m.gguf": TINY}, changed=changed)) as hub:
         clinic.variables["HF_ENDPOINT"] = hub.url
         found = clinic.examine(GGUF_PATH="", GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf")
@@ -273,14 +259,12 @@ WITHOUT = Answer(200, TINY.ljust(300_000), {"Content-Length": None})
 )
 def test_mirror_that_sends_something_else_than_it_named_leaves_nothing(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     changed: dict[str, str | None],
     sent: Answer,
     code: str,
     words: str,
 ) -> None:
     """Kept, it would be found in the cache by every later start."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with serving(Half(files={"m.gguf": TINY}, changed=changed, sent=sent)) as hub:
         asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", "hf_endpoint": hub.url}
         with pytest.raises(LoaderError, match=words) as caught:
@@ -302,7 +286,6 @@ def test_download_of_which_no_byte_comes_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = self_test.MODEL.read_bytes()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(client, "_SILENCE", 0.1)
     told: list[object] = []
     with serving(Slow(files={"m.gguf": content})) as hub:
@@ -344,7 +327,6 @@ def test_what_a_mirror_refuses_is_told_as_what_it_is(
     exit_status: int,
     words: str,
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(Mirror, "status", answer)
     with serving(Mirror()) as mirror:
         wanted = load(environ={"HOME": str(tmp_path), "HF_ENDPOINT": mirror.url})
@@ -372,9 +354,8 @@ NAMES = (
     [("Q4_K_M", NAMES[0]), ("q4_k_m", NAMES[0]), ("Q4_K_S", NAMES[1]), ("Q8_0", NAMES[3])],
 )
 def test_quantisation_names_the_file_that_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, file: str
+    tmp_path: Path, wanted: str, file: str
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with serving(Hub(files=dict.fromkeys(NAMES, TINY))) as hub:
         environ = {"HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
         environ["YAKULINGO_SPACES_GGUF_REPO_ID"] = f"me/model:{wanted}"
@@ -399,9 +380,8 @@ def test_file_of_a_quantisation_is_found_again_without_the_hub(tmp_path: Path) -
     ],
 )
 def test_list_of_files_that_cannot_be_read_is_no_defect_of_the_loader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: object
+    tmp_path: Path, listed: object
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     names = {"HOME": str(tmp_path), "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model:Q8_0"}
     with serving(Hub(listed=listed)) as hub, pytest.raises(LoaderError) as caught:
         model.get(load(environ={**names, "HF_ENDPOINT": hub.url}))

@@ -16,19 +16,15 @@ from verbs import PROJECT
 
 from llama_loader import model, model_file, self_test
 from llama_loader.errors import IntegrityError, LoaderError, SettingError
-from llama_loader.settings import Settings, bound_xet, load
+from llama_loader.settings import Settings, bound_xet
 from tests.rigs.heard import heard
 from tests.rigs.hub import COMMIT, Hub, serving
+from tests.rigs.releases import settings
 from tests.rigs.small_disk import mounted
 
 SPACES = PROJECT / "spaces"
 TINY = self_test.MODEL.read_bytes()
 MMPROJ = b"GGUF" + struct.pack("<IQQQ20sIQ4s", 3, 0, 1, 20, b"general.architecture", 8, 4, b"clip")
-
-
-def settings(**variables: str) -> Settings:
-    names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
-    return load(environ={"PATH": os.environ["PATH"], "HOME": "/home/user", **names})
 
 
 def refused(path: Path) -> SettingError:

@@ -315,15 +315,8 @@ def test_a_header_of_before_posix_and_a_global_comment_are_read(into: Path) -> N
 @pytest.mark.parametrize(
     "record",
     [
-        b"12 size=0021",
-        b"9999 path=x\n",
-        b"0 path=x\n",
-        b"xx path=x\n",
-        b"11 path:xx\n",
-        b"11 path=xxx",
-        b"13 size=0x15\n",
-        b"12 size= 21\n",
-        b"22 GNU.sparse.major=1\n",
+        *(b"12 size=0021", b"9999 path=x\n", b"0 path=x\n", b"xx path=x\n", b"11 path:xx\n"),
+        *(b"11 path=xxx", b"13 size=0x15\n", b"12 size= 21\n", b"22 GNU.sparse.major=1\n"),
         b"11 path=\xff\xff\n",
         b"10 path=x\n",  # a file's, but not in a global header
     ],
@@ -470,15 +463,21 @@ def test_links_to_folders_and_through_them(into: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "match"),
     [
-        ([Entry("../x", b"x")], "a member is called"),
-        ([Entry("/x", b"x")], "a member is called"),
-        ([Entry("a/../x", b"x")], "a member is called"),
+        *(
+            ([Entry(path, b"x")], "a member is called")
+            for path in (
+                "../x",
+                "/x",
+                "a/../x",
+                "a\\x",
+                "a\nx",
+                "x" * 256,
+                "x/" * 600 + "x",
+                "d/" * 32 + "x",
+            )
+        ),
         ([Entry(".", b"x")], "'.' is a file"),
         ([link(".", "build")], "'.' is a symbolic link"),
-        ([Entry("a\\x", b"x")], "a member is called"),
-        ([Entry("a\nx", b"x")], "a member is called"),
-        ([Entry("x" * 256, b"x")], "a member is called"),
-        ([Entry("x/" * 600 + "x", b"x")], "a member is called"),
         ([link("x", "/etc/passwd")], "link to '/etc/passwd'"),
         ([link("x", "../x")], "leads out"),
         ([link("build/x", "../../x")], "leads out"),
@@ -500,7 +499,6 @@ def test_links_to_folders_and_through_them(into: Path) -> None:
         ([Entry("x", kind=tarfile.CHRTYPE)], "is a character device"),
         ([Entry("x", b"x", 0o4755)], "mode 4755"),
         ([Entry("x", b"x", 0o2755)], "mode 2755"),
-        ([Entry("d/" * 32 + "x", b"x")], "a member is called"),
         ([Entry("é" * 120 + "/" + "é" * 125 + "/" + "é" * 125 + "/" + "é" * 150)], "is called"),
         ([link("x", "d/" * 32 + "x")], "is a link to"),
     ],

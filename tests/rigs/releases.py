@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from llama_loader.cuda_libraries import Library
 from llama_loader.events import Timeline
 from llama_loader.gpus import Gpu
@@ -18,12 +20,12 @@ from llama_loader.manifest import (
     Manifest,
     Platform,
     Source,
-    dump,
     parse,
 )
 from llama_loader.receipt import Installed
 from llama_loader.selection import select
 from llama_loader.settings import Settings, load
+from tests.rigs import archives
 
 SHA = "0" * 64
 LINES = {"cu124": ("12.4", "525.60"), "cu128": ("12.8", "525.60"), "cu130": ("13.0", "580.65")}
@@ -68,45 +70,31 @@ def artifact(
 
 def runtime(line: str, *, size: int = 400_000_000, name: str = "", **platform: str) -> Artifact:
     """CUDA's libraries of a line, as ``invoke cuda-runtime`` packs them."""
-    toolkit, driver = LINES[line]
+    toolkit = LINES[line][0]
     major = toolkit.partition(".")[0]
     provides = tuple(f"{stem}.so.{major}" for stem in ("libcublas", "libcublasLt", "libcudart"))
     words = {"system": "linux", "machine": "x86_64", "glibc": "2.27", "glibcxx": None}
-    return Artifact(
+    files = tuple(
+        FileEntry(path=f"cuda-runtime/{one}", size=1, sha256=SHA, executable=False)
+        for one in provides
+    )
+    return msgspec.structs.replace(
+        artifact(line, "", size=size),
         name=f"cuda-runtime-{name or toolkit}-{line}-linux-x86_64.tar.zst",
-        urls=("x",),
-        format="tar.zst",
-        size=size,
-        sha256=SHA,
-        chunk_size=1 << 30,
-        chunks=(SHA,),
         unpacked_size=len(provides),
-        backend="cuda",
-        cuda=Cuda(toolkit=toolkit, min_driver=driver, sass=(), ptx=()),
         platform=Platform(**{**words, **platform}),
         needs=(),
-        files=tuple(
-            FileEntry(path=f"cuda-runtime/{one}", size=1, sha256=SHA, executable=False)
-            for one in provides
-        ),
+        files=files,
         kind=CUDA_RUNTIME,
         provides=provides,
     )
 
 
 def manifest(*artifacts: Artifact) -> Manifest:
-    document = Manifest(
-        schema_version=1,
-        release="b11549-1",
-        serial=1,
-        created="2026-10-10T00:00:00Z",  # type: ignore[arg-type]
-        expires=None,
-        source=Source(
-            project="llama.cpp", version=None, build=11549, commit=None, origin="x", sha256=None
-        ),
-        artifacts=artifacts,
+    source = Source(
+        project="llama.cpp", version=None, build=11549, commit=None, origin="x", sha256=None
     )
-    return parse(dump(document))
+    return parse(archives.manifest(*artifacts, release="b11549-1", source=source))
 
 
 def libraries(*majors: int) -> tuple[Library, ...]:
