@@ -18,6 +18,7 @@ from farm.errors import EngineError, UsageError
 from farm.inputs import images, pins
 from farm.inputs.images import ImageFacts
 from farm.inputs.toolkit import Toolkit
+from tests.rigs import archives
 
 FAKE_MMDEBSTRAP = """#!{python}
 import os, sys, tarfile
@@ -215,13 +216,8 @@ def test_a_real_engine_takes_a_root_file_system_and_builds_on_it(engine: DockerI
     base = images.make_base_image(engine, line="cpu", log=lambda _: None)
     assert base == images.make_base_image(engine, line="cpu", log=lambda _: None)
     lines: list[str] = []
-    context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w") as tar:
-        recipe = b"ARG BASE\nFROM ${BASE}\nRUN cat /etc/debian_version && echo lost >&2 && false\n"
-        entry = tarfile.TarInfo("Dockerfile")
-        entry.size = len(recipe)
-        tar.addfile(entry, io.BytesIO(recipe))
-    context.seek(0)
+    recipe = b"ARG BASE\nFROM ${BASE}\nRUN cat /etc/debian_version && echo lost >&2 && false\n"
+    context = io.BytesIO(archives.tar([archives.Entry("Dockerfile", recipe)]))
     with pytest.raises(EngineError, match="lost"):
         engine.build(
             context, "farm-test:never", buildargs={"BASE": base.id}, labels={}, log=lines.append

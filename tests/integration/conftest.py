@@ -2,7 +2,6 @@
 
 import io
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from farm import pipeline
 from farm.engines.docker import DockerImages
 from farm.options import BuildRequest
 from llama_space import Engine
+from tests.rigs.archives import Entry, tar
 
 NVCC = """#!/bin/sh
 [ "$1" = --list-gpu-code ] && { printf '%s\\n' CODES; exit; }
@@ -31,13 +31,8 @@ def cuda_image(client: DockerClient, base_image: str) -> Iterator[Callable[..., 
     def make(version: str, place: str = "/usr/local/cuda", codes: str = "", more: str = "") -> str:
         text = NVCC.replace("VERSION", version).replace("CODES", codes)
         lines = ["ARG BASE", "FROM ${BASE}", f"COPY nvcc {place}/bin/nvcc", more]
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            for name, content in (("Dockerfile", "\n".join(lines)), ("nvcc", text)):
-                entry = tarfile.TarInfo(name)
-                entry.size, entry.mode = len(content), 0o755
-                tar.addfile(entry, io.BytesIO(content.encode()))
-        packed.seek(0)
+        made_of = {"Dockerfile": "\n".join(lines), "nvcc": text}
+        packed = io.BytesIO(tar(Entry(name, one.encode(), 0o755) for name, one in made_of.items()))
         tag = f"llama-farm-test-cuda:{version}"
         args = {"BASE": base_image}
         DockerImages(client).build(packed, tag, buildargs=args, labels={}, log=lambda _: None)

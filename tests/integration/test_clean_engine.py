@@ -2,7 +2,6 @@
 
 import io
 import secrets
-import tarfile
 from collections.abc import Iterator
 
 import pytest
@@ -10,18 +9,14 @@ from docker import DockerClient
 
 from farm.engines import docker as engine
 from farm.engines.docker.inventory import LABEL, labels, make_volume
+from tests.rigs.archives import Entry, tar
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 
 def _import(client: DockerClient, name: str, *, labelled: bool = True) -> str:
     """Make an image of one small file; returns its name with the tag."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        entry = tarfile.TarInfo(name)
-        entry.size = 100_000
-        tar.addfile(entry, io.BytesIO(secrets.token_bytes(entry.size)))
-    packed.seek(0)
+    packed = io.BytesIO(tar([Entry(name, secrets.token_bytes(100_000))]))
     told = {LABEL: "base"} if labelled else {}
     return engine.DockerImages(client).import_root(packed, f"{name}:1", told).reference
 

@@ -31,7 +31,7 @@ from verbs import PROJECT, succeed
 import tasks
 from farm import targets
 from farm.inputs import pins
-from tests.rigs.heard import heard
+from tests.rigs.heard import git
 
 TINY = "tests/rigs/tiny_llama"
 """In the checkout of a job."""
@@ -90,18 +90,12 @@ def github(
     git(tmp_path, "clone", "--quiet", "--bare", str(origin), str(bare))
     context = {
         "github.repository": github_releases.REPOSITORY,
-        "github.sha": git(bare, "rev-parse", "main").strip(),
+        "github.sha": git(bare, "rev-parse", "main"),
         "github.run_id": "1",
         "github.event_name": "workflow_dispatch",
         "secrets.GITHUB_TOKEN": github_releases.TOKEN,
     }
     return workflows.GitHub(actions.Place(bare, tmp_path / "kept"), start, context)
-
-
-def git(folder: Path, *argv: str) -> str:
-    who = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
-    done = heard(["git", *who, *argv], cwd=folder, check=True)
-    return done.stdout
 
 
 PACKING = "sets/build/Pack CUDA's libraries"
@@ -363,7 +357,7 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
 ) -> None:
     bare, upstream = github.place.origin, tmp_path / "upstream"
     sdist = newer(bare, tmp_path)
-    main = github.context["github.sha"] = git(bare, "rev-parse", "main").strip()
+    main = github.context["github.sha"] = git(bare, "rev-parse", "main")
     whole = f"cp {tmp_path}/pins.toml build/pins.toml; invoke"
     build = small("build-cpu", base_image)
     github.rows = lambda row: row["set"] == "cpu"
@@ -395,7 +389,7 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
         succeeded(github, "weekly")
         branch = "llama.cpp-b11600"
         assert 'version = "2026.11.11600"' in git(bare, "show", f"{branch}:build/pins.toml")
-        assert git(bare, "diff", "--name-only", main, branch) == "build/pins.toml\n"
+        assert git(bare, "diff", "--name-only", main, branch) == "build/pins.toml"
         titles = git(bare, "log", "--format=%s", f"{main}..{branch}").splitlines()
         assert titles == ["llama.cpp b11600", "Digests of packages and images"]
         said = (tmp_path / "said").read_text("utf-8").splitlines()
@@ -408,7 +402,7 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
         # A week later nothing is newer: nothing is proposed, nothing is built.
         git(tmp_path / "clone", "pull", "--quiet", "origin", branch)
         git(tmp_path / "clone", "push", "--quiet")
-        github.context["github.sha"] = git(bare, "rev-parse", "main").strip()
+        github.context["github.sha"] = git(bare, "rev-parse", "main")
         before = len(github.done)
         assert github.run("weekly.yml")
         assert {one.where.split("/")[1] for one in github.done[before:]} == {"pins"}

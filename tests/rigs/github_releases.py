@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +101,8 @@ class GitHub:
         public = asked.path.startswith((f"/{REPOSITORY}/", "/blobs/"))
         if not public and asked.headers.get("Authorization") != f"Bearer {TOKEN}":
             return Answer(401, {"message": "Bad credentials"})
-        cut = asked.method != "GET" and self.is_cut()
+        self.cut_at -= asked.method != "GET"
+        cut = asked.method != "GET" and self.cut_at == 0
         if cut and not self.cut_after:
             return None
         answer = self.answer(asked.method, asked.path, asked.query, asked.body)
@@ -112,15 +113,8 @@ class GitHub:
         if path.startswith("/uploads/") and self.limited_uploads:
             self.limited_uploads -= 1
             return True
-        if self.limited:
-            self.limited -= 1
-            return True
-        return False
-
-    def is_cut(self) -> bool:
-        """Count a request that changes something; say whether it is the one to be cut off."""
-        self.cut_at -= 1
-        return self.cut_at == 0
+        self.limited -= 1
+        return self.limited >= 0
 
     def next_id(self) -> int:
         self._ids += 1
@@ -131,8 +125,16 @@ class GitHub:
         for pattern, handler in _ROUTES.items():
             matched = re.fullmatch(pattern, f"{method} {path}")
             if matched:
-                return handler(self, query, body, **matched.groupdict())
-        return _NOT_FOUND
+                with suppress(StopIteration):
+                    return handler(self, query, body, **matched.groupdict())
+        return Answer(404, {"message": "Not Found"})
+
+    def by_id(self, number: str) -> Release:
+        return next(one for one in self.releases if one.id == int(number))
+
+    def asset(self, number: str) -> tuple[Release, Asset]:
+        pairs = ((release, asset) for release in self.releases for asset in release.assets)
+        return next((release, asset) for release, asset in pairs if asset.id == int(number))
 
     def json_of(self, release: Release) -> dict[str, Any]:
         return {
@@ -154,13 +156,10 @@ class GitHub:
         }  # fmt: skip
 
 
-_NOT_FOUND = Answer(404, {"message": "Not Found"})
-
-
 def _paged(github: GitHub, items: list[Any], path: str, query: dict[str, str]) -> Answer:
     number = int(query.get("page", "1"))
     begin = (number - 1) * github.page
-    headers = {}
+    headers: dict[str, str | None] = {}
     if begin + github.page < len(items):
         url = f"{github.url}/repos/{REPOSITORY}{path}?per_page=100&page={number + 1}"
         headers["Link"] = f'<{url}>; rel="next"'
@@ -183,13 +182,8 @@ def _create(github: GitHub, _query: dict[str, str], body: bytes) -> Answer:
     return Answer(201, github.json_of(made))
 
 
-def _by_id(github: GitHub, number: str) -> Release:
-    (found,) = (one for one in github.releases if one.id == int(number))
-    return found
-
-
 def _change(github: GitHub, _query: dict[str, str], body: bytes, number: str) -> Answer:
-    release = _by_id(github, number)
+    release = github.by_id(number)
     draft = json.loads(body).get("draft", release.draft)
     others = [one for one in github.releases if one.tag == release.tag and one is not release]
     if not draft and any(not one.draft for one in others):
@@ -200,12 +194,8 @@ def _change(github: GitHub, _query: dict[str, str], body: bytes, number: str) ->
 
 
 def _remove(github: GitHub, _query: dict[str, str], _body: bytes, number: str) -> Answer:
-    github.releases.remove(_by_id(github, number))
+    github.releases.remove(github.by_id(number))
     return Answer(204)
-
-
-def _repository(_github: GitHub, _query: dict[str, str], _body: bytes) -> Answer:
-    return Answer(200, {"full_name": REPOSITORY})
 
 
 def _immutable(github: GitHub, _query: dict[str, str], _body: bytes) -> Answer:
@@ -214,12 +204,12 @@ def _immutable(github: GitHub, _query: dict[str, str], _body: bytes) -> Answer:
 
 
 def _assets(github: GitHub, query: dict[str, str], _body: bytes, number: str) -> Answer:
-    assets = [github.asset_json(one) for one in _by_id(github, number).assets]
+    assets = [github.asset_json(one) for one in github.by_id(number).assets]
     return _paged(github, assets, f"/releases/{number}/assets", query)
 
 
 def _upload(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
-    release, name = _by_id(github, number), query["name"]
+    release, name = github.by_id(number), query["name"]
     if release.immutable:
         return Answer(422, {"message": "Cannot upload assets to an immutable release."})
     if any(one.name == name for one in release.assets):
@@ -233,19 +223,8 @@ def _upload(github: GitHub, query: dict[str, str], body: bytes, number: str) -> 
     return Answer(201, github.asset_json(release.assets[-1]))
 
 
-def _asset(github: GitHub, number: str) -> tuple[Release, Asset] | None:
-    found = (
-        (release, asset)
-        for release in github.releases
-        for asset in release.assets
-        if asset.id == int(number)
-    )
-    return next(found, None)
-
-
 def _download(github: GitHub, _query: dict[str, str], _body: bytes, number: str) -> Answer:
-    found = _asset(github, number)
-    return _NOT_FOUND if found is None else _elsewhere(github, found[1])
+    return _elsewhere(github, github.asset(number)[1])
 
 
 def _elsewhere(github: GitHub, asset: Asset) -> Answer:
@@ -255,16 +234,13 @@ def _elsewhere(github: GitHub, asset: Asset) -> Answer:
 
 
 def _blob(github: GitHub, query: dict[str, str], _body: bytes, number: str) -> Answer:
-    found = _asset(github, number)
-    is_signed = query == {"signature": "s3cret"}
-    return _NOT_FOUND if found is None or not is_signed else Answer(200, found[1].content)
+    if query != {"signature": "s3cret"}:
+        raise StopIteration
+    return Answer(200, github.asset(number)[1].content)
 
 
 def _rename(github: GitHub, _query: dict[str, str], body: bytes, number: str) -> Answer:
-    found = _asset(github, number)
-    if found is None:
-        return _NOT_FOUND
-    release, asset = found
+    release, asset = github.asset(number)
     name = json.loads(body)["name"]
     if any(one.name == name for one in release.assets if one is not asset):
         return Answer(422, {"message": "Validation Failed: already_exists"})
@@ -273,25 +249,19 @@ def _rename(github: GitHub, _query: dict[str, str], body: bytes, number: str) ->
 
 
 def _delete(github: GitHub, _query: dict[str, str], _body: bytes, number: str) -> Answer:
-    found = _asset(github, number)
-    if found is None:
-        return _NOT_FOUND
-    release, asset = found
+    release, asset = github.asset(number)
     release.assets.remove(asset)
     return Answer(204)
 
 
 def _public(github: GitHub, _query: dict[str, str], _body: bytes, tag: str, name: str) -> Answer:
-    for release in github.releases:
-        if release.tag == tag and not release.draft:
-            for asset in release.assets:
-                if asset.name == name and asset.state == "uploaded":
-                    return _elsewhere(github, asset)
-    return _NOT_FOUND
+    seen = [one for one in github.releases if one.tag == tag and not one.draft]
+    whole = (asset for one in seen for asset in one.assets if asset.state == "uploaded")
+    return _elsewhere(github, next(asset for asset in whole if asset.name == name))
 
 
-_ROUTES: dict[str, Any] = {
-    f"GET /repos/{REPOSITORY}": _repository,
+_ROUTES: dict[str, Callable[..., Answer]] = {
+    f"GET /repos/{REPOSITORY}": lambda *_: Answer(200, {"full_name": REPOSITORY}),
     f"GET /repos/{REPOSITORY}/immutable-releases": _immutable,
     f"DELETE /repos/{REPOSITORY}/releases/(?P<number>[0-9]+)": _remove,
     "GET /blobs/(?P<number>[0-9]+)": _blob,

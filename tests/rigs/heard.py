@@ -11,3 +11,9 @@ def heard(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; the rest is as for ``subprocess.run``."""
     return subprocess.run(argv, capture_output=True, text=True, check=check, **more)
+
+
+def git(folder: Path, *argv: str) -> str:
+    """Run git in a folder, as somebody; return what it printed."""
+    who = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
+    return heard(["git", "-C", folder, *who, *argv], check=True).stdout.strip()

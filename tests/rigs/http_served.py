@@ -47,6 +47,10 @@ class Answer:
 class _Handler(BaseHTTPRequestHandler):
     answer: Callable[[Request], Answer | None]
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that was killed, or left
+            super().handle()
+
     def _answer(self) -> None:
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
@@ -99,11 +103,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(answer: Callable[[Request], Answer | None], host: str = "127.0.0.1") -> Iterator[str]:
+def serving(
+    answer: Callable[[Request], Answer | None], host: str = "127.0.0.1", *, port: int = 0
+) -> Iterator[str]:
     """Serve until the context is left; None closes a connection without an answer."""
 
     handler = type("Handler", (_Handler,), {"answer": staticmethod(answer)})
-    server = ThreadingHTTPServer((host, 0), handler)
+    server = ThreadingHTTPServer((host, port), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -72,23 +72,24 @@ class Hub:
     host: str = ""
     stages: list[dict[str, Any]] = field(default_factory=list)
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, Any]:
         """Return status, error code and body."""
         call = f"{method} {path}"
         self.calls.append(call)
         self.cut_at -= method not in {"GET", "HEAD"}
         cut = self.cut_at == 0 and method not in {"GET", "HEAD"}
         if (self.refuse and re.search(self.refuse, call)) or (cut and not self.cut_after):
-            return 500, "", b'{"error": "out of order"}'
+            return 500, "", {"error": "out of order"}
         told = self._told(call, body)
-        return (500, "", b'{"error": "the answer was lost"}') if cut else told
+        return (500, "", {"error": "the answer was lost"}) if cut else told
 
-    def _told(self, call: str, body: bytes) -> tuple[int, str, bytes]:
+    def _told(self, call: str, body: bytes) -> tuple[int, str, Any]:
         for pattern, handler in _ROUTES.items():
             matched = re.fullmatch(pattern, call)
             if matched:
-                return handler(self, body, **matched.groupdict())
-        return 404, "EntryNotFound", b"{}"
+                told = handler(self, body, **matched.groupdict())
+                return told if isinstance(told, tuple) else (200, "", told)
+        return 404, "EntryNotFound", {}
 
     @contextmanager
     def serve(self) -> Iterator[Hub]:
@@ -102,7 +103,7 @@ class Hub:
         if reads or asked.headers.get("Authorization") == f"Bearer {TOKEN}":
             status, code, told = self.answer(asked.method, asked.path, asked.body)
         else:
-            status, code, told = 401, "RepoNotFound", b'{"error": "Invalid credentials"}'
+            status, code, told = 401, "RepoNotFound", {"error": "Invalid credentials"}
         headers = {"Content-Type": "application/json"}
         if "/resolve/" in asked.path and status == 200:
             digest = hashlib.sha256(told).hexdigest()
@@ -116,93 +117,69 @@ def oid(number: int) -> str:
     return f"{number:040x}"
 
 
-def _who(hub: Hub, _body: bytes) -> tuple[int, str, bytes]:
-    told = {"type": "user", "name": "me", "auth": {"accessToken": {"role": hub.role}}}
-    return 200, "", json.dumps(told).encode()
-
-
-def _create(hub: Hub, body: bytes) -> tuple[int, str, bytes]:
+def _create(hub: Hub, body: bytes) -> Any:
     asked = json.loads(body)
-    name = (
-        f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-    )
-    kind = asked.get("type", "model")
+    name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
     status = 409 if name in hub.repositories else 200
     hub.repositories.setdefault(name, Repository(hardware=asked.get("hardware", "")))
-    prefix = "spaces/" if kind == "space" else ""
-    return status, "", json.dumps({"url": f"{hub.url}/{prefix}{name}", "id": name}).encode()
+    prefix = "spaces/" if asked.get("type") == "space" else ""
+    return status, "", {"url": f"{hub.url}/{prefix}{name}", "id": name}
 
 
-def _preupload(_hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
-    del repo, revision
-    files = [
-        {
-            "path": one["path"],
-            "uploadMode": "lfs" if one["size"] >= LARGE else "regular",
-            "shouldIgnore": False,
-            "oid": None,
-        }
-        for one in json.loads(body)["files"]
-    ]
-    return 200, "", json.dumps({"files": files}).encode()
+def _preupload(_hub: Hub, body: bytes, **_: str) -> Any:
+    def of(one: dict[str, Any]) -> dict[str, Any]:
+        mode = "lfs" if one["size"] >= LARGE else "regular"
+        return {"path": one["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}
+
+    return {"files": [of(one) for one in json.loads(body)["files"]]}
 
 
-def _batch(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
-    del repo
+def _batch(hub: Hub, body: bytes, **_: str) -> Any:
     objects = []
     for one in json.loads(body)["objects"]:
         answer = {"oid": one["oid"], "size": one["size"]}
         if one["oid"] not in hub.large:
             answer["actions"] = {"upload": {"href": f"{hub.url}/lfs/{one['oid']}"}}
         objects.append(answer)
-    return 200, "", json.dumps({"transfer": "basic", "objects": objects}).encode()
+    return {"transfer": "basic", "objects": objects}
 
 
-def _put_large(hub: Hub, body: bytes, sha: str) -> tuple[int, str, bytes]:
+def _put_large(hub: Hub, body: bytes, sha: str) -> Any:
     if hashlib.sha256(body).hexdigest() != sha:
-        return 400, "", b"{}"
+        return 400, "", {}
     hub.large[sha] = body
     hub.sent.append(sha)
-    return 200, "", b""
+    return b""
 
 
-def _commit(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
-    del revision
+def _commit(hub: Hub, body: bytes, repo: str, **_: str) -> Any:
     repository = hub.repositories[repo]
-    tree = dict(repository.commits[-1])
-    for line in body.splitlines():
-        entry = json.loads(line)
-        value = entry["value"]
-        newest = oid(len(repository.commits) - 1)
-        if entry["key"] == "header" and value.get("parentCommit", newest) != newest:
-            return 412, "", b'{"error": "A commit has happened since. Please refresh"}'
-        if entry["key"] == "file":
+    tree, newest = dict(repository.commits[-1]), oid(len(repository.commits) - 1)
+    for entry in map(json.loads, body.splitlines()):
+        key, value = entry["key"], entry["value"]
+        if key == "header" and value.get("parentCommit", newest) != newest:
+            return 412, "", {"error": "A commit has happened since. Please refresh"}
+        if key == "file":
             tree[value["path"]] = base64.b64decode(value["content"])
-        elif entry["key"] == "lfsFile":
+        elif key == "lfsFile":
             if value["oid"] not in hub.large:
-                return 400, "", b'{"error": "LFS file is missing"}'
+                return 400, "", {"error": "LFS file is missing"}
             tree[value["path"]] = hub.large[value["oid"]]
-        elif entry["key"] == "deletedFile":
+        elif key == "deletedFile":
             del tree[value["path"]]
     repository.commits.append(tree)
     made = oid(len(repository.commits) - 1)
-    told = {"commitUrl": f"{hub.url}/{repo}/commit/{made}", "commitOid": made}
-    return 200, "", json.dumps(told).encode()
+    return {"commitUrl": f"{hub.url}/{repo}/commit/{made}", "commitOid": made}
 
 
-def _tree(
-    hub: Hub, _body: bytes, repo: str, revision: str, folder: str | None = None
-) -> tuple[int, str, bytes]:
+def _tree(hub: Hub, _body: bytes, repo: str, revision: str, folder: str | None = None) -> Any:
     if repo not in hub.repositories:
-        return 404, "RepoNotFound", b"{}"
+        return 404, "RepoNotFound", {}
     repository = hub.repositories[repo]
     files = repository.commits[repository.commit_of(revision)]
     prefix = f"{folder.strip('/')}/" if folder and folder.strip("/") else ""
-    below = [path for path in files if path.startswith(prefix)]
-    if prefix and not below:
-        return 404, "EntryNotFound", b"{}"
-    entries = [_file(path, files[path]) for path in below]  # as the farm asks: recursive
-    return 200, "", json.dumps(entries).encode()
+    below = [_file(path, files[path]) for path in files if path.startswith(prefix)]
+    return below if below or not prefix else (404, "EntryNotFound", {})  # as asked: recursive
 
 
 def _file(path: str, content: bytes) -> dict[str, Any]:
@@ -214,34 +191,33 @@ def _file(path: str, content: bytes) -> dict[str, Any]:
     return entry
 
 
-def _refs(hub: Hub, _body: bytes, repo: str) -> tuple[int, str, bytes]:
+def _refs(hub: Hub, _body: bytes, repo: str) -> Any:
     tags = [
         {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
         for name, commit in hub.repositories[repo].tags.items()
     ]
-    return 200, "", json.dumps({"branches": [], "converts": [], "tags": tags}).encode()
+    return {"branches": [], "converts": [], "tags": tags}
 
 
-def _tag(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
-    repository = hub.repositories[repo]
-    name = json.loads(body)["tag"]
+def _tag(hub: Hub, body: bytes, repo: str, revision: str) -> Any:
+    repository, name = hub.repositories[repo], json.loads(body)["tag"]
     if name in repository.tags:
-        return 409, "", b"{}"
+        return 409, "", {}
     repository.tags[name] = oid(repository.commit_of(revision))
-    return 200, "", b""
+    return b""
 
 
-def _info(hub: Hub, _body: bytes, repo: str) -> tuple[int, str, bytes]:
+def _info(hub: Hub, _body: bytes, repo: str) -> Any:
     if repo not in hub.repositories:
-        return 404, "RepoNotFound", b"{}"
+        return 404, "RepoNotFound", {}
     sha = oid(len(hub.repositories[repo].commits) - 1)
     told = {"id": repo, "sha": sha, "tags": [], "siblings": []}
     if "/api/spaces/" in hub.calls[-1]:
         told["host"] = hub.host or f"https://{repo.replace('/', '-')}.hf.space"
-    return 200, "", json.dumps(told).encode()
+    return told
 
 
-def _resolve(hub: Hub, _body: bytes, repo: str, revision: str, path: str) -> tuple[int, str, bytes]:
+def _resolve(hub: Hub, _body: bytes, repo: str, revision: str, path: str) -> Any:
     if f"{repo}/{path}" in MODELS:
         return 200, oid(0), b"GGUF"
     repository = hub.repositories.get(repo)
@@ -254,43 +230,40 @@ def _resolve(hub: Hub, _body: bytes, repo: str, revision: str, path: str) -> tup
     return (404, "EntryNotFound", b"") if content is None else (200, oid(number), content)
 
 
-def _variable(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+def _variable(hub: Hub, body: bytes, repo: str) -> Any:
     asked = json.loads(body)
     hub.repositories[repo].variables[asked["key"]] = asked["value"]
-    return 200, "", json.dumps({asked["key"]: {"value": asked["value"]}}).encode()
+    return {asked["key"]: {"value": asked["value"]}}
 
 
-def _variables(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+def _variables(hub: Hub, body: bytes, repo: str) -> Any:
     told = {name: {"value": value} for name, value in hub.repositories[repo].variables.items()}
     if body:
         del hub.repositories[repo].variables[json.loads(body)["key"]]
-    return 200, "", json.dumps(told).encode()
+    return told
 
 
-def _runtime(hub: Hub, _body: bytes, repo: str) -> tuple[int, str, bytes]:
+def _runtime(hub: Hub, _body: bytes, repo: str) -> Any:
     stage = hub.stages.pop(0) if len(hub.stages) > 1 else {"stage": "RUNNING", **_last(hub.stages)}
-    told = {"hardware": {}, "volumes": hub.repositories[repo].volumes, **stage}
-    return 200, "", json.dumps(told).encode()
+    return {"hardware": {}, "volumes": hub.repositories[repo].volumes, **stage}
 
 
 def _last(stages: list[dict[str, Any]]) -> dict[str, Any]:
     return stages[-1] if stages else {}
 
 
-def _volumes(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+def _volumes(hub: Hub, body: bytes, repo: str) -> Any:
     hub.repositories[repo].volumes = json.loads(body)["volumes"]
-    return 200, "", b"{}"
+    return {}
 
 
-def _hardware(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+def _hardware(hub: Hub, body: bytes, repo: str) -> Any:
     hub.repositories[repo].hardware = json.loads(body)["flavor"]
-    told = {"stage": "BUILDING", "hardware": {"current": None, "requested": None}}
-    return 200, "", json.dumps(told).encode()
+    return {"stage": "BUILDING", "hardware": {"current": None, "requested": None}}
 
 
-def _validate(_hub: Hub, _body: bytes) -> tuple[int, str, bytes]:
-    """The Hub looks at a README's front matter before it takes it."""
-    return 200, "", b'{"errors": [], "warnings": []}'
+def _who(hub: Hub, _body: bytes) -> Any:
+    return {"type": "user", "name": "me", "auth": {"accessToken": {"role": hub.role}}}
 
 
 _KIND = "/api/(?:models|spaces)/"
@@ -299,7 +272,7 @@ _REVISION = "(?P<revision>[^/]+)"
 _ROUTES: dict[str, Any] = {
     "GET /api/whoami-v2": _who,
     "POST /api/repos/create": _create,
-    "POST /api/validate-yaml": _validate,
+    "POST /api/validate-yaml": lambda *_: {"errors": [], "warnings": []},
     f"POST {_KIND}{_REPO}/preupload/{_REVISION}": _preupload,
     r"POST /(?:spaces/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch": _batch,
     "PUT /lfs/(?P<sha>[0-9a-f]{64})": _put_large,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.server
 import json
 import os
 import signal
@@ -25,12 +24,12 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
-from types import TracebackType
+from itertools import chain, count, islice
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+
+from tests.rigs import http_served
 
 PING_EVERY = 0.2
 """Seconds between two events of a queue; the real one takes some more."""
@@ -146,29 +145,19 @@ class Emulator:
         self.quota = quota
         self._forgotten: set[str] = set()
         self._changed = threading.Condition()
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._port, self._ends = port, contextlib.ExitStack()
+        self.url = ""
+        """The value of SPACES_ZERO_DEVICE_API_URL."""
 
     def __enter__(self) -> Emulator:  # noqa: PYI034 - Self is of Python 3.11
-        self._thread.start()
+        served = http_served.serving(self._answer, port=self._port)
+        self.url = self._ends.enter_context(served)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
         for slot in self._slots:
             _cancel(slot)
-
-    @property
-    def url(self) -> str:
-        """The value of SPACES_ZERO_DEVICE_API_URL."""
-        return f"http://127.0.0.1:{self._server.server_port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -256,6 +245,62 @@ class Emulator:
             self._changed.notify_all()
             return 404 if query["allowToken"] in self._forgotten else 200
 
+    def _answer(self, asked: http_served.Request) -> http_served.Answer:
+        if asked.path == "/_requests":
+            return http_served.Answer(200, [asdict(one) for one in self.requests])
+        if asked.path == "/_script":
+            self.script(*(_NAMES[one.pop("answer")](**one) for one in asked.json()))
+            return http_served.Answer(200, {})
+        query = asked.query
+        self.record(Request(asked.path, query, dict(asked.headers), time.time()))
+        if asked.path == "/schedule":
+            return self._schedule(query)
+        if asked.path == "/queue-size":
+            return http_served.Answer(200, 0.0)
+        told: dict[str, Callable[[], int]] = {
+            "/startup-report": lambda: 200,
+            "/allow": lambda: self.allow(query),
+            "/release": lambda: self.release(query),
+        }
+        return http_served.Answer(told.get(asked.path, lambda: 404)(), {})
+
+    def _schedule(self, query: Mapping[str, str]) -> http_served.Answer:
+        answer = self.next_answer(query)
+        if isinstance(answer, Refused):
+            return http_served.Answer(answer.status, {"detail": "as scripted"})
+        if isinstance(answer, Quota):
+            headers = {"X-Approve-Result": answer.result, "X-Authenticated": "regular"}
+            return http_served.Answer(429, {"left": answer.left, "wait": answer.wait}, {**headers})
+        if isinstance(answer, Garbage):
+            return http_served.Answer(200, b"<html>", {"Content-Type": "text/html"})
+        granted = None if isinstance(answer, Queued) else self.take(query, answer)
+        if granted is not None:
+            return http_served.Answer(200, granted)
+        wished = answer if isinstance(answer, Queued) else Queued(pings=1)
+        headers = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
+        queued = self._events(query, wished)
+        return http_served.Answer(200, queued, {**headers, "X-Queuing-Reason": wished.reason})
+
+    def _events(self, query: Mapping[str, str], wished: Queued) -> Iterator[bytes]:
+        """Let a caller wait, with an event now and then, each in a chunk of its own."""
+        for pings in count(1):
+            yield _chunk("event: ping\n\n")
+            # the package takes what arrives together for one event: leave a gap before the next
+            time.sleep(PING_EVERY)
+            if wished.cut:
+                return
+            if pings < wished.pings:
+                continue
+            granted = None if wished.fails else self.take(query, wished)
+            if granted is not None:
+                yield _chunk(f"event: succeeded\ndata: {json.dumps(granted)}\n\n")
+            elif wished.fails:
+                yield _chunk("event: failed\n\n")
+            else:
+                continue
+            yield b"0\r\n\r\n"
+            return
+
     def _holder(self, token: str) -> Slot | None:
         return next((slot for slot in self._slots if slot.token == token), None)
 
@@ -292,122 +337,9 @@ def _end(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    emulator: Emulator
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # a worker that was killed, a visitor who left
-            super().handle()
-
-    def do_GET(self) -> None:
-        path, _ = self._recorded()
-        if path == "/queue-size":
-            self._json(200, 0.0)
-        elif path == "/_requests":
-            self._json(200, [asdict(one) for one in self.emulator.requests])
-        else:
-            self._json(404, {})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path, query = self._recorded()
-        if path == "/startup-report":
-            self._json(200, {})
-        elif path == "/schedule":
-            self._schedule(query)
-        elif path == "/allow":
-            self._json(self.emulator.allow(query), {})
-        elif path == "/release":
-            self._json(self.emulator.release(query), {})
-        elif path == "/_script":
-            wanted = [_NAMES[one.pop("answer")](**one) for one in json.loads(body)]
-            self.emulator.script(*wanted)
-            self._json(200, {})
-        else:
-            self._json(404, {})
-
-    def _recorded(self) -> tuple[str, dict[str, str]]:
-        url = urlsplit(self.path)
-        query = dict(parse_qsl(url.query))
-        if not url.path.startswith("/_"):
-            self.emulator.record(Request(url.path, query, dict(self.headers), time.time()))
-        return url.path, query
-
-    def _schedule(self, query: Mapping[str, str]) -> None:
-        answer = self.emulator.next_answer(query)
-        if isinstance(answer, Refused):
-            self._json(answer.status, {"detail": "as scripted"})
-        elif isinstance(answer, Quota):
-            headers = {"X-Approve-Result": answer.result, "X-Authenticated": "regular"}
-            self._json(429, {"left": answer.left, "wait": answer.wait}, **headers)
-        elif isinstance(answer, Garbage):
-            self._send(200, b"<html>", "text/html")
-        else:
-            granted = None if isinstance(answer, Queued) else self.emulator.take(query, answer)
-            if granted is not None:
-                self._json(200, granted)
-            else:
-                self._queue(query, answer)
-
-    def _queue(self, query: Mapping[str, str], answer: Answer) -> None:
-        """Let a caller wait, with an event now and then, each in a chunk of its own."""
-        wished = answer if isinstance(answer, Queued) else Queued(pings=1)
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.send_header("X-Queuing-Reason", wished.reason)
-        self.end_headers()
-        try:
-            self._events(query, wished)
-        except ConnectionError:  # the caller went away
-            self.close_connection = True
-
-    def _events(self, query: Mapping[str, str], wished: Queued) -> None:
-        pings = 0
-        while True:
-            self._chunk("event: ping\n\n")
-            # the package takes what arrives together for one event: leave a gap before the next
-            time.sleep(PING_EVERY)
-            pings += 1
-            if wished.cut:
-                self.close_connection = True
-                return
-            if pings < wished.pings:
-                continue
-            if wished.fails:
-                self._chunk("event: failed\n\n")
-                break
-            granted = self.emulator.take(query, wished)
-            if granted is not None:
-                self._chunk(f"event: succeeded\ndata: {json.dumps(granted)}\n\n")
-                break
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _chunk(self, text: str) -> None:
-        data = text.encode()
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
-
-    def _json(self, status: int, document: object, **headers: str) -> None:
-        self._send(status, json.dumps(document).encode(), "application/json", headers)
-
-    def _send(
-        self, status: int, body: bytes, kind: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-def _handler(emulator: Emulator) -> Callable[..., http.server.BaseHTTPRequestHandler]:
-    return type("Handler", (_Handler,), {"emulator": emulator})
+def _chunk(text: str) -> bytes:
+    data = text.encode()
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
 def main() -> int:
