@@ -277,4 +277,5 @@ def _complaint(data: bytes) -> str:
 
 def _refused(path: str, status: int, data: bytes) -> ServerError:
     text = (_complaint(data) or data.decode("utf-8", "replace"))[:_SHOWN]
-    return ServerError("REQUEST_REFUSED", path=path, status=status, text=text)
+    name = "REQUEST_REFUSED/context" if "context size" in text else "REQUEST_REFUSED"
+    return ServerError(name, path=path, status=status, text=text)

@@ -108,6 +108,7 @@ def test_a_chat_comes_piece_by_piece() -> None:
     ("status", "body", "code", "words"),
     [
         (400, b'{"error": {"message": "too long"}}', "REQUEST_REFUSED", "400: too long"),
+        (400, b"over the available context size (9 tokens)", "REQUEST_REFUSED", "raise YAKULINGO"),
         (401, b'{"error": "no"}', "REQUEST_REFUSED", "401: no"),
         (500, b"<html>oops", "REQUEST_REFUSED", "<html>oops"),
         *(
@@ -127,7 +128,7 @@ def test_what_goes_wrong_in_a_chat_is_a_sentence(
     with answering(status, body) as port:
         error = refused(chat, port)
     assert error.code == code
-    assert words in error.message
+    assert words in f"{error.message}; {error.hint}"
 
 
 NO_FIGURES = ("9" * 400, "9" * 5000, "1e999", "NaN", "-1", "true", '"1"', "[1]")
