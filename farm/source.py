@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -20,12 +21,11 @@ from farm import durable, run_lock
 from farm.durable import files, folder_digest, new_folder
 from farm.errors import SourceError, UsageError
 from farm.inputs import patches
-from farm.inputs.packages import cache_folder, extract_subtree, fetch_package
+from farm.inputs.packages import DEADLINE, cache_folder, extract_subtree, fetch_package
 from farm.kept import source_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from farm.inputs.patches import Change
     from farm.inputs.pins import SourcePin
@@ -47,6 +47,12 @@ _BUILD_TAG: Final = ("--tags", "--match", "b[0-9]*", "--abbrev=0")
 _NEEDED_OPTIONS: Final = ("GGML_BACKEND_DL", "GGML_CPU_ALL_VARIANTS")
 """ggml's options in a plan; CMake ignores an unknown option without an error."""
 _ASSUME_HINT: Final = "--assume-build N tells the farm which build of llama.cpp it is"
+_SILENCE: Final = 60
+"""Seconds without a byte after which git leaves a server."""
+_ONLINE: Final = ("fetch", "ls-remote", "worktree")
+"""The verbs that may go to a server; a work tree's own settings are none of their business."""
+_NOTHING: Final = "LLAMA_FARM_NOTHING"
+"""An empty variable, for git's ``--config-env``."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,12 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     if not (repository / "HEAD").is_file():
         _git("init", "--quiet", "--bare", str(repository))
     fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
-    _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
+    at = ("-C", str(repository))
+    _git(*fetch, "+refs/heads/*:refs/remotes/origin/*", at=at)
     commit = _resolve_ref(repository, ref)
     tree, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
     _require_layout(tree, ref)
-    count = _git("-C", str(repository), "rev-list", "--count", commit)
+    count = _git("rev-list", "--count", commit, at=at)
     return _source(tree, int(count), commit, f"git+{remote}@{ref}", note)
 
 
@@ -128,11 +135,10 @@ def from_folder(folder: Path) -> Source:
 
     Raises:
         UsageError: the folder is not a llama.cpp source tree, is older than what the farm builds,
-            or holds what no source has: a pipe, a socket, a device, or a name that is not UTF-8.
+            or holds what no source has (``_require_own``).
     """
     tree = folder.resolve()
     _require_layout(tree, str(folder))
-    _require_readable(tree)
     build, commit, note = _history(tree)
     return _source(tree, build, commit, f"folder:{tree.name}", note)
 
@@ -142,6 +148,7 @@ def _source(tree: Path, build: int, commit: str | None, origin: str, note: str |
 
     A tree of 2025 looks for libcurl; with it the server would need libcurl on the host, too.
     """
+    _require_own(tree)
     needs = _CURL_OPTION.search((tree / "CMakeLists.txt").read_text("utf-8", "replace"))
     defines = (("LLAMA_CURL", "OFF"),) if needs else ()
     return Source(tree, read_version(tree), build, commit, origin, None, note=note, defines=defines)
@@ -247,13 +254,24 @@ def _require_layout(tree: Path, named: str) -> None:
         )
 
 
-def _require_readable(tree: Path) -> None:
+def _require_own(tree: Path) -> None:
+    """Refuse a tree with pipes, sockets, devices, names that are not UTF-8, or links out of it.
+
+    A link could bring a private file of the builder's into the tarball, also out of ``.git``.
+
+    Raises:
+        UsageError: ``SOURCE_UNREADABLE``, with the path and the reason.
+    """
+    root = tree.resolve()
     for path in files(tree):
+        leads_to = Path(os.path.realpath(path))  # also where links go round in circles
+        inside = leads_to.is_relative_to(root) and not leads_to.is_relative_to(root / ".git")
         plain = path.is_symlink() or path.is_file()
-        if plain and os.fsencode(path).decode("utf-8", "replace") == str(path):
+        if plain and inside and os.fsencode(path).decode("utf-8", "replace") == str(path):
             continue
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         why = "a name that is not UTF-8" if plain else "neither a file, a folder nor a link"
+        why = why if inside else "a link that leads out of the tree"
         raise UsageError(
             "SOURCE_UNREADABLE",
             f"{shown}: {why}",
@@ -301,30 +319,45 @@ def _history(tree: Path) -> tuple[int, str | None, str | None]:
     """Return the build number that a work tree's history proves, its commit, and a note."""
     if not (tree / ".git").exists():
         return 0, None, _unknown_build(tree, "has no git history")
-    commit = _git("-C", str(tree), "rev-parse", "HEAD")
-    build, note = _proven_build(tree)
-    if _git("-C", str(tree), "status", "--porcelain", "--untracked-files=no"):
+    at = _foreign(tree)
+    commit = _git("rev-parse", "HEAD", at=at)
+    build, note = _proven_build(tree, at)
+    changes = ("--porcelain", "--untracked-files=no", "--ignore-submodules=dirty")
+    if _git("status", *changes, at=at):
         commit += "-dirty"
     return build, commit, note
 
 
-def _proven_build(tree: Path) -> tuple[int, str | None]:
-    """Return the number of the newest build of llama.cpp that HEAD contains, and a note."""
+def _foreign(tree: Path) -> tuple[str, ...]:
+    """Return git's options for somebody else's work tree, whose own settings may name programs.
+
+    None of them is started: no hook, no monitor, no filter of a file's content, and no transport
+    for objects that a partial clone lacks (``_run_git``).
+    """
     at = ("-C", str(tree))
-    if _git(*at, "rev-parse", "--is-shallow-repository") == "true":
-        tag = _run_git((*at, "describe", "--exact-match", *_BUILD_TAG)).stdout.strip()
+    listed = _run_git("config", "--null", "--name-only", "--get-regexp", r"^filter\.", at=at)
+    filters = {name.rpartition(".")[0] for name in listed.stdout.split("\0") if name}
+    # An empty `process` counts before `clean`; an empty `required` is false.
+    return (*at, *(f"--config-env={one}.{key}={_NOTHING}"
+                   for one in sorted(filters) for key in ("process", "required")))  # fmt: skip
+
+
+def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
+    """Return the number of the newest build of llama.cpp that HEAD contains, and a note."""
+    if _git("rev-parse", "--is-shallow-repository", at=at) == "true":
+        tag = _run_git("describe", "--exact-match", *_BUILD_TAG, at=at).stdout.strip()
         if tag[1:].isdigit():
             return int(tag[1:]), None
         return 0, _unknown_build(tree, "is a shallow clone, so its commits cannot be counted")
-    count = int(_git(*at, "rev-list", "--count", "HEAD"))
-    listed = _run_git((*at, "config", "--get-regexp", r"^remote\..*\.url$")).stdout.splitlines()
-    remotes = dict(line.split(" ", 1) for line in listed)
+    count = int(_git("rev-list", "--count", "HEAD", at=at))
+    listed = _run_git("config", "--get-regexp", r"^remote\..*\.url$", at=at)
+    remotes = dict(line.split(" ", 1) for line in listed.stdout.splitlines())
     own = [name for name, url in remotes.items() if _UPSTREAM.search(url)]
     if own:
         known = [f"--remotes={name.removeprefix('remote.').removesuffix('.url')}" for name in own]
-        base = count - int(_git(*at, "rev-list", "--count", "HEAD", "--not", *known))
+        base = count - int(_git("rev-list", "--count", "HEAD", "--not", *known, at=at))
     elif remotes:
-        base = _tagged_build(tree)
+        base = _tagged_build(at)
     else:
         base = count  # as llama.cpp's own CMake counts
     if base == 0:
@@ -333,11 +366,11 @@ def _proven_build(tree: Path) -> tuple[int, str | None]:
     return base, fork if count > base else None
 
 
-def _tagged_build(tree: Path) -> int:
+def _tagged_build(at: tuple[str, ...]) -> int:
     """Return the number of the newest tag ``bNNNN`` that has NNNN commits, else 0."""
-    tag = _run_git(("-C", str(tree), "describe", *_BUILD_TAG)).stdout.strip()
+    tag = _run_git("describe", *_BUILD_TAG, at=at).stdout.strip()
     number = int(tag[1:]) if tag[1:].isdigit() else 0
-    counted = number and int(_git("-C", str(tree), "rev-list", "--count", tag))
+    counted = number and int(_git("rev-list", "--count", tag, at=at))
     return number if number == counted else 0
 
 
@@ -365,7 +398,7 @@ def _require_https(remote: str) -> None:
 def _resolve_ref(repository: Path, ref: str) -> str:
     for candidate in (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}", ref):
         verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
-        found = _run_git(("-C", str(repository), *verify))
+        found = _run_git(*verify, at=("-C", str(repository)))
         if found.returncode == 0 and _is_reachable(repository, found.stdout.strip()):
             return found.stdout.strip()
     raise UsageError(
@@ -378,32 +411,57 @@ def _resolve_ref(repository: Path, ref: str) -> str:
 def _is_reachable(repository: Path, commit: str) -> bool:
     """Whether a branch or tag has the commit: GitHub gives a fork's commits by number, too."""
     beyond = ("rev-list", "--max-count=1", commit, "--not", "--all")
-    return _git("-C", str(repository), *beyond) == ""
+    return _git(*beyond, at=("-C", str(repository))) == ""
 
 
 def _check_out(repository: Path, commit: str, tree: Path) -> None:
     with new_folder(tree) as staging:
         # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
-        _git("-C", str(repository), "worktree", "add", "--detach", str(staging), commit)
+        at = ("-C", str(repository))
+        _git("worktree", "add", "--detach", str(staging), commit, at=at)
         (staging / ".git").unlink()
-        _git("-C", str(repository), "worktree", "prune")
+        _git("worktree", "prune", at=at)
 
 
-def _git(*argv: str) -> str:
-    done = _run_git(argv)
+def _git(*argv: str, at: tuple[str, ...] = ()) -> str:
+    done = _run_git(*argv, at=at)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise SourceError(
-            "GIT_FAILED",
-            f"git {argv[0] if argv[0] != '-C' else argv[2]} failed: {last[0]}",
-            hint="is the repository reachable? Without it, leave --ref out: the pinned archive "
-            "needs none",
-        )
+        raise _failed(argv[0], last[0])
     return done.stdout.strip()
 
 
-def _run_git(argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+def _failed(verb: str, why: str) -> SourceError:
+    return SourceError(
+        "GIT_FAILED",
+        f"git {verb} failed: {why}",
+        hint="is the repository reachable? Without it, leave --ref out: the pinned archive "
+        "needs none",
+    )
+
+
+def _run_git(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Run git with a deadline: without hooks or monitors, and offline but for three verbs."""
+    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *at, *argv]
+    limits = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": str(_SILENCE)}
+    offline = {} if argv[0] in _ONLINE else {"GIT_ALLOW_PROTOCOL": ""}
     try:
-        return subprocess.run(["git", *argv], capture_output=True, text=True, check=False)
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="surrogateescape",
+            env={**os.environ, _NOTHING: "", **limits, **offline},
+        ) as process:
+            try:
+                told, problem = process.communicate(timeout=DEADLINE)
+            except subprocess.TimeoutExpired as error:
+                process.terminate()  # git then ends the programs that it started
+                raise _failed(argv[0], f"not done within {DEADLINE:g} s") from error
     except FileNotFoundError as error:
         raise SourceError("GIT_MISSING", "git is not installed", hint="install git") from error
+    except OSError as error:
+        raise _failed(argv[0], str(error)) from error
+    return subprocess.CompletedProcess(command, process.returncode, told, problem)

@@ -341,3 +341,74 @@ def test_what_no_source_has_is_refused_by_its_path(tmp_path: Path, kind: str) ->
 def test_a_folder_without_history_has_no_build_number(tmp_path: Path) -> None:
     found = source.from_folder(Path(shutil.copytree(TINY, tmp_path / "plain")))
     assert (found.build, found.commit, found.version) == (0, None, "0.6.1")
+
+
+@pytest.mark.timeout(60)
+def test_settings_of_a_foreign_work_tree_start_no_program(upstream: Path, tmp_path: Path) -> None:
+    """Monitor, hook, filters under any name, submodule, and what a partial clone would fetch by."""
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nid >> "{tmp_path}/ran"\ncat\n', "utf-8")
+    program.chmod(0o755)
+    (upstream / ".git" / "hooks").mkdir(exist_ok=True)
+    (upstream / ".git" / "hooks" / "post-index-change").symlink_to(program)
+    inner = repository(upstream / "inner")
+    git(upstream, "add", "inner")
+    git(upstream, "commit", "--quiet", "-m", "a submodule")
+    git(inner, "config", "core.fsmonitor", str(program))
+    git(inner, "config", "filter.own.clean", str(program))
+    (inner / ".gitattributes").write_text("NUMBER filter=own\n", "utf-8")
+    os.utime(inner / "NUMBER", (1, 1))
+    names = ("clean", "a=b", "c.d", "long")
+    lines = "".join(f"{name} filter={name}\n" for name in names)
+    (upstream / ".gitattributes").write_text(f"{lines}NUMBER filter=clean\nllama.cpp filter=a=b\n")
+    for name in names:
+        git(upstream, "config", f"filter.{name}.clean", str(program))
+        git(upstream, "config", f"filter.{name}.process", str(program) if name == "long" else "")
+        git(upstream, "config", f"filter.{name}.required", "true")
+    for key in ("core.fsmonitor", "core.sshCommand", "core.pager", "diff.external", "gpg.program"):
+        git(upstream, "config", key, str(program))
+    git(upstream, "config", "core.hooksPath", str(upstream / ".git" / "hooks"))
+    git(upstream, "config", "remote.origin.url", f"ext::{program}")
+    git(upstream, "config", "remote.origin.promisor", "true")
+    git(upstream, "config", "protocol.ext.allow", "always")
+    for path in upstream.iterdir():
+        if path.is_file():
+            os.utime(path, (1, 1))  # git must look into them
+    (tmp_path / "ran").unlink(missing_ok=True)  # git's own calls above obey the settings
+    found = source.from_folder(upstream)
+    assert (found.build, (found.commit or "").endswith("-dirty")) == (2, False)
+    shutil.rmtree(upstream / ".git" / "objects")  # now each object would be fetched
+    (upstream / ".git" / "objects").mkdir()
+    with refused("GIT_FAILED", SourceError):
+        source.from_folder(upstream)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "../../outside", "../.git/config", "loop"])
+def test_link_out_of_a_source_tree_is_refused_by_its_name(upstream: Path, target: str) -> None:
+    (upstream.parent / "outside").write_text("a private text", "utf-8")
+    (upstream / "licenses").mkdir(exist_ok=True)
+    (upstream / "licenses" / "inside").symlink_to("../NUMBER")
+    source.from_folder(upstream)
+    (upstream / "licenses" / "LICENSE-x").symlink_to(target)
+    if target == "loop":
+        (upstream / "licenses" / "loop").symlink_to("LICENSE-x")
+        source.from_folder(upstream)  # leads nowhere
+        return
+    with refused("SOURCE_UNREADABLE", UsageError, "licenses/LICENSE-x: a link that leads out"):
+        source.from_folder(upstream)
+    git(upstream, "add", "licenses")
+    git(upstream, "commit", "--quiet", "-m", "links")
+    if target != "../.git/config":  # a kept tree has no .git
+        with refused("SOURCE_UNREADABLE", UsageError, "a link that leads out of the tree"):
+            source.from_ref("master")
+
+
+@pytest.mark.parametrize("limit", ["_SILENCE", "DEADLINE"])
+def test_server_that_is_silent_is_not_awaited(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(source, limit, 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        base = f"url.http://127.0.0.1:{listener.getsockname()[1]}/.insteadOf"
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", base)
+        with refused("GIT_FAILED", SourceError, "git ls-remote failed: "):
+            source.upstream_builds()
