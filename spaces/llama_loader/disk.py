@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import grp
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -318,11 +320,24 @@ def _bits_of_others(folder: Path, status: os.stat_result) -> int:
     """
     if not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_ISVTX:
         return 0
-    is_own_group = status.st_gid in (0, os.geteuid())
-    if is_own_group and status.st_mode & stat.S_IWGRP:
+    is_own_group = bool(status.st_mode & stat.S_IWGRP) and _is_alone_in(status.st_gid)
+    if is_own_group:
         with contextlib.suppress(OSError):  # a disk that has no lists
             is_own_group = "system.posix_acl_access" not in os.listxattr(folder)
     return stat.S_IWOTH | (0 if is_own_group else stat.S_IWGRP)
+
+
+def _is_alone_in(group: int) -> bool:
+    """Whether a group has this user's number, and no other known member but root.
+
+    A directory service need not list its members: see docs/threats.md.
+    """
+    users, members = pwd.getpwall(), set()
+    with contextlib.suppress(KeyError):  # most containers name no group for their user
+        members.update(grp.getgrgid(group).gr_mem)
+    members.update(user.pw_name for user in users if user.pw_gid == group)
+    own = {user.pw_name for user in users if user.pw_uid in (0, os.geteuid())}
+    return group == os.geteuid() and members <= own
 
 
 def why_not(status: os.stat_result, forbidden: int) -> str:

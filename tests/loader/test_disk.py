@@ -5,6 +5,8 @@ import os
 import socket
 import stat
 import struct
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from needs import must_or_skip
 
 from llama_loader import disk
 from llama_loader.disk import Folder
+from tests.rigs.heard import heard
 
 
 def left_behind(place: Path, name: str = f"install.{'0a' * 8}.tmp") -> Path:
@@ -164,6 +167,58 @@ def test_folder_whose_access_control_list_lets_another_user_write_is_not_trusted
         pytest.skip(f"this disk has no access control lists: {error}")
     with pytest.raises(PermissionError, match="can be written by other users"):
         disk.trusted(place)
+
+
+TRUSTED = """if True:
+    import os, sys
+    from llama_loader import disk
+    place, uid, gid = sys.argv[1], *map(int, sys.argv[2:])
+    os.chown(place, uid, gid)
+    os.chmod(place, 0o775)
+    os.seteuid(uid)
+    try:
+        print("trusted", disk.trusted(disk.Path(place, "store")))
+    except PermissionError as error:
+        print(error.strerror)
+"""
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "groups", "is_trusted"),
+    [
+        (54321, 54321, "", True),
+        (54321, 54321, "own:x:54321:", True),
+        (54321, 54321, "own:x:54321:root", True),
+        (54321, 54321, "own:x:54321:root,daemon", False),
+        (54321, 54321, "own:x:54321:of-a-directory-service", False),
+        (54321, 54322, "other:x:54322:", False),
+        (65534, 65534, "nogroup:x:65534:", False),  # sync and _apt are in it, by /etc/passwd
+        (0, 0, "root:x:0:root", True),
+        (0, 0, "root:x:0:daemon", False),
+        (54321, 0, "root:x:0:", False),
+    ],
+)
+def test_folder_that_its_group_can_write_is_trusted_if_this_user_is_its_only_member(
+    uid: int, gid: int, groups: str, *, is_trusted: bool
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="group") as name:
+        (Path(name) / "group").write_text(f"{groups}\n")
+        Path(name).chmod(0o755)
+        (Path(name) / "home").mkdir()
+        mounted = [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            'mount --bind "$0/group" /etc/group && exec "$@"',
+        ]
+        command = [sys.executable, "-c", TRUSTED, f"{name}/home", str(uid), str(gid)]
+        environ = {**os.environ, "PYTHONPATH": str(Path(disk.__file__).parents[1])}
+        done = heard([*mounted, name, *command], env=environ)
+    if done.returncode and "Traceback" not in done.stderr:
+        must_or_skip(f"no file can be mounted here: {done.stderr}")
+    words = "trusted " if is_trusted else "can be written by other users (mode 0775)"
+    assert words in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
