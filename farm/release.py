@@ -109,11 +109,12 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         source=source,
         artifacts=tuple(one.artifact for one in found),
     )
+    published = json.dumps(json_schema(), indent=2).encode() + b"\n"
     if before is not None and msgspec.structs.replace(written, created=before.created) == before:
         written = before  # the same release again has the same bytes, so it may be published again
+        published = _bytes(out / SCHEMA) if (out / SCHEMA).is_file() else published
     content = schema.dump(written)
     schema.parse(content, what=MANIFEST)
-    published = json.dumps(json_schema(), indent=2).encode() + b"\n"
     files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
     files |= {SCHEMA: published, SUMS: sums(written, content, published)}
     # the manifest last: a reader that sees it also sees the others

@@ -200,13 +200,19 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
 
 
 def _near(program: Program, error: ParseError) -> list[str]:
-    """Return the verbs, or options of a verb, that begin with the unknown one, or the nearest."""
+    """Return the verbs, or options of a verb, that begin with the unknown one, or the nearest.
+
+    Without a near one, it is a value whose option was left out: ``invoke status dist``.
+    """
     found = re.search("'(-*)(.*)'", str(error))
     dashes, wrong = found.groups() if found else ("", "")
     flags = error.context.flags if error.context and dashes else ()
     known = [name.lstrip("-") for name in flags or program.collection.task_names]
     begun = [name for name in known if wrong and name.startswith(wrong)]
-    return [f"{dashes}{name}" for name in begun or difflib.get_close_matches(wrong, known, 1)]
+    near = [f"{dashes}{name}" for name in begun or difflib.get_close_matches(wrong, known, 1)]
+    verb = error.context if error.context and error.context.name and not dashes else None
+    given = verb.args.values() if verb else ()
+    return near or [f"--{one.name} {wrong}" for one in given if wrong and one.takes_value][:1]
 
 
 def _help_first(program: Program) -> None:

@@ -61,6 +61,19 @@ def test_release_that_is_written_again_from_the_same_tarballs_is_the_published_o
     assert publishing.prepare(released, to).new == ()
 
 
+def test_release_that_an_older_farm_published_keeps_its_schema_when_it_is_written_again(
+    released: Path, tmp_path: Path
+) -> None:
+    older = json.dumps({**release.json_schema(), "title": "as an older farm had it"}).encode()
+    (released / "manifest.schema.json").write_bytes(older)
+    release.write(released)
+    assert (released / "manifest.schema.json").read_bytes() == older
+    to = places.parse(str(tmp_path / "published"))
+    publish(to, released)
+    release.write(released)
+    assert publishing.prepare(released, to).new == ()
+
+
 def test_wheel_is_published_beside_the_manifest_for_pip_and_stays_as_it_is(
     place: Place, released: Path, tmp_path: Path
 ) -> None:

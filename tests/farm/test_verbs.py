@@ -125,6 +125,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("build-cpu --check", "USAGE", "hint: invoke --list"),
         ("space --to a/b --wait soon", "NUMBER_INVALID", "from 0 to"),
         ("status --foldr dist", "USAGE", "did you mean --folder?"),
+        ("status dist", "USAGE", "did you mean --folder dist?"),
         ("--help nosuch", "USAGE", "'nosuch'"),
         ("--nosuch", "USAGE", "--nosuch"),
         ("verify", "USAGE", "'folder'"),
