@@ -39,7 +39,8 @@ LOCK_SECONDS: Final = 900.0
 """An installation over a slow link; after that the other installer is taken for dead."""
 
 _POLL_SECONDS: Final = 0.05
-_TRIES: Final = 3
+_TRIES: Final = 16
+"""Renames of one runtime: without locks each that fails may be another installer's success."""
 _TAKEN: Final = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
