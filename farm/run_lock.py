@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,12 +90,23 @@ def _open(place: Path, how: int, stack: ExitStack) -> IO[str]:
     """Open and lock the file of this name; a missing file is made."""
     place.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = stack.enter_context(place.open("a+", encoding="ascii"))
+        file = stack.enter_context(os.fdopen(_handle(place), "r+", encoding="ascii"))
         fcntl.flock(file, how)
         with suppress(FileNotFoundError):  # its holder has removed it meanwhile
             if place.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 return file
         file.close()
+
+
+def _handle(place: Path) -> int:
+    """Open a lock's file to write; a link, a device or a FIFO in its place is refused."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(place, flags, 0o600)
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a file that this farm made", str(place))
+    return handle
 
 
 def use(folder: Path) -> None:
@@ -110,7 +122,7 @@ def use(folder: Path) -> None:
         while len(_USED) >= _MOST_USED:
             os.close(_USED.pop(next(iter(_USED))))
         try:
-            handle = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+            handle = _handle(folder / IN_USE)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 return
@@ -126,7 +138,7 @@ def unused(folder: Path) -> Iterator[bool]:
     Raises:
         OSError: this user may not write there.
     """
-    handle = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = _handle(folder / IN_USE)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield True

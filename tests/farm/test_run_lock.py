@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from farm import run_lock
 from farm.errors import BuildError
@@ -88,6 +91,20 @@ def test_whoever_takes_turns_is_alone(tmp_path: Path) -> None:
         thread.join()
     assert crowded == []
     assert counter.read_text() == "400"
+
+
+@pytest.mark.parametrize("put", [os.symlink, os.link, lambda _, place: os.mkfifo(place)])
+def test_link_in_the_place_of_a_lock_costs_no_person_a_file(tmp_path: Path, put: Any) -> None:
+    mine, out = tmp_path / "letter", tmp_path / "out"
+    mine.write_text("mine")
+    out.mkdir()
+    put(mine, out / ".a.lock")
+    put(mine, out / run_lock.IN_USE)
+    with refused("OUT_NOT_WRITABLE", BuildError), run_lock.turn(out, "a"):
+        pass
+    with pytest.raises(OSError, match=r"not a file|symbolic"):
+        run_lock.use(out)
+    assert mine.read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
