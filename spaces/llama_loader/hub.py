@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,10 @@ _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may be silent when it answers a question about a file."""
 _ANSWERED: Final = 60.0
 """Seconds until the whole answer is here: the client's own time begins anew with every byte."""
+_LONGEST_ANSWER: Final = 16 << 20
+"""Bytes of an answer that is no file; the list of a repository of 10,000 files has some 2 MB."""
+_asking: Final = threading.local()
+"""``until``: when the question that this thread asks the Hub has to be answered."""
 _XET_PLACE: Final = "/xet-read-token"
 """In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
 _NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
@@ -69,11 +74,76 @@ def files(settings: Settings) -> list[str]:
 
 
 def _answered(ask: Callable[[], Any]) -> Any:
-    """Return what the Hub answers, if it does so in time."""
-    asking = Background(ask)
+    """Return what the Hub answers, if it does so in time; the connection ends with the time."""
+
+    def asked() -> Any:
+        _asking.until = time.monotonic() + _ANSWERED
+        return ask()
+
+    asking = Background(asked)
     if not asking.wait(_ANSWERED):
-        raise TimeoutError(f"no whole answer within {_ANSWERED:g} s")
+        from huggingface_hub import close_session
+
+        close_session()
+        raise TimeoutError(_late())
     return asking.result()
+
+
+def _late() -> str:
+    return f"no whole answer within {_ANSWERED:g} s"
+
+
+def _bounded(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what makes the Hub's client with bounds for answers that are no files."""
+
+    def made() -> Any:
+        client = make()
+        client.event_hooks["request"].append(_begin_request)
+        client.event_hooks["response"].append(_bound_answer)
+        return client
+
+    made.is_bounded = True  # type: ignore[attr-defined]
+    return made
+
+
+def _begin_request(request: Any) -> None:
+    """Have a question answered in plain bytes, and in time, wherever it is redirected to."""
+    until = getattr(_asking, "until", None)
+    if until is None and _XET_PLACE in request.url.path:  # within a download, which may take long
+        until = time.monotonic() + _ANSWERED
+    if until is not None:
+        request.headers["Accept-Encoding"] = "identity"
+        request.extensions.setdefault("answered_until", until)
+
+
+def _bound_answer(response: Any) -> None:
+    """Bound the bytes and the time of an answer, unless it is a file that somebody downloads.
+
+    A few compressed megabytes could become gigabytes: an answer that is encoded all the same is
+    refused.
+    """
+    until = response.request.extensions.get("answered_until")
+    if response.request.method == "HEAD" or (until is None and response.status_code in {200, 206}):
+        return
+    if until and response.headers.get("Content-Encoding", "identity") != "identity":
+        raise ValueError("its answer is compressed, which was not asked for")
+    stream, library = response.stream, sys.modules[type(response).__module__.partition(".")[0]]
+
+    class Bounded(library.SyncByteStream):  # type: ignore[name-defined, misc]
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for piece in stream:
+                size += len(piece)
+                if size > _LONGEST_ANSWER:
+                    raise ValueError(f"its answer is longer than {_LONGEST_ANSWER} bytes")
+                if until and time.monotonic() > until:
+                    raise TimeoutError(_late())
+                yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+    response.stream = Bounded()
 
 
 def files_in_cache(settings: Settings) -> list[str]:
@@ -189,6 +259,7 @@ def _hub_client(settings: Settings) -> ModuleType:
     try:
         import huggingface_hub.constants  # which reads its variables
         import huggingface_hub.file_download  # tqdm reads variables too
+        import huggingface_hub.utils._http as http
         import huggingface_hub.utils.logging
     except ValueError as error:
         raise SettingError("SETTING_INVALID/hub-client", error=error) from error
@@ -196,6 +267,9 @@ def _hub_client(settings: Settings) -> ModuleType:
         raise SettingError("HUB_CLIENT_MISSING") from error
     # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr
     huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    make = getattr(http, "_GLOBAL_CLIENT_FACTORY", http.default_client_factory)  # perhaps the app's
+    if not hasattr(make, "is_bounded"):
+        huggingface_hub.set_client_factory(_bounded(make))
     return huggingface_hub
 
 

@@ -7,7 +7,10 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +31,7 @@ from tests.loader.test_model import (
     path_from_hub,
     refused,
 )
-from tests.rigs import fault_server, hub, refusals
+from tests.rigs import fault_server, http_served, hub, refusals
 from tests.rigs.fault_server import FaultServer
 from tests.rigs.heard import heard
 from tests.rigs.http_served import Answer, Request
@@ -100,7 +103,9 @@ def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: P
 
 
 def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a thread stay behind that goes on reading."""
     monkeypatch.setattr(client, "_ANSWERED", 0.5)
+    before = set(threading.enumerate())
     with FaultServer() as server:
         for path in ("/me/model/resolve/main/m.gguf", "/api/models/me/model"):
             server.put(path, b"[]")
@@ -112,6 +117,60 @@ def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.Monkey
             asked = {**model_, "hf_endpoint": server.url}
             with refusals.refused("HUB_UNREACHABLE", match="no whole answer within 0.5 s"):
                 model.size_on_hub(load({}, {"HOME": "/nowhere"}, **asked))
+
+        def left() -> list[str]:
+            names = [one.name for one in {*threading.enumerate()} - before]
+            return [name for name in names if "_run" in name]
+
+        until(lambda: not left(), lambda: f"{left()} still read")
+
+
+def unpacked_without_end(sent: list[int]) -> Iterator[bytes]:
+    """A JSON text in gzip, 8 MiB of blanks in 8 kB; notes what was sent until the client left."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    yield packer.compress(b'{"siblings":[') + packer.flush(zlib.Z_FULL_FLUSH)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    piece = packer.compress(b" " * (8 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    for sent[0] in range(100_000):
+        yield piece
+
+
+def plain_without_end(sent: list[int]) -> Iterator[bytes]:
+    yield b'{"siblings":['
+    for sent[0] in range(100_000):
+        yield b" " * (1 << 16)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "headers", "words"),
+    [
+        (unpacked_without_end, 200, {"Content-Encoding": "gzip"}, "compressed"),
+        (unpacked_without_end, 404, {"Content-Encoding": "gzip"}, "compressed"),
+        (plain_without_end, 200, {}, "longer than 16777216 bytes"),
+        (plain_without_end, 302, {"Location": "/elsewhere"}, "longer than 16777216 bytes"),
+    ],
+)
+def test_list_of_files_without_end_takes_neither_memory_nor_time(
+    body: Callable[[list[int]], Iterator[bytes]], status: int, headers: dict[str, str], words: str
+) -> None:
+    sent, asked_for, gone = [0], [], threading.Event()
+
+    def answer(asked: Request) -> Answer:
+        asked_for.append(asked.headers["Accept-Encoding"])
+        return Answer(status, told_when_it_ends(body(sent)), {**headers})
+
+    def told_when_it_ends(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from pieces
+        finally:
+            gone.set()
+
+    with http_served.serving(answer) as url, refusals.refused("HUB_UNREACHABLE", match=words):
+        wanted = load({}, {"HOME": "/nowhere"}, gguf_repo_id="me/model:Q4_K_M", hf_endpoint=url)
+        model.size_on_hub(wanted)
+    assert gone.wait(60)
+    assert asked_for == ["identity"]
+    assert sent[0] < 2000
 
 
 def test_file_in_the_hubs_cache_with_other_bytes_is_named(clinic: Clinic) -> None:
