@@ -17,4 +17,4 @@ def respond(message, history):
         raise gr.Error(f"{error.message}. {error.hint}", print_exception=False) from error
 
 
-gr.ChatInterface(respond).queue(default_concurrency_limit=3, max_size=20).launch()
+gr.ChatInterface(respond).queue(default_concurrency_limit=3, max_size=20).launch(max_file_size=0)

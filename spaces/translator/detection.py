@@ -163,14 +163,10 @@ def _han(text: str) -> str:
     japanese = chinese = simplified = 0
     for letter in letters:
         modern = _LEVEL_1[0] <= letter.encode("shift_jis", "replace") <= _LEVEL_1[1]
-        mainland, taiwan = _has("gb2312", letter), _has("big5", letter)
+        mainland, taiwan = (letter.encode(one, "ignore") != b"" for one in ("gb2312", "big5"))
         japanese += modern and not (mainland or taiwan)
         chinese += letter in _ONLY_CHINESE or not modern
         simplified += mainland - taiwan
     if japanese > chinese or (not chinese and len(letters) <= _LONGEST_OF_KANJI):
         return "ja"
     return "zh-Hans" if simplified >= 0 else "zh-Hant"
-
-
-def _has(encoding: str, letter: str) -> bool:
-    return letter.encode(encoding, "ignore") != b""

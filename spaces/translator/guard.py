@@ -15,7 +15,6 @@ import os
 import re
 import socket
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -27,12 +26,7 @@ from starlette.responses import JSONResponse
 from llama_loader.errors import safe
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
-
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
-    Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _POSTED: Final = re.compile(
     r"/gradio_api/(?:queue/join|cancel|reset|run/predict|call/.+|mcp(?:/.*)?)/?"
@@ -44,11 +38,12 @@ _ENDPOINT: Final = re.compile(r"/gradio_api/call/(?P<named>v2/)?(?P<name>[^/]+)/
 """Where programs send a list of values to, or under ``v2`` values with names."""
 _CLOSED: Final = re.compile(r"/monitoring.*|/gradio_api/(?:deep_link|upload.*)")
 """Routes that are read with GET, and that no part of the page uses."""
-_NOT_THE_PAGES: Final = "this request is none that the page makes"
 _BYTES_EACH: Final = 12
 """Most bytes of a character in JSON: two escapes such as ``\\ud83d``."""
 _BESIDE: Final = 64 * 1024
 """Bytes of a request beside the text."""
+_DEEPEST: Final = 32
+"""Levels of lists and objects in each other: gradio and MCP walk through them by recursion."""
 _SECONDS: Final = 30.0
 """For a whole body."""
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,255})(?::[0-9]{1,5})?")
@@ -67,16 +62,19 @@ class Guard:
         max_chars: the longest text that the page takes, in characters.
     """
 
-    def __init__(self, application: Application, *, max_chars: int) -> None:
+    def __init__(self, application: ASGIApp, *, max_chars: int) -> None:
         self._application = application
         self._limit = max_chars * _BYTES_EACH + _BESIDE
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
         began = False
+
+        async def receiving() -> Message:  # the body once, then what becomes of the connection
+            return next(messages, None) or await receive()
 
         async def sending(message: Message) -> None:
             nonlocal began
@@ -87,9 +85,11 @@ class Guard:
             _require_host(scope)
             _require_route(scope)
             body = await asyncio.wait_for(_read(receive, self._limit), _SECONDS)
-            _require_values(scope, body)
-            _require_arguments(scope, body)
-            await self._application(scope, _replayed(body, receive), sending)
+            asked = _parsed(body)
+            _require_values(scope, asked)
+            _require_arguments(scope, asked)
+            messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+            await self._application(scope, receiving, sending)
         except (HTTPException, asyncio.TimeoutError) as error:
             refused = error if isinstance(error, HTTPException) else HTTPException(408, "too slow")
             await _answer(refused.status_code, refused.detail)(scope, receive, send)
@@ -97,10 +97,10 @@ class Guard:
             line = f"refused {scope['method']} {scope['path']}: {type(error).__name__}: {error}"
             sys.stderr.write(f"{safe(line)[:300]}\n")
             if not began:
-                await _answer(400, _NOT_THE_PAGES)(scope, receive, send)
+                await _answer(400, "this request is none that the page makes")(scope, receive, send)
 
 
-def _require_host(scope: MutableMapping[str, Any]) -> None:
+def _require_host(scope: Scope) -> None:
     """Refuse a Host that is not this machine's: gradio writes it into the page.
 
     On a Space the Hub's proxy chooses the Space by it.
@@ -131,7 +131,7 @@ def _is_own(host: str) -> bool:
     return True
 
 
-def _require_route(scope: MutableMapping[str, Any]) -> None:
+def _require_route(scope: Scope) -> None:
     path, reads = scope["path"], scope["method"] in {"GET", "HEAD", "OPTIONS", "DELETE"}
     if _CLOSED.fullmatch(path) or not (reads or _POSTED.fullmatch(path)):
         raise HTTPException(404, "the page has no such route")
@@ -149,18 +149,33 @@ async def _read(receive: Receive, limit: int) -> bytes:
             return bytes(body)
 
 
-def _require_values(scope: MutableMapping[str, Any], body: bytes) -> None:
+def _parsed(body: bytes) -> Any:
+    """Return what a body's JSON says, None for an empty one."""
+    try:
+        asked = json.loads(body or b"null")
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "a request is JSON") from error
+    level: list[Any] = [[asked]]
+    for _ in range(_DEEPEST + 1):
+        inside = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for many in inside for one in many if isinstance(one, dict | list)]
+    if level:
+        raise HTTPException(400, f"a request has at most {_DEEPEST} levels")
+    return asked
+
+
+def _require_values(scope: Scope, asked: Any) -> None:
     """Refuse values that no component of the page sends: gradio prints a traceback for them."""
     if _CALLED.fullmatch(scope["path"]):
-        asked = json.loads(body)
         function = scope["app"].get_blocks().fns[asked["fn_index"]]
         for component, value in zip(function.inputs, asked["data"], strict=True):
-            if not isinstance(value, str | None):
+            kind = str if isinstance(component, gr.Dropdown) else str | None
+            if not isinstance(value, kind):
                 raise TypeError("a value that is no text")
             component.preprocess(value)
 
 
-def _require_arguments(scope: MutableMapping[str, Any], body: bytes) -> None:
+def _require_arguments(scope: Scope, asked: Any) -> None:
     """Refuse a program's call that gradio would end with ``null`` and a traceback."""
     called = _ENDPOINT.fullmatch(scope["path"])
     if called is None or scope["method"] != "POST":
@@ -170,31 +185,17 @@ def _require_arguments(scope: MutableMapping[str, Any], body: bytes) -> None:
     if called["name"] not in public:
         raise HTTPException(404, f"there is no such endpoint; there are: {', '.join(public)}")
     names = list(inspect.signature(public[called["name"]].fn).parameters)
-    came = "no JSON"
-    with suppress(ValueError):
-        asked = json.loads(body)
-        given = asked if called["named"] else asked.get("data") if isinstance(asked, dict) else None
-        if called["named"] and isinstance(given, dict):
-            unknown = ", ".join(sorted(set(given) - set(names)))
-            came = unknown and f"unknown: {safe(unknown)[:100]}"
-        elif isinstance(given, list) and not called["named"]:
-            came = "" if len(given) == len(names) else f"{len(given)} came"
-        else:
-            came = "none came"
+    given = asked if called["named"] else asked.get("data") if isinstance(asked, dict) else None
+    came = "none came"
+    if called["named"] and isinstance(given, dict):
+        unknown = ", ".join(sorted(set(given) - set(names)))
+        came = unknown and f"unknown: {safe(unknown)[:100]}"
+    elif isinstance(given, list) and not called["named"]:
+        came = "" if len(given) == len(names) else f"{len(given)} came"
     if came:
         form = "by these names" if called["named"] else 'in this order, as {"data": […]}'
         takes = f"{called['name']} takes {len(names)} values: {', '.join(names)}"
         raise HTTPException(400, f"{takes}, {form}; {came}")
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return what gives a body once, and then what becomes of the connection."""
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receiving() -> Message:
-        return next(messages, None) or await receive()
-
-    return receiving
 
 
 def _answer(status: int, sentence: str) -> JSONResponse:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator  # noqa: TC003 - gradio reads the handlers' hints
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import gradio as gr
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 """Words for a ``Progress``'s stage; for all others ``waiting``."""
+_KEPT: Final = 100
+"""Visitors whose unfinished texts are kept; a program can pretend to be any number of them."""
 
 
 class Handlers:
@@ -36,8 +38,8 @@ class Handlers:
         self._retries = retries
         self._settings = settings
         self._line = line
-        self._stops: dict[str, threading.Event] = {}
-        self._unfinished: dict[str, tuple[object, list[str]]] = {}
+        self._stops: dict[threading.Event, str] = {}
+        self._unfinished: OrderedDict[str, tuple[object, list[str]]] = OrderedDict()
 
     def again(self, request: gr.Request) -> list[Any]:
         """Prepare again after a failure."""
@@ -82,7 +84,7 @@ class Handlers:
         end the translated file as JSON, with its ``name`` and, in base64, its ``content``.
         """
         words = _words(request)
-        if not content:  # the browser has refused it, and said why
+        if not name or not content:  # the browser has refused it, and said why
             yield [gr.skip(), gr.skip(), ""]
             return
         document = documents.read(name, content, self._settings.max_chars)
@@ -100,18 +102,24 @@ class Handlers:
         It ends the visitor's translation before, and resumes one of the same text.
         """
         self.end(request)
-        visitor = str(request.session_hash)
-        stopped = self._stops[visitor] = threading.Event()
+        visitor, stopped = str(request.session_hash), threading.Event()
         about = (job.text, *job.pair())
         before, so_far = self._unfinished.get(visitor, (about, []))
         done = list(so_far) if before == about else []
-        self._unfinished[visitor] = about, done
-        update = None
-        with closing(translate(self._engine, self._settings, job, self._line, done)) as updates:
+        updates, update = translate(self._engine, self._settings, job, self._line, done), None
+        self._stops[stopped] = visitor
+        try:
             for update in updates:
                 if stopped.is_set():
                     break
+                if done:
+                    self._unfinished[visitor] = about, done
+                    while len(self._unfinished) > _KEPT:
+                        self._unfinished.popitem(last=False)
                 yield update
+        finally:
+            updates.close()
+            del self._stops[stopped]
         if stopped.is_set():
             yield None
         elif isinstance(update, Answer):
@@ -119,16 +127,15 @@ class Handlers:
 
     def end(self, request: gr.Request) -> gr.Button:
         """Have this visitor's translation end with its next update, a quarter of a second away."""
-        running = self._stops.get(str(request.session_hash))
-        if running is not None:
-            running.set()
+        for stopped, visitor in list(self._stops.items()):
+            if visitor == str(request.session_hash):
+                stopped.set()
         return gr.Button(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
         """End what a visitor who has gone is waiting for, and forget the visitor."""
         self.end(request)
-        for known in (self._stops, self._unfinished):
-            known.pop(str(request.session_hash), None)
+        self._unfinished.pop(str(request.session_hash), None)
 
     def diagnose(self, request: gr.Request) -> Iterator[list[Any]]:
         """Run the doctor."""

@@ -151,12 +151,11 @@ class Page:
             **options,
         )
 
-    def _state(self, request: Request) -> JSONResponse:
+    def _state(self, _: Request) -> JSONResponse:
         """Tell a page that asks again and again whether there is something new to show.
 
         ``start`` is another one after a restart of the app, ``seen`` where the engine's state is.
         """
-        del request
         now = self.engine.status()
         seen = repr((now.phase, now.warm, now.failure, now.progress, int(now.elapsed or 0)))
         known = {"start": self._start, "phase": now.phase, "seen": zlib.crc32(seen.encode())}

@@ -59,20 +59,18 @@ def failure(found: Failure | None, words: Mapping[str, str]) -> str:
     if found is None:
         return ""
     what, hint, original = texts.say(found, words["locale"])
+    owners = advice.is_owners(found)
     told = (
         f"<p class='what'>{escape(what)}</p>"
         f"<p><b>{escape(words['what_to_do'])}</b> {escape(hint or words['no_hint'])}</p>"
-        f"{advices(advice.of_code(found.code), words)}"
+        f"{advices(advice.of_code(found.code), words)}{_settings_link(words) if owners else ''}"
+        f'{_original(original, words)}<p class="code">{escape(found.code)}</p>'
     )
-    code = f'<p class="code">{escape(found.code)}</p>'
-    if advice.is_owners(found):
+    if owners:
         told = (
             f'<p class="lead">{escape(words["fault"])}</p>'
-            f'<section class="owner"><h2>{escape(words["for_owner"])}</h2>'
-            f"{told}{_settings_link(words)}{_original(original, words)}{code}</section>"
+            f'<section class="owner"><h2>{escape(words["for_owner"])}</h2>{told}</section>'
         )
-    else:
-        told += _original(original, words) + code
     return f'<div class="failure" role="alert">{told}</div>'
 
 

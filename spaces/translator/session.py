@@ -31,6 +31,8 @@ _OF_CONTEXT: Final = 8
 tokens of a character, and the sentences before it and the answer need room, too."""
 _LEAST, _MOST = 16, 600
 """Tokens of a piece. A translation that ended early resumes at its piece."""
+_FINER_LEAST, _FINER_EACH = 50, 20
+"""Requests for finer parts: so many for each text, and one more for so many of its characters."""
 _LOST: Final = frozenset({"ZEROGPU_ABORTED", "NO_ANSWER", "ANSWER_CUT", "ANSWER_TIMEOUT"})
 """Failures of a GPU or server that went away in the middle of an answer."""
 _SHOW_EVERY: Final = 0.04
@@ -170,8 +172,7 @@ def translate(
         done: answers to the job's first pieces, from a translation that ended early; this one
             resumes after them, and appends each further one.
     """
-    refused = refusal(job, settings.max_chars)
-    if refused:
+    if refused := refusal(job, settings.max_chars):
         yield refused
         return
     with (line or Line(1, 0)).places() as places:
@@ -241,6 +242,7 @@ class _Run:
         done: answers to the first pieces; each further one is appended.
         before: the sentences before the next piece, and their translation.
         last: the newest part of an answer.
+        finer: requests for parts of pieces so far.
         cut: the context ended an answer.
         ask: what the model is asked through.
     """
@@ -252,6 +254,7 @@ class _Run:
     done: list[str] = field(default_factory=list)
     before: tuple[str, str] | None = None
     last: Piece | None = None
+    finer: int = 0
     cut: bool = False
     ask: Any = None
 
@@ -299,9 +302,12 @@ class _Run:
         if ended and pieces.faithful(source, answer):
             return pieces.mended(source, answer)
         parts = pieces.finer(source)
-        if not parts:
+        finer = self.finer + sum(not part.kept for part in parts)
+        most = _FINER_LEAST + sum(len(part.text) for part in self.parts) // _FINER_EACH
+        if not parts or finer > most:
             self.cut |= not ended
             return pieces.mended(source, answer)
+        self.finer = finer
         made = ""
         for part in parts:
             told = part.text if part.kept else (yield from self._piece(part.text, shown + made))

@@ -42,19 +42,12 @@ def every() -> Mapping[str, Mapping[str, str]]:
     return {locale: {name: words[locale] for name, words in found.items()} for locale in LOCALES}
 
 
-@cache
-def sentences() -> Mapping[str, Mapping[str, str]]:
-    """Return ``what`` and ``hint`` in Japanese by code."""
-    found: Mapping[str, Mapping[str, str]] = read("sentences_ja.json")
-    return found
-
-
 def say(one: Failure | Note, locale: str) -> tuple[str, str, str]:
     """Return what happened and what to do, in a locale, and the English where that is another.
 
     Where the loader knows nothing to do, that is empty.
     """
-    known = sentences().get(one.code) if locale == "ja" else None
+    known = read("sentences_ja.json").get(one.code) if locale == "ja" else None
     if known is None:
         return one.message, one.hint, ""
     return known["what"], known["hint"], f"{one.message}\n{one.hint}"
@@ -83,6 +76,7 @@ def accepted(header: str | None) -> str:
     return next((name for name in named if name in LOCALES), LOCALES[0])
 
 
+@cache
 def read(name: str) -> Any:
     """Return what one of the files beside this one holds, in JSON."""
     return json.loads(Path(__file__).with_name(name).read_text("utf-8"))

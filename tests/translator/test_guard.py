@@ -109,6 +109,51 @@ CALLS: dict[str, list[object]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "values", [["Hello.", "auto", "en", ""], ["a.txt", "SGVsbG8u", "auto", "en"]]
+)
+def test_null_in_place_of_an_input_writes_no_traceback(page: Space, values: list[str]) -> None:
+    told = config(page).json()
+    kinds = {one["id"]: one["type"] for one in told["components"]}
+    asking = [one for one in told["dependencies"] if one["backend_fn"] and len(one["inputs"]) == 4]
+    assert len(asking) == 2
+    dropdowns = [number for number, value in enumerate(values) if value in {"auto", "en"}]
+    (function,) = (
+        one["id"]
+        for one in asking
+        if [kinds[name] == "dropdown" for name in one["inputs"]]
+        == [number in dropdowns for number in range(4)]
+    )
+    for place in range(4):
+        data = [None if number == place else value for number, value in enumerate(values)]
+        session = f"{function}-{place}"
+        asked = {"data": data, "fn_index": function, "session_hash": session}
+        answer = post(page, "queue/join", json=asked)
+        assert answer.status_code == (400 if place in dropdowns else 200)
+        if answer.ok:
+            await_end(page, session)
+    assert "Traceback" not in page.said()
+
+
+def await_end(page: Space, session: str) -> None:
+    address = f"{page.url}/gradio_api/queue/data?session_hash={session}"
+    with requests.get(address, stream=True, timeout=30) as told:
+        assert any(b"process_completed" in line for line in told.iter_lines())
+
+
+@pytest.mark.parametrize("levels", [33, 300, 900, 20_000])
+@pytest.mark.parametrize(
+    "route", ["queue/join", "call/translate", "call/v2/detect", "mcp/", "cancel", "reset"]
+)
+def test_deeply_nested_body_is_refused_without_a_traceback(
+    page: Space, route: str, levels: int
+) -> None:
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    for one in ("[" * levels + "]" * levels, '{"data":' * levels + "1" + "}" * levels, "[{"):
+        assert post(page, route, data=one, headers=headers).status_code == 400
+    assert "Traceback" not in page.said()
+
+
 @pytest.mark.parametrize("route", CALLS)
 def test_call_that_no_browser_makes_writes_no_traceback(page: Space, route: str) -> None:
     for asked in CALLS[route]:

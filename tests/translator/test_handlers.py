@@ -75,6 +75,25 @@ def test_press_after_a_stop_resumes_and_another_text_or_visitor_begins_anew() ->
     assert not page._stops
 
 
+def test_visitors_who_name_themselves_anew_each_time_fill_no_memory() -> None:
+    page = made(Capitals())
+    for number in range(150):
+        visitor = cast("gr.Request", SimpleNamespace(session_hash=str(number), headers={}))
+        list(page.press("x" * 20_001, "ja", "en", "yes", visitor))
+        list(page.press_file(*sent("a.txt", "Hello."), "en", "en", visitor))
+    assert not page._unfinished
+    for number in range(150):
+        visitor = cast("gr.Request", SimpleNamespace(session_hash=str(number), headers={}))
+        running = page.press(TEXT, "en", "de", "yes", visitor)
+        for _ in range(3):
+            next(running)
+        page.end(visitor)
+        list(running)
+    assert list(page._unfinished) == [str(number) for number in range(50, 150)]
+    page.press(TEXT, "en", "de", "yes", VISITOR).close()
+    assert not page._stops
+
+
 def test_second_press_ends_the_visitors_first() -> None:
     page = made(Capitals())
     first = page.press(TEXT, "en", "de", "yes", VISITOR)

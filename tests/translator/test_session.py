@@ -254,6 +254,13 @@ def test_form_survives_a_model_that_loses_lines_and_marks() -> None:
     )
 
 
+def test_text_of_marks_costs_no_more_requests_than_a_long_text_has_pieces() -> None:
+    engine = Answering(lambda text: text.replace("|", ""))
+    list(translate(engine, replace(LONG, max_chars=20_000), Job("a|" * 10_000, "en", "de")))
+    pieces_of_it = 20_000 / 190
+    assert len(engine.asked) < pieces_of_it + 50 + 20_000 / 20
+
+
 def test_answer_that_the_context_ended_is_asked_for_in_finer_pieces() -> None:
     class Ending(Answering):
         def events(self, asked: Any, **options: Any) -> Generator[Item, None, None]:
