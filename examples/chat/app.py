@@ -1,5 +1,3 @@
-"""A chat with any GGUF model: the whole Space."""
-
 import gradio as gr
 
 from llama_space import Engine, LoaderError
@@ -8,8 +6,10 @@ engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one he
 
 
 def respond(message, history):
-    """Stream the model's answer to a message."""
+    """Stream the model's answer to a message: with the page below the whole Space."""
     asked, text = [*history, {"role": "user", "content": message}], ""
+    if len(str(asked)) > engine.settings.max_chars:
+        raise gr.Error("This chat is too long: begin a new one.", print_exception=False)
     try:
         for piece in engine.chat(asked, max_tokens=engine.settings.max_new_tokens or 512):
             yield (text := text + piece)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import space
 from gradio_client import Client
+from gradio_client.exceptions import AppError
 from verbs import PROJECT
 from zerogpu import Emulator
 
@@ -72,6 +74,22 @@ def served(
 
 def test_example_is_ten_lines_of_code_in_twenty() -> None:
     assert len((EXAMPLE / "app.py").read_text().splitlines()) <= 20
+
+
+def test_example_keeps_no_upload_and_answers_no_endless_text(
+    folder: Path, settings: dict[str, str], tmp_path: Path
+) -> None:
+    kept = tmp_path / "uploads"
+    python, root = str(folder / "venv/bin/python"), folder / "app"
+    environment = {**settings, "GRADIO_TEMP_DIR": str(kept)}
+    with space.serving(tmp_path / "home", python=python, root=root, **environment) as app:
+        files = {"files": ("visitors.bin", b"x" * 3_000_000)}
+        answer = requests.post(f"{app.url}/gradio_api/upload", files=files, timeout=60)
+        assert answer.status_code == 413
+        assert not [path for path in kept.rglob("*") if path.is_file()]
+        with pytest.raises(AppError, match="too long"):
+            Client(app.url, verbose=False).predict("x" * 20_000, api_name="/respond")
+        assert "Traceback" not in app.said()
 
 
 def test_chat_streams_an_answer_and_sends_the_turns_before(served: space.Space) -> None:
