@@ -68,7 +68,7 @@ def serving(
     reader = threading.Thread(target=_keep, args=(process, log, up))
     reader.start()
     try:
-        assert up.wait(90), log.read_text()
+        assert up.wait(240), log.read_text()
         assert process.poll() is None, log.read_text()
         yield Space(f"http://127.0.0.1:{port}", process.pid, log)
     finally:

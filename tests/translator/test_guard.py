@@ -156,10 +156,12 @@ def test_deeply_nested_body_is_refused_without_a_traceback(
 
 @pytest.mark.parametrize("route", CALLS)
 def test_call_that_no_browser_makes_writes_no_traceback(page: Space, route: str) -> None:
+    line = f"refused POST /gradio_api/{route}"
+    before = page.said().count(line)
     for asked in CALLS[route]:
         assert post(page, route, json=asked).status_code < 500
     assert "Traceback" not in page.said()
-    assert page.said().count(f"refused POST /gradio_api/{route}") <= len(CALLS[route])
+    assert page.said().count(line) - before <= len(CALLS[route])
 
 
 @pytest.mark.parametrize(
