@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
+_FORMS: Final = {
+    "--to": "--to OWNER/NAME: your account on the Hub, a slash, and the Space's name",
+    "--tree": "--tree .farm/trees/NAME",
+    "--public-key": "--public-key RW…: the line of base64 in the key's .pub file",
+}
+"""How options without a default are given."""
 
 
 class Only:
@@ -75,7 +81,8 @@ def given(option: str, value: str) -> str:
         UsageError: it was not given.
     """
     if not value:
-        raise UsageError("OPTION_MISSING", f"{option} was not given")
+        hint = f"give {_FORMS.get(option, f'{option} VALUE')}"
+        raise UsageError("OPTION_MISSING", f"{option} was not given", hint=hint)
     return value
 
 

@@ -6,6 +6,7 @@ files that the Space has.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -104,10 +105,12 @@ def make(wish: Wish, report: BuildReport) -> None:
     looked_at = _planned(wish, host, {})
     if not wish.dry_run:
         hub.Hub(wish.to).require_writable()
+    report.say(f"looking at Space {wish.to}, its model and hardware")
     deploy_space.require_model(wish.model)
     deploy_space.compare(looked_at, adopt=wish.adopt)
     variables, pin = _chosen(wish, host, report)
     planned = _planned(wish, host, pin, variables)
+    report.say(f"comparing spaces/ with Space {wish.to}")
     changes = deploy_space.compare(planned, adopt=wish.adopt)
     show.deployment(changes, hardware)
     if wish.dry_run:
@@ -131,6 +134,8 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
         show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
             show.line(publishing.publish(plan, place, show.line))
+            if (line := publishing.requirement(plan, place)) is not None:
+                show.note(f"for requirements.txt of a Space: {line}")
     return plan
 
 
@@ -150,6 +155,7 @@ def _chosen(
 ) -> tuple[Mapping[str, str], Mapping[str, Any] | None]:
     """Return what chooses the Space's llama-server: variables, and its ``release.json``."""
     if wish.url is not None:
+        report.say(f"downloading {wish.url}")
         found = pin_space.archive(wish.url, (host.facts,), host.options)
         show.archive(found)
         return found.variables(), {}
@@ -200,42 +206,48 @@ def _require_runs(manifest: bytes, wish: Wish, host: Host, what: str) -> None:
 def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> str | None:
     """Return the newest published release that the hardware can run, publishing one if needed."""
     folder = wish.folder or Path("dist") / host.arch_set
-    published = [
-        name
-        for name in reversed(place.releases())
-        if _can_run(place.small(name, release.MANIFEST), host)
-    ]
+    published = _newest(place, host, report)
     built = _built(folder, host)
-    if published and built not in {None, published[0]}:
+    if published and built not in {None, published}:
         built = None  # an older one, or one that was never published
     if published and (wish.dry_run or built is None):
-        return published[0]
+        return published
     if wish.dry_run:
         built_with = f"{host.arch_set} would be built, with --engine {wish.build.engine}"
-        what = f"{folder} would be published" if built else built_with
-        report.say(f"release: none at {place.where} yet; {what}")
+        report.say(f"release: {f'{folder} would be published' if built else built_with}")
         return None
     if built is None:
         _build(folder, wish, host, report)
     return publish(folder, place).release
 
 
+def _newest(place: Destination, host: Host, report: BuildReport) -> str | None:
+    """Return the newest published release that the hardware can run; name those passed over."""
+    report.say(f"looking for a release at {place.where}")
+    names = place.releases()
+    for name in reversed(names):
+        said = _refusal(place.small(name, release.MANIFEST), host)
+        if not said:
+            return name
+        report.say(f"release: {name} of {place.where} is passed over: {said}")
+    if not names:
+        report.say(f"release: none at {place.where} yet")
+    return None
+
+
 def _built(folder: Path, host: Host) -> str | None:
     """Return the name of the release in a folder; None if it has none for the hardware."""
     manifest = folder / release.MANIFEST
-    if not manifest.is_file() or not _can_run(manifest.read_bytes(), host):
+    if not manifest.is_file() or _refusal(manifest.read_bytes(), host):
         return None
     return release.load(folder).release
 
 
-def _can_run(manifest: bytes, host: Host) -> bool:
-    return not _refusal(manifest, host)
-
-
 def _refusal(manifest: bytes, host: Host, *options: str) -> str:
-    """Return the loader's error line if the hardware cannot run a manifest's release, or ``""``."""
+    """Return the loader's sentence if the hardware cannot run a manifest's release, or ``""``."""
     done = loader.suppose(manifest, host.facts, *host.options, *options)
-    return done.stderr.strip().partition("\n")[0] if done.returncode else ""
+    line = done.stderr.strip().partition("\n")[0] if done.returncode else ""
+    return re.sub(r"^error\[(\w+)\]: (.*)", r"\2 (\1)", line)
 
 
 def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
@@ -251,7 +263,7 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
     preflight.build(request, report)
     said = _refusal((folder / release.MANIFEST).read_bytes(), host)
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
-    if toolkits and "error[CUDA_LIBRARY_MISSING]" in said:
+    if toolkits and "(CUDA_LIBRARY_MISSING)" in said:
         cuda_runtime.make(f"cu{max(toolkits).replace('.', '')}", folder, "tar.zst")
         release.write(folder)
         said = _refusal((folder / release.MANIFEST).read_bytes(), host)

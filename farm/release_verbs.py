@@ -32,7 +32,7 @@ def publish(
     """
     from farm import own_space, trust
     from farm.publish import gate as checking
-    from farm.publish import places, publishing
+    from farm.publish import places
 
     place = places.parse(to)
     wanted = None if channel is None else places.require_name("channel", channel)
@@ -43,10 +43,6 @@ def publish(
         report.require_passed()
         checked = report.manifest_sha256
     plan = own_space.publish(folder, place, dry_run=dry_run)
-    if dry_run:
-        return
-    if (line := publishing.requirement(plan, place)) is not None:
-        show.note(f"for requirements.txt of a Space: {line}")
     if wanted is not None and signer is not None:
         from farm.publish import channels
 

@@ -157,8 +157,13 @@ class Destination(ABC):
         return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
 
     def not_published(self, folder: str, name: str) -> PublishError:
-        """Return the error of a missing file."""
-        return PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {folder}")
+        """Return the error of a missing file; of a release, with the newest ones that there are."""
+        hint = ""
+        if name == MANIFEST and not folder.startswith(self.channel_folder):
+            others = self.releases()[::-1]
+            named = ", ".join([*others[:5], *(["…"] if others[5:] else [])])
+            hint = f"there is: {named}" if named else "no release is published there"
+        return PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {folder}", hint=hint)
 
     def moved(self, channel: str, serial: int) -> PublishError:
         """Return the error of a promotion that another one overtook."""
@@ -239,7 +244,7 @@ def _folder(text: str) -> Path:
         raise UsageError(
             "DESTINATION_MISSING",
             f"--to {text!r}: there is no folder {folder.parent} to make it in",
-            hint=f"it takes {_ACCEPTED}",
+            hint=f"it takes {_ACCEPTED}{f': hf:{text}?' if _REPOSITORY.fullmatch(text) else ''}",
         )
     return folder
 

@@ -319,7 +319,7 @@ def _bringing(
 def _holds(artifact: Artifact) -> str:
     """Describe an artifact's code in a few words."""
     if artifact.cuda is None:
-        return f"{artifact.backend}, no CUDA"
+        return f"code for the {artifact.backend.upper()}"
     parts = [dotted(artifact.cuda.sass)] if artifact.cuda.sass else []
     parts += [f"{dotted(artifact.cuda.ptx)} as PTX"] if artifact.cuda.ptx else []
     return f"CUDA {artifact.cuda.toolkit} for {' and '.join(parts) or 'nothing'}"

@@ -108,6 +108,7 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     said = make(wish, capsys)
     assert said.splitlines()[-1] == hub.host
     assert said.count("SHA256SUMS") == 1
+    assert "for requirements.txt of a Space: llama-space @ " in said
     assert "Space me/space: building" in said
     assert hub.repositories[RELEASES].tags.keys() == {"b11549-1"}
     assert hub.repositories[SPACE].hardware == "cpu-basic"
@@ -128,7 +129,7 @@ def test_build_that_the_hardware_cannot_run_is_not_published(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(preflight, "build", lambda *_: None)
-    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: error") as caught:
+    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: release b11549-1 has") as caught:
         make(Wish(SPACE, model="4b", folder=released), capsys)
     assert "NO_ARTIFACT" in caught.value.message
     assert hub.repositories == {}
@@ -144,13 +145,18 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
     pinned = tmp_path / "release.json"
     monkeypatch.setattr(pin_space, "FILE", pinned)
     pin_space.write(pin_space.url((released / "manifest.json").as_uri()).content, pinned)
-    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: error.NO_ARTIFACT") as caught:
+    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: release .*NO_ARTIFACT") as caught:
         make(Wish(SPACE), capsys, dry_run=True)
     assert "invoke pin-space" in caught.value.hint
     assert "\n" not in caught.value.message
     named = Wish(SPACE, releases=str(released.parent), release=released.name)
-    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: error.NO_ARTIFACT"):
+    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: release .*NO_ARTIFACT"):
         make(named, capsys, dry_run=True)
+    with refused("NOT_PUBLISHED", PublishError, hint=f"there is: {released.name}"):
+        make(replace(named, release="b1-1"), capsys, dry_run=True)
+    said = make(replace(named, release=None), capsys, dry_run=True)
+    assert f"release: {released.name} of {released.parent} is passed over: release" in said
+    assert "yet" not in said
     allowed = Wish(SPACE, variable=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1"))
     said = make(allowed, capsys, dry_run=True)
     assert "hardware zero-a10g (ZeroGPU)" in said
