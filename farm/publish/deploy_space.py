@@ -12,9 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -23,10 +21,11 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from farm import PROJECT_ROOT, loader
 from farm.errors import PublishError, UsageError
-from farm.publish import hub
+from farm.publish import hub, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from huggingface_hub import HfApi
 
@@ -306,8 +305,8 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
 
 def _files(api: HfApi, space: str, revision: str | None) -> dict[str, str]:
     """Return every file of a Space with the identity that the Hub knows it by."""
-    found = hub.tree(api, space, revision, repo_type="space")
-    return {path: one.lfs.sha256 if one.lfs else one.blob_id for path, one in found.items()}
+    found = hub.tree(api, space, revision or "main", repo_type="space")
+    return {path: one.lfs.oid if one.lfs else one.oid for path, one in found.items()}
 
 
 def _identities(file: Path | bytes) -> list[str]:
@@ -328,17 +327,16 @@ def _record(api: HfApi, space: str, revision: str | None) -> dict[str, list[str]
     Raises:
         PublishError: the record is damaged, so it is unknown which files are ours.
     """
-    with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as cache:
-        path = api.hf_hub_download(
-            space, _RECORD, repo_type="space", revision=revision, cache_dir=cache
-        )
-        content = Path(path).read_bytes()
+    what = f"Space {space}: {_RECORD}"
+    content = places.small(
+        hub.content(api, space, _RECORD, revision or "main", repo_type="space"), what
+    )
     try:
         found = msgspec.json.decode(content, type=_Record)
     except msgspec.MsgspecError as error:
         raise PublishError(
             "SPACE_RECORD_DAMAGED",
-            f"Space {space}: {_RECORD} cannot be read: {error}",
+            f"{what} cannot be read: {error}",
             hint=f"delete {_RECORD} in the Space and give --adopt",
         ) from error
     return found.files

@@ -12,13 +12,14 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
+import msgspec
 import requests
 
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
-from farm.publish import publishing
+from farm.publish import places, publishing
 from farm.publish.places import SIGNATURE, Destination, endpoint, token
 from farm.publish.publishing import Known
 from farm.release import MANIFEST
@@ -58,6 +59,38 @@ class _UnansweredError(PublishError):
         self.pause = pause
 
 
+class Asset(msgspec.Struct, frozen=True):
+    """A file of a release, as GitHub describes it."""
+
+    id: int
+    name: str
+    state: str
+    size: int
+    digest: str | None = None
+
+
+class Release(msgspec.Struct, frozen=True):
+    """A release or a draft, as GitHub describes it."""
+
+    id: int
+    tag_name: str
+    draft: bool
+    upload_url: str
+    assets: tuple[Asset, ...]
+    immutable: bool = False
+
+
+class Repository(msgspec.Struct, frozen=True):
+    """A repository, as GitHub describes it."""
+
+    full_name: str
+    private: bool = False
+
+
+class _Setting(msgspec.Struct, frozen=True):
+    enabled: bool
+
+
 class Api:
     """One repository. ``GITHUB_TOKEN`` must be allowed to write its contents."""
 
@@ -77,25 +110,34 @@ class Api:
             )
         root = endpoint("GITHUB_API_URL", "https://api.github.com")
         self._root = f"{root}/repos/{repository}"
+        own = urljoin(root, "/")
+        self._own = (own, own.replace("//api.", "//uploads.", 1))
         self._sleep, self._now = sleep, now
         self._session = packages.session(0)
         self._session.headers["Authorization"] = f"Bearer {found}"
         self._session.headers["X-GitHub-Api-Version"] = "2022-11-28"
 
-    def call(self, method: str, path: str, **options: Any) -> Any:
-        """Make a request; returns the JSON of the answer, None where it has none.
+    def call(self, method: str, path: str, **options: Any) -> None:
+        """Make a request whose answer says nothing more.
 
         Raises:
             PublishError: GitHub refuses, or cannot be reached.
         """
-        url = self._root + path
-        with self._patiently(lambda: self._once(method, url, **options)) as answer:
-            return answer.json() if answer.content else None
+        self._patiently(partial(self._once, method, self._root + path, **options)).close()
+
+    def get(self, path: str, kind: type[T]) -> T:
+        """Ask for one thing.
+
+        Raises:
+            PublishError: as ``call``, or GitHub answers with something else.
+        """
+        with self._patiently(partial(self._once, "GET", self._root + path)) as answer:
+            return places.understood(kind, answer)
 
     def create(
-        self, path: str, body: Mapping[str, Any], find: Callable[[], dict[str, Any] | None]
-    ) -> dict[str, Any]:
-        """Create a thing that must not be created twice.
+        self, path: str, body: Mapping[str, Any], find: Callable[[], Release | None]
+    ) -> Release:
+        """Create a release, which must not be created twice.
 
         A request whose answer was lost may have been carried out, so ``find`` is called before the
         request is repeated.
@@ -104,40 +146,42 @@ class Api:
             PublishError: GitHub refuses, or cannot be reached.
         """
 
-        def make() -> dict[str, Any]:
+        def make() -> Release:
             with self._once("POST", self._root + path, json=body) as answer:
-                made: dict[str, Any] = answer.json()
-                return made
+                return places.understood(Release, answer)
 
         return self._patiently(make, find)
 
-    def pages(self, path: str) -> Iterator[dict[str, Any]]:
+    def pages(self, path: str, kind: type[T]) -> Iterator[T]:
         """List something to its end, page by page."""
         url: str | None = f"{self._root}{path}?per_page=100"
-        while url:
+        for _ in range(places.MOST_PAGES):
+            if url is None:
+                return
             with self._patiently(partial(self._once, "GET", url)) as answer:
-                yield from answer.json()
-                url = answer.links.get("next", {}).get("url")
+                yield from places.understood(list[kind], answer)  # type: ignore[valid-type]
+                url = places.next_page(answer, *self._own)
+        raise places.unusable(self._root + path, "its list does not end")
 
     @contextmanager
-    def asset(self, asset: Mapping[str, Any]) -> Iterator[Iterator[bytes]]:
+    def asset(self, asset: Asset) -> Iterator[Iterator[bytes]]:
         """Download an asset, also one of a draft."""
-        url = f"{self._root}/releases/assets/{asset['id']}"
+        url = f"{self._root}/releases/assets/{asset.id}"
         headers = {"Accept": "application/octet-stream", "Accept-Encoding": "identity"}
         ask = partial(self._once, "GET", url, headers=headers, stream=True)
         with self._patiently(ask) as answer:
             yield _content(answer)
 
-    def upload(self, release: Mapping[str, Any], name: str, content: Path | bytes) -> None:
+    def upload(self, release: Release, name: str, content: Path | bytes) -> None:
         """Upload an asset; remove an unfinished one of its name first."""
-        url = str(release["upload_url"]).partition("{")[0]
+        url = places.require_own(release.upload_url.partition("{")[0], *self._own)
         headers = {"Content-Type": "application/octet-stream"}
 
         def send() -> None:
-            for asset in self.pages(f"/releases/{release['id']}/assets"):
-                unfinished = asset["state"] != "uploaded" or name.endswith(".next")
-                if asset["name"] == name and unfinished:
-                    self.call("DELETE", f"/releases/assets/{asset['id']}")
+            for asset in self.pages(f"/releases/{release.id}/assets", Asset):
+                unfinished = asset.state != "uploaded" or name.endswith(".next")
+                if asset.name == name and unfinished:
+                    self.call("DELETE", f"/releases/assets/{asset.id}")
             with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as data:
                 self._once("POST", url, params={"name": name}, headers=headers, data=data).close()
 
@@ -213,7 +257,7 @@ def _require_success(method: str, url: str, answer: requests.Response) -> None:
         return  # what is removed a second time, because the first answer was lost, is gone
     try:
         told = answer.json().get("message", "")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         told = answer.text[:200]
     finally:
         answer.close()
@@ -241,7 +285,7 @@ class GitHub(Destination):
 
     def require_there(self) -> None:
         """Ask for the repository."""
-        self._api.call("GET", "")
+        self._api.get("", Repository)
 
     def require_writable(self) -> None:
         """Ask whether a workflow can store its attestations; the token has been asked for.
@@ -250,7 +294,7 @@ class GitHub(Destination):
             PublishError: ``ATTESTATION_UNAVAILABLE``: the repository is private, and no request
                 tells whether its plan allows it; ``FARM_ATTEST_PRIVATE=1`` states that it does.
         """
-        private = self._api.call("GET", "").get("private", False)
+        private = self._api.get("", Repository).private
         attests = os.environ.get("GITHUB_ACTIONS") == "true"  # release.yml does, after the build
         if private and attests and os.environ.get("FARM_ATTEST_PRIVATE") != "1":
             raise PublishError(
@@ -270,26 +314,26 @@ class GitHub(Destination):
         release = self._release(plan.release) or self._create(plan.release, draft=True)
         # another publisher may have begun, or finished, since the plan was made
         plan = publishing.plan(plan.release, self.where, plan.parts, self._present(release))
-        replaced = {part.name for part in plan.new} if release["draft"] else set()
+        replaced = {part.name for part in plan.new} if release.draft else set()
         for asset in self._assets(release):
-            if asset["name"] in replaced:  # of a publication that was cut off: never visible
-                self._api.call("DELETE", f"/releases/assets/{asset['id']}")
+            if asset.name in replaced:  # of a publication that was cut off: never visible
+                self._api.call("DELETE", f"/releases/assets/{asset.id}")
         for part in plan.new:
             tell(str(part))
             self._api.upload(release, part.name, part.path)
-        ids = {asset["name"]: asset for asset in self._assets(release)}
+        ids = {asset.name: asset for asset in self._assets(release)}
         for part in plan.parts:
             if part.name not in ids:
                 raise PublishError("READ_BACK_DIFFERS", f"{self.where} did not keep {part.name}")
             with self._api.asset(ids[part.name]) as content:
                 publishing.compare(part, content)
-        if release["draft"]:
-            self._api.call("PATCH", f"/releases/{release['id']}", json={"draft": False})
+        if release.draft:
+            self._api.call("PATCH", f"/releases/{release.id}", json={"draft": False})
 
     def read(self, folder: str, name: str) -> Iterator[bytes]:
         """Download an asset of a published release."""
         for asset in self._published(folder):
-            if asset["name"] == name:
+            if asset.name == name:
                 with self._api.asset(asset) as content:
                     yield from content
                 return
@@ -297,14 +341,14 @@ class GitHub(Destination):
 
     def names(self, folder: str) -> tuple[str, ...]:
         """List the assets of a published release."""
-        return tuple(asset["name"] for asset in self._published(folder))
+        return tuple(asset.name for asset in self._published(folder))
 
     def folders(self) -> tuple[str, ...]:
         """Return the tags of published releases with a manifest, oldest first."""
         found = [
-            one["tag_name"]
-            for one in self._api.pages("/releases")
-            if not one["draft"] and any(asset["name"] == MANIFEST for asset in one["assets"])
+            one.tag_name
+            for one in self._api.pages("/releases", Release)
+            if not one.draft and any(asset.name == MANIFEST for asset in one.assets)
         ]
         return tuple(reversed(found))
 
@@ -322,7 +366,7 @@ class GitHub(Destination):
         release = self._release(tag)
         if release is None and not self._freezes():
             release = self._create(tag, draft=False)
-        if release is None or release.get("immutable"):
+        if release is None or release.immutable:
             raise PublishError(
                 "CHANNEL_IMMUTABLE",
                 f"{tag} of {self.where} cannot be a channel: a release that is published while the"
@@ -330,47 +374,46 @@ class GitHub(Destination):
                 hint="turn them off in the repository's settings, promote to a channel of a new"
                 " name, and turn them on again: they apply only to releases from then on",
             )
-        there = {asset["name"]: asset for asset in self._assets(release)}
+        there = {asset.name: asset for asset in self._assets(release)}
         if f"{serial}.json" in there:
             raise self.moved(channel, serial)
         stale = there.get(f"{serial}.json.minisig")
         if stale is not None:  # of a promotion that was cut off before its manifest
-            self._api.call("DELETE", f"/releases/assets/{stale['id']}")
+            self._api.call("DELETE", f"/releases/assets/{stale.id}")
         pair = {SIGNATURE: signed.signature, MANIFEST: signed.manifest}
         for name, data in pair.items():
             self._api.upload(release, name.replace("manifest", str(serial)), data)
         for name, data in pair.items():
             self._api.upload(release, name + _NEXT, data)
-        ids = {asset["name"]: asset for asset in self._assets(release)}
+        ids = {asset.name: asset for asset in self._assets(release)}
         for name in pair:
             if name in ids:
-                self._api.call("DELETE", f"/releases/assets/{ids[name]['id']}")
-            path = f"/releases/assets/{ids[name + _NEXT]['id']}"
+                self._api.call("DELETE", f"/releases/assets/{ids[name].id}")
+            path = f"/releases/assets/{ids[name + _NEXT].id}"
             self._api.call("PATCH", path, json={"name": name})
 
-    def _present(self, release: Mapping[str, Any]) -> dict[str, Known]:
-        visible = not release["draft"]
-        return {one["name"]: self._known(one, visible=visible) for one in self._assets(release)}
+    def _present(self, release: Release) -> dict[str, Known]:
+        visible = not release.draft
+        return {one.name: self._known(one, visible=visible) for one in self._assets(release)}
 
     def _freezes(self) -> bool:
         """Ask whether the repository has immutable releases; False where the token may not ask."""
         try:
-            told = self._api.call("GET", "/immutable-releases")
+            return self._api.get("/immutable-releases", _Setting).enabled
         except PublishError as error:
             if error.code != "GITHUB_REFUSED":
                 raise
             return False
-        return bool(told and told.get("enabled"))
 
-    def _release(self, tag: str) -> dict[str, Any] | None:
+    def _release(self, tag: str) -> Release | None:
         """Return the published release of a tag, else its oldest draft.
 
         Drafts are only found by listing, and there may be several of one tag.
         """
-        found = [one for one in self._api.pages("/releases") if one["tag_name"] == tag]
-        return min(found, key=lambda one: (one["draft"], one["id"]), default=None)
+        found = [one for one in self._api.pages("/releases", Release) if one.tag_name == tag]
+        return min(found, key=lambda one: (one.draft, one.id), default=None)
 
-    def _create(self, tag: str, *, draft: bool) -> dict[str, Any]:
+    def _create(self, tag: str, *, draft: bool) -> Release:
         """Make a release; use the existing one if the answer was lost or another was faster.
 
         GitHub allows a second draft of a tag, so the farm looks for one and deletes its own.
@@ -380,24 +423,24 @@ class GitHub(Destination):
             body["target_commitish"] = self._commit
         made = self._api.create("/releases", body, lambda: self._release(tag))
         first = self._release(tag) or made
-        if first["id"] != made["id"] and made["draft"]:
-            self._api.call("DELETE", f"/releases/{made['id']}")
+        if first.id != made.id and made.draft:
+            self._api.call("DELETE", f"/releases/{made.id}")
         return first
 
-    def _assets(self, release: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _assets(self, release: Release) -> list[Asset]:
         """Return the complete assets: an upload that was cut off has the state ``starter``."""
-        found = self._api.pages(f"/releases/{release['id']}/assets")
-        return [asset for asset in found if asset["state"] == "uploaded"]
+        found = self._api.pages(f"/releases/{release.id}/assets", Asset)
+        return [asset for asset in found if asset.state == "uploaded"]
 
-    def _published(self, tag: str) -> list[dict[str, Any]]:
+    def _published(self, tag: str) -> list[Asset]:
         """Return the complete assets of a published release; none if there is no such release."""
         release = self._release(tag)
-        return [] if release is None or release["draft"] else self._assets(release)
+        return [] if release is None or release.draft else self._assets(release)
 
-    def _known(self, asset: Mapping[str, Any], *, visible: bool) -> Known:
+    def _known(self, asset: Asset, *, visible: bool) -> Known:
         """Use GitHub's own digest, else read the asset: assets from before 2025-06 have none."""
-        algorithm, _, told = str(asset.get("digest") or "").partition(":")
+        algorithm, _, told = (asset.digest or "").partition(":")
         if algorithm == "sha256":
-            return Known(asset["size"], told, visible)
+            return Known(asset.size, told, visible)
         with self._api.asset(asset) as content:
             return publishing.hashed(content, visible=visible)

@@ -6,26 +6,23 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import textwrap
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import httpx2
+import msgspec
+import requests
 from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_url
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # in its __all__
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
-from farm.publish import publishing
+from farm.publish import places, publishing
 from farm.publish.places import Destination, endpoint, token
 from farm.publish.publishing import Known
 from farm.release import MANIFEST
@@ -38,14 +35,16 @@ if TYPE_CHECKING:
     from farm.publish.places import Signed
     from farm.publish.publishing import Plan
 
-_WITH_FILES: Final = frozenset({"create_commit", "hf_hub_download"})
-"""The calls that send or fetch files."""
-_MISSING = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
-
-
 _HINT: Final = (
     "does the repository exist, and may HF_TOKEN write to it? Publishing again sends only what is"
     " missing"
+)
+_UNREACHED: Final = (
+    httpx2.TransportError,
+    requests.ConnectionError,
+    requests.Timeout,
+    ConnectionError,
+    TimeoutError,
 )
 _NETWORK: Final = (
     "no answer came: check the network, its DNS, HF_ENDPOINT and the proxy (HTTPS_PROXY). The same"
@@ -57,12 +56,20 @@ class _Api(HfApi):
     """Gives each call a deadline: the client's own is for each read, where it has one."""
 
     def __getattribute__(self, name: str) -> Any:
-        """Return a method that raises ``TimeoutError`` when it takes too long."""
+        """Return a method that raises ``TimeoutError`` when it takes too long.
+
+        It raises ``PLACE_UNUSABLE`` when the Hub answers what the client does not understand.
+        """
         found = super().__getattribute__(name)
         if name.startswith("_") or not callable(found):
             return found
-        seconds = packages.DEADLINE if name in _WITH_FILES else packages.ANSWER
-        return lambda *words, **options: packages.within(seconds, partial(found, *words, **options))
+        seconds = packages.DEADLINE if name == "create_commit" else packages.ANSWER
+
+        def ask(*words: Any, **options: Any) -> Any:
+            with _understood(name):
+                return packages.within(seconds, partial(found, *words, **options))
+
+        return ask
 
 
 def api() -> HfApi:
@@ -104,9 +111,9 @@ class Hub(Destination):
         if token("HF_TOKEN") is None and get_token() is None:
             told = "HF_TOKEN is not set, and there is no login"
             raise UsageError("TOKEN_MISSING", told, hint=hint)
-        with hub_errors(self.where, hint):
-            who = self._api.whoami()
-        if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        with hub_errors(self.where, hint), _understood("whoami"):
+            role = self._api.whoami().get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
             raise UsageError("TOKEN_INVALID", "the Hub's token may only read", hint=hint)
 
     def present(self, release: str) -> Mapping[str, Known]:
@@ -140,7 +147,7 @@ class Hub(Destination):
         with hub_errors(self.where):
             try:
                 yield from self._content(f"{folder}/{name}", "main")
-            except _MISSING as error:
+            except FileNotFoundError as error:
                 raise self.not_published(folder, name) from error
 
     def names(self, folder: str) -> tuple[str, ...]:
@@ -209,7 +216,7 @@ class Hub(Destination):
         path = f"{plan.release}/{manifest.name}"
         try:
             publishing.compare(manifest, self._content(path, plan.release))
-        except _MISSING as error:
+        except FileNotFoundError as error:
             raise PublishError(
                 "TAG_IS_ANOTHER_S",
                 f"{self.where} has a tag {plan.release} of something else: {path} is not there",
@@ -221,7 +228,7 @@ class Hub(Destination):
         for path, file in self._files(release, revision).items():
             with hub_errors(self.where):
                 known = (
-                    Known(file.size, file.lfs.sha256)
+                    Known(file.size, file.lfs.oid)
                     if file.lfs
                     else publishing.hashed(self._content(path, revision))
                 )
@@ -229,41 +236,100 @@ class Hub(Destination):
         return found
 
     def _content(self, path: str, revision: str) -> Iterator[bytes]:
-        """Download without any cache, so that the bytes are those that the Hub has."""
-        with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as folder:
-            file = self._api.hf_hub_download(
-                self._repository, path, revision=revision, cache_dir=folder
-            )
-            with open(file, "rb") as stream:  # noqa: PTH123 - a path that is given as text
-                while block := stream.read(publishing.BLOCK):
-                    yield block
+        return content(self._api, self._repository, path, revision)
 
-    def _files(self, folder: str, revision: str = "main") -> dict[str, RepoFile]:
+    def _files(self, folder: str, revision: str = "main") -> dict[str, File]:
         """Return the files below a folder by their paths; none where there is no such folder."""
         with hub_errors(self.where):
             try:
-                return tree(self._api, self._repository, revision, folder=folder or None)
-            except _MISSING:
+                return tree(self._api, self._repository, revision, folder=folder)
+            except FileNotFoundError:
                 return {}
 
 
+class Large(msgspec.Struct, frozen=True):
+    """How the Hub names a large file: by its sha256."""
+
+    oid: str
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file or folder of a repository, as the Hub lists it; ``oid`` is git's."""
+
+    type: str
+    path: str
+    oid: str
+    size: int = 0
+    lfs: Large | None = None
+
+
 def tree(
-    api: HfApi,
-    repository: str,
-    revision: str | None,
-    *,
-    folder: str | None = None,
-    repo_type: str = "model",
-) -> dict[str, RepoFile]:
-    """Return the files of a repository, or of a folder of it, by their paths."""
+    api: HfApi, repository: str, revision: str, *, folder: str = "", repo_type: str = "model"
+) -> dict[str, File]:
+    """Return the files of a repository, or of a folder of it, by their paths.
 
-    def ask() -> dict[str, RepoFile]:
-        found = api.list_repo_tree(
-            repository, folder, recursive=True, revision=revision, repo_type=repo_type
-        )
-        return {one.path: one for one in found if isinstance(one, RepoFile)}
+    Raises:
+        FileNotFoundError: the Hub has no such repository, revision or folder.
+        PublishError: ``PLACE_UNUSABLE``: the Hub answers otherwise than its API.
+    """
+    below = f"/{quote(folder, safe='')}" if folder else ""
+    listing = f"{api.endpoint}/api/{repo_type}s/{repository}/tree/{revision}{below}"
+    url: str | None = f"{listing}?recursive=true"
+    found: dict[str, File] = {}
+    with _session(api) as web:
+        for _ in range(places.MOST_PAGES):
+            if url is None:
+                return found
+            answer = web.get(url)
+            answer.raise_for_status()
+            listed = places.understood(list[File], answer)
+            found |= {one.path: one for one in listed if one.type == "file"}
+            url = places.next_page(answer, f"{api.endpoint}/")
+    raise places.unusable(listing, "its list does not end")
 
-    return packages.within(packages.ANSWER, ask)
+
+def content(
+    api: HfApi, repository: str, path: str, revision: str, *, repo_type: str = "model"
+) -> Iterator[bytes]:
+    """Yield a file's bytes as the Hub has them.
+
+    The Hub's client is not used: it names files on this machine as the Hub's answer tells it to.
+
+    Raises:
+        FileNotFoundError: the Hub has no such repository, revision or file.
+    """
+    url = hf_hub_url(
+        repository, path, repo_type=repo_type, revision=revision, endpoint=api.endpoint
+    )
+    with _session(api) as web:
+        yield from packages.fetched(web, url)
+
+
+@contextmanager
+def _session(api: HfApi) -> Iterator[requests.Session]:
+    """Yield a session that sends the token to the Hub's host alone."""
+    with packages.session() as web:
+        web.headers.update(build_hf_headers(token=api.token, library_name=api.library_name))
+        try:
+            yield web
+        except requests.HTTPError as error:
+            answer = error.response
+            told = f"{packages.shown(answer.url)}: status {answer.status_code}"
+            missing = answer.headers.get("X-Error-Code") == "RepoNotFound"
+            if missing or answer.status_code == requests.codes.not_found:
+                raise FileNotFoundError(told) from error
+            raise requests.HTTPError(told, response=answer) from error
+
+
+@contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """Turn what the Hub's client makes of an answer that it does not understand into one error."""
+    try:
+        yield
+    except HfHubHTTPError:
+        raise
+    except (TypeError, LookupError, AttributeError, ValueError, RecursionError) as error:
+        raise places.unusable(f"the Hub ({what})", f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -275,7 +341,7 @@ def hub_errors(where: str, hint: str = _HINT) -> Iterator[None]:
     """
     try:
         yield
-    except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
+    except _UNREACHED as error:
         message = f"{where}: {_said(error)}"
         raise PublishError("HUB_UNREACHABLE", message, hint=_NETWORK) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:

@@ -6,18 +6,25 @@ import os
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import msgspec
 
 from farm import durable
 from farm.errors import FarmError, PublishError, UsageError
+from farm.inputs.packages import shown
 from farm.release import MANIFEST
 from llama_loader.locations import is_allowed_web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    import requests
+
     from farm.publish.publishing import Known, Plan
 
+MOST_PAGES: Final = 1000
+"""Pages of a list that a server may send; GitHub's have 100 entries, the Hub's 1,000."""
 SIGNATURE: Final = f"{MANIFEST}.minisig"
 _SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
 _TOKEN: Final = re.compile(r"[!-~]+")
@@ -27,6 +34,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _PROJECT: Final = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}", re.ASCII)
 _RESERVED: Final = re.compile(r"channels|channel-.*", re.IGNORECASE)
 _ACCEPTED: Final = "a folder, github:OWNER/REPO or hf:OWNER/REPO"
+T = TypeVar("T")
 
 
 class Signed(NamedTuple):
@@ -133,14 +141,7 @@ class Destination(ABC):
         Raises:
             PublishError: ``NOT_PUBLISHED``, ``FILE_TOO_LARGE``.
         """
-        content = b""
-        for block in self.read(folder, name):
-            content += block
-            if len(content) > durable.SMALL:
-                raise PublishError(
-                    "FILE_TOO_LARGE", f"{name} of {folder} at {self.where}: more than 8 MiB"
-                )
-        return content
+        return small(self.read(folder, name), f"{name} of {folder} at {self.where}")
 
     def channel_file(self, channel: str, name: str) -> bytes | None:
         """Read a file of a channel; None where there is none."""
@@ -174,6 +175,20 @@ class Destination(ABC):
         )
 
 
+def small(blocks: Iterable[bytes], what: str) -> bytes:
+    """Read a file of at most 8 MiB.
+
+    Raises:
+        PublishError: ``FILE_TOO_LARGE``.
+    """
+    content = b""
+    for block in blocks:
+        content += block
+        if len(content) > durable.SMALL:
+            raise PublishError("FILE_TOO_LARGE", f"{what}: more than 8 MiB")
+    return content
+
+
 def endpoint(variable: str, usual: str) -> str:
     """Return the address of a place's API, to which the token is sent.
 
@@ -188,6 +203,48 @@ def endpoint(variable: str, usual: str) -> str:
             hint="a token is sent there: give https, or for this machine http://127.0.0.1:PORT",
         )
     return found
+
+
+def understood(kind: type[T], answer: requests.Response) -> T:
+    """Parse the JSON that a place's server answers.
+
+    Raises:
+        PublishError: ``PLACE_UNUSABLE``: it is none, or not what the server's API documents.
+    """
+    try:
+        return msgspec.json.decode(answer.content, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise unusable(shown(answer.url), str(error)) from error
+
+
+def next_page(answer: requests.Response, *own: str) -> str | None:
+    """Return the address of a list's next page; None at the end of the list.
+
+    Raises:
+        PublishError: ``PLACE_UNUSABLE``, as ``require_own``.
+    """
+    url = answer.links.get("next", {}).get("url")
+    return None if url is None else require_own(url, *own)
+
+
+def require_own(url: str, *own: str) -> str:
+    """Return an address out of a server's answer, to which the token may be sent.
+
+    Raises:
+        PublishError: ``PLACE_UNUSABLE``: it does not begin as the server's own addresses.
+    """
+    if not url.startswith(own):
+        raise unusable(own[0], f"it leads to another server, {shown(url)}, which gets no token")
+    return url
+
+
+def unusable(what: str, why: str) -> PublishError:
+    """Return the error of a server that answers otherwise than its API documents."""
+    return PublishError(
+        "PLACE_UNUSABLE",
+        f"{what} answers otherwise than its API: {why}",
+        hint="does a proxy or a login page answer, or is the address another server's?",
+    )
 
 
 def token(variable: str) -> str | None:

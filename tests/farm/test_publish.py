@@ -15,12 +15,12 @@ import pytest
 
 from farm import release
 from farm.errors import FarmError, PublishError, UsageError
-from farm.publish import pin_space, places, publishing
+from farm.publish import deploy_space, hub, pin_space, places, publishing
 from farm.publish.publishing import Part, in_order
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
-from tests.rigs import github_releases, hub_repository, published, tiny_release
-from tests.rigs.http_served import Answer
+from tests.rigs import github_releases, http_served, hub_repository, published, tiny_release
+from tests.rigs.http_served import Answer, Request
 from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused
 
@@ -171,6 +171,108 @@ def test_token_is_sent_to_https_or_an_address_of_this_machine_only(
     monkeypatch.setenv(variable, url)
     with refused("ENDPOINT_REFUSED", UsageError, variable):
         places.parse(to)
+
+
+RECORD = {"files": {"app.py": ["0" * 40, "0" * 64]}}
+
+
+def small_file_of_the_hub() -> bytes:
+    return places.parse("hf:owner/name").small("b1-1", "manifest.json")
+
+
+def record_of_a_space() -> bytes:
+    found = deploy_space._record(hub.api(), "owner/name", "main")
+    return json.dumps({"files": found}).encode()
+
+
+@pytest.mark.parametrize("read", [small_file_of_the_hub, record_of_a_space])
+@pytest.mark.parametrize("header", ["ETag", "X-Repo-Commit"])
+def test_server_that_answers_as_the_hub_names_no_file_of_this_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[], bytes], header: str
+) -> None:
+    """The Hub's client writes to the path that the ETag names, or reads what is there already."""
+    mine, new = tmp_path / "private", tmp_path / "new" / "evil.pth"
+    mine.write_text("private")
+    content = json.dumps(RECORD).encode()
+    for place in (mine, new):
+        named = {"ETag": '"0"', "X-Repo-Commit": "0" * 40, header: str(place)}
+        with http_served.serving(lambda _, told=named: Answer(200, content, told)) as url:  # type: ignore[misc]
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            assert read() == content
+    assert mine.read_text() == "private"
+    assert not new.parent.exists()
+
+
+@pytest.mark.parametrize("where", ["github-list", "github-upload", "hub-list"])
+def test_token_follows_no_address_of_another_server_out_of_an_answer(
+    released: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    seen: list[str] = []
+    place = "hf:owner/name" if where == "hub-list" else "github:owner/name"
+    monkeypatch.setenv("GITHUB_TOKEN", "token")
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+
+    def steal(asked: Request) -> Answer:
+        seen.append(asked.path)
+        return Answer(200, [])
+
+    with http_served.serving(steal, "0.0.0.0") as other:
+        elsewhere = other.replace("127.0.0.1", "127.0.0.9")
+
+        def answer(asked: Request) -> Answer:
+            if asked.method == "POST":
+                made = {"id": 1, "tag_name": "b11549-1", "draft": True, "assets": []}
+                return Answer(201, {**made, "upload_url": f"{elsewhere}/assets{{?name}}"})
+            leads = where.endswith("list")
+            return Answer(200, [], {"Link": f'<{elsewhere}/x>; rel="next"' if leads else None})
+
+        with http_served.serving(answer) as url:
+            monkeypatch.setenv("GITHUB_API_URL", url)
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            with refused("PLACE_UNUSABLE", PublishError, elsewhere):
+                publishing.publish(
+                    publishing.prepare(released, places.parse(place), lambda _: None),
+                    places.parse(place),
+                    lambda _: None,
+                )
+    assert seen == []
+
+
+@pytest.mark.parametrize("place", ["github:owner/name", "hf:owner/name"])
+@pytest.mark.parametrize(
+    "body", [{}, [1], [{"x": 1}], {"message": []}, b"<html>", b"\xff", b"[" * 99_999, b""]
+)
+def test_answer_that_no_api_gives_is_an_error_of_the_place(
+    monkeypatch: pytest.MonkeyPatch, place: str, body: object
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "token")
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    asks = ["require_there", "releases"]
+    asks += [] if isinstance(body, dict) else ["require_writable"]  # the Hub may tell no role
+    with http_served.serving(lambda _: Answer(200, body)) as url:
+        monkeypatch.setenv("GITHUB_API_URL", url)
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        for ask in asks:
+            with refused("PLACE_UNUSABLE", PublishError):
+                getattr(places.parse(place), ask)()
+
+
+def test_list_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "token")
+    monkeypatch.setattr(places, "MOST_PAGES", 3)
+    asked: list[str] = []
+
+    def again(request: Request) -> Answer:
+        asked.append(request.path)
+        return Answer(200, [], {"Link": f'<{url}/next>; rel="next"'})
+
+    with http_served.serving(again) as url:
+        for variable in ("GITHUB_API_URL", "HF_ENDPOINT"):
+            monkeypatch.setenv(variable, url)
+        for place in ("github:owner/name", "hf:owner/name"):
+            with refused("PLACE_UNUSABLE", PublishError, "does not end"):
+                places.parse(place).releases()
+    assert len(asked) == 6
 
 
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:
