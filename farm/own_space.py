@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _ENDED: Final = frozenset({"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "STOPPED", "PAUSED"})
 """Stages of a Space in which waiting is useless."""
 _INTERVAL_S: Final = 5.0
+_PAGE: Final = re.compile(r"https://[a-z0-9-]+\.hf\.space/?")
+"""The addresses of Spaces, which may get the account's token."""
 _PAGE_S: Final = (10.0, 30.0)
 """Seconds to connect to a Space's page, and between two reads."""
 
@@ -292,7 +294,8 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
     logs = f"{api.endpoint}/spaces/{space}?logs=container"
     with hub.hub_errors(f"Space {space}"):
         info = api.space_info(space)
-        token = api.token if info.private and isinstance(api.token, str) else None
+        is_page = info.private and _PAGE.fullmatch(info.host or "")
+        token = api.token if is_page and isinstance(api.token, str) else None
     while True:
         with hub.hub_errors(f"Space {space}"):
             runtime = api.get_space_runtime(space)

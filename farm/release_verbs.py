@@ -148,6 +148,8 @@ def renew(
 ) -> None:
     """Sign channels that end soon again: the same release, a higher serial.
 
+    A channel that cannot be renewed is an error after all others were.
+
     Args:
         to: where the channels are
         channel: one of them; without it each that ends soon
@@ -158,20 +160,28 @@ def renew(
         dry_run: print the channels that end soon, and end; needs no key
     """
     from farm import trust
+    from farm.errors import FarmError, raise_all
     from farm.publish import channels, places
 
     place, named = places.parse(to), places.project(project)
-    due = channels.due(place, within, channel)
+    due, failed = channels.due(place, within, channel)
     for name, current in due.items():
         show.note(f"channel {name} names {current.release}, serial {current.serial}")
     if dry_run:
+        for error in failed:
+            show.note(error.line)
         show.line(" ".join(due))
+        raise_all(() if due else failed)  # the others can be renewed: the next call says so
         return
     if not due:
         show.note(f"no channel of {place.where} ends within {within} days: nothing to renew")
     signer = trust.signer(key)
     for name in due:
-        show.promotion(channels.Channel(place, name, signer, named).renew(days=days))
+        try:
+            show.promotion(channels.Channel(place, name, signer, named).renew(days=days))
+        except FarmError as error:
+            failed.append(error)
+    raise_all(failed)
 
 
 @verb

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from farm import trust
-from farm.errors import PublishError
+from farm.errors import FarmError, PublishError
 from farm.inputs import pins
 from farm.publish import publishing
-from farm.publish.places import Signed
+from farm.publish.places import Signed, require_name
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
+from llama_loader.errors import LoaderError
 from llama_loader.trust import signed_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from farm.publish.places import Destination
     from farm.trust import Signer
@@ -66,13 +67,7 @@ class Channel:
     named: str | None = None
 
     def promote(
-        self,
-        release: str,
-        *,
-        days: int = DAYS,
-        at_least: int = 1,
-        checked: str | None = None,
-        signed: Manifest | None = None,
+        self, release: str, *, days: int = DAYS, at_least: int = 1, checked: str | None = None
     ) -> Promotion:
         """Make a published release the current one of the channel.
 
@@ -82,22 +77,20 @@ class Channel:
         Args:
             release: the release's name.
             days: until it expires.
-            at_least: the lowest serial to give, if the place has lost the earlier ones.
+            at_least: the lowest serial to give, if the place has lost earlier ones. Without it none
+                may be missing between those that the place keeps.
             checked: sha256 of the manifest that was checked; None signs the published one.
-            signed: what the key signed before; None reads it from the channel's files.
 
         Raises:
             PublishError: it is not published, was changed, has a known vulnerability, the channel
-                is another key's or project's, was promoted meanwhile, or this machine's clock is
-                behind its last promotion.
+                is another key's or project's, was promoted meanwhile, a promotion that the place
+                keeps was changed or lost, or this machine's clock is behind the last one.
         """
-        published = _read(self.place, release, checked)
-        _require_unchanged(self.place, published)
-        signed = signed or self.signed_before(release)
-        if signed is not None:
-            self.require_as_signed(published, signed)
-        addressed = _with_addresses(published, self.place.artifact_base(release))
-        return self.sign(addressed, self.present(), days, at_least)
+        present = self.present()
+        kept = list(self.kept(present, lost=at_least > 1, older=True))
+        signed = next((one for one in kept if one.release == release), None)
+        known = (one.serial for one in (*kept, present) if one is not None)
+        return self._promote(release, present, signed, max(at_least - 1, *known, 0), days, checked)
 
     def renew(self, *, days: int = DAYS) -> Promotion:
         """Sign the channel's manifest again, with a higher serial and a later end.
@@ -107,11 +100,11 @@ class Channel:
         Raises:
             PublishError: there is no channel, its newest promotion is not the current one, its
                 release was changed or has a known vulnerability, the channel is another key's or
-                project's, or this machine's clock is behind.
+                project's or was signed by an older farm, or this machine's clock is behind.
         """
         present = self.newest()
         _require_unchanged(self.place, present)
-        return self.sign(present, present, days)
+        return self._sign(present, present, present.serial, days)
 
     def rollback(self, *, days: int = DAYS) -> Promotion:
         """Make the previous release current again, with a higher serial.
@@ -122,8 +115,15 @@ class Channel:
             PublishError: there is no channel, nothing was promoted to it before, a promotion is
                 missing from its history, or its newest promotion is not the current one.
         """
-        before = self.before(self.newest())
-        return self.promote(before.release, days=days, signed=before)
+        newest = self.newest()
+        before = next((one for one in self.kept(newest) if one.release != newest.release), None)
+        if before is None:
+            raise PublishError(
+                "NOTHING_BEFORE",
+                f"{self.what} has had no release but {newest.release}",
+                hint="invoke promote RELEASE makes another one current",
+            )
+        return self._promote(before.release, newest, before, newest.serial, days)
 
     @property
     def project(self) -> str:
@@ -135,8 +135,11 @@ class Channel:
         """The channel in an error's sentence."""
         return f"channel {self.name} of {self.place.where}"
 
-    def present(self) -> Manifest | None:
+    def present(self, *, older: bool = True) -> Manifest | None:
         """Return the current promotion; None for a new channel.
+
+        Its signature may be an ``older`` farm's, which names no project: only a new promotion may
+        begin from that.
 
         A promotion that was cut off between two files leaves a manifest and a signature that do
         not belong together. The numbered pair was written before them, and tells whose the channel
@@ -146,11 +149,11 @@ class Channel:
         if not serials and self.place.channel_file(self.name, MANIFEST) is None:
             return None
         try:
-            return self._signed("manifest", self.what)
+            return self._signed("manifest", self.what, older=older)
         except PublishError as error:
             if not serials or error.code != _OTHER_KEY:
                 raise
-            return self.numbered(serials[-1])
+            return self.numbered(serials[-1], older=older)
 
     def newest(self) -> Manifest:
         """Return the current promotion of a channel, which must be its newest, too.
@@ -158,10 +161,11 @@ class Channel:
         Whoever may write to the place can put an older signed pair back, without the key.
 
         Raises:
-            PublishError: ``CHANNEL_MISSING``; ``CHANNEL_NOT_NEWEST``: it is older than one that was
-                promoted, or was cut off between its two files.
+            PublishError: ``CHANNEL_MISSING``; ``CHANNEL_NOT_SIGNED_FOR``: an older farm signed it;
+                ``CHANNEL_NOT_NEWEST``: it is older than one that was promoted, or was cut off
+                between its two files.
         """
-        found, serials = self.present(), self.place.channel_serials(self.name)
+        found, serials = self.present(older=False), self.place.channel_serials(self.name)
         if found is None or not serials:
             raise PublishError("CHANNEL_MISSING", f"{self.place.where} has no channel {self.name}")
         newest = serials[-1]
@@ -175,10 +179,10 @@ class Channel:
             )
         return found
 
-    def numbered(self, serial: int) -> Manifest:
+    def numbered(self, serial: int, *, older: bool = False) -> Manifest:
         """Read and verify the promotion of a serial: other people can write to the place."""
         what = f"serial {serial} of {self.what}"
-        found = self._signed(str(serial), what)
+        found = self._signed(str(serial), what, older=older)
         if found.serial != serial:
             raise PublishError(
                 "CHANNEL_MISMATCH",
@@ -187,39 +191,49 @@ class Channel:
             )
         return found
 
-    def _signed(self, name: str, what: str) -> Manifest:
+    def _signed(self, name: str, what: str, *, older: bool) -> Manifest:
         content, signature = self._pair(name)
         comment = trust.require_signed(content, signature, self.signer.public_key, what=what)
-        require_signed_for(comment, self.project, self.name, what=what)
+        require_signed_for(comment, self.project, self.name, what=what, older=older)
         return schema.parse(content, what=what)
 
     def _pair(self, name: str) -> Signed:
         files = (f"{name}.json", f"{name}.json.minisig")
         return Signed(*(self.place.channel_file(self.name, file) or b"" for file in files))
 
-    def before(self, present: Manifest) -> Manifest:
-        """Return the release before the current one; after a rollback, the rolled-back release."""
-        history = [s for s in self.place.channel_serials(self.name) if s < present.serial]
-        for serial in range(present.serial - 1, min(history, default=present.serial) - 1, -1):
-            found = self.numbered(serial)
-            if found.release != present.release:
-                return found
-        raise PublishError(
-            "NOTHING_BEFORE",
-            f"{self.what} has had no release but {present.release}",
-            hint="invoke promote RELEASE makes another one current",
-        )
+    def kept(
+        self, present: Manifest | None, *, lost: bool = False, older: bool = False
+    ) -> Iterator[Manifest]:
+        """Yield the channel's promotions, the newest first, each of them verified.
 
-    def signed_before(self, release: str) -> Manifest | None:
-        """Return what this key signed last for a release; files of other keys do not count."""
-        for serial in reversed(self.place.channel_serials(self.name)):
+        Whoever may write to the place can damage or remove what the key signed for a release, so
+        that its files are compared with nothing, or put a file there under a number that was not
+        given yet.
+
+        Args:
+            present: the current one, up to which they must be there.
+            lost: whether the place may have lost some of them.
+            older: whether an older farm may have signed them.
+
+        Raises:
+            PublishError: one is not this channel's, or is missing.
+        """
+        serials: Sequence[int] = self.place.channel_serials(self.name)
+        if present is not None and not lost:
+            ends = {*serials, present.serial}
+            serials = range(min(ends), max(ends) + 1)
+        for serial in reversed(serials):
             try:
-                signed = self.numbered(serial)
-            except PublishError:
-                continue
-            if signed.release == release:
-                return signed
-        return None
+                found = self.numbered(serial, older=older)
+            except PublishError as error:
+                if error.code in {_OTHER_KEY, "CHANNEL_MISMATCH"}:
+                    error.hint = (
+                        f"{serial}.json or its signature was changed, lost or put there: put back"
+                        " what was there, or remove it. If a promotion is lost, invoke promote"
+                        " RELEASE --serial N begins above those that the Spaces have seen"
+                    )
+                raise
+            yield found
 
     def require_as_signed(self, published: Manifest, signed: Manifest) -> None:
         """Refuse a release whose manifest differs from the signed one in more than addresses."""
@@ -231,10 +245,25 @@ class Channel:
             what = f"serial {signed.serial} of channel {self.name} was signed for"
             raise _changed(self.place, published.release, names[0], what)
 
-    def sign(
-        self, manifest: Manifest, before: Manifest | None, days: int, at_least: int = 1
+    def _promote(
+        self,
+        release: str,
+        present: Manifest | None,
+        signed: Manifest | None,
+        last: int,
+        days: int,
+        checked: str | None = None,
     ) -> Promotion:
-        """Sign a manifest under the channel's next serial, and make it the current one."""
+        """Sign a published release that is what was checked, and what was signed before."""
+        published = _read(self.place, release, checked)
+        _require_unchanged(self.place, published)
+        if signed is not None:
+            self.require_as_signed(published, signed)
+        addressed = _with_addresses(published, self.place.artifact_base(release))
+        return self._sign(addressed, present, last, days)
+
+    def _sign(self, manifest: Manifest, before: Manifest | None, last: int, days: int) -> Promotion:
+        """Sign a manifest under the serial after the last one, and make it the current one."""
         pins.require_no_advisory(manifest.source.build)
         now = _now()
         if before is not None and before.created > now + _SKEW:
@@ -244,8 +273,7 @@ class Channel:
                 f" {before.created:%Y-%m-%d %H:%M}",
                 hint="set this machine's clock: the expiry is counted from it",
             )
-        serials = self.place.channel_serials(self.name)
-        serial = max((at_least - 1, *serials, before.serial if before else 0)) + 1
+        serial = last + 1
         expires = now + timedelta(days=days)
         pointer = msgspec.structs.replace(manifest, serial=serial, created=now, expires=expires)
         content = schema.dump(pointer)
@@ -258,8 +286,13 @@ class Channel:
         return Promotion(self.name, pointer.release, was, serial, expires, url)
 
 
-def due(destination: Destination, days: int, only: str | None = None) -> dict[str, Manifest]:
+def due(
+    destination: Destination, days: int, only: str | None = None
+) -> tuple[dict[str, Manifest], list[FarmError]]:
     """Return the channels that end within so many days, or have ended, with what they name.
+
+    Beside them: an error for each channel that cannot be read, which keeps no other one from being
+    renewed.
 
     Args:
         destination: where they are.
@@ -270,25 +303,40 @@ def due(destination: Destination, days: int, only: str | None = None) -> dict[st
         PublishError: the place cannot be read.
     """
     end = _now() + timedelta(days=days)
-    found = {}
+    found: dict[str, Manifest] = {}
+    errors: list[FarmError] = []
     for name in destination.channels():
-        content = destination.channel_file(name, MANIFEST)
-        if content is None or only not in (None, name):
+        if only not in (None, name):
             continue
-        named = schema.parse(content, what=f"channel {name}")
-        if named.expires is not None and named.expires <= end:
+        try:
+            require_name("channel", name)
+            content = destination.channel_file(name, MANIFEST)
+            named = content and schema.parse(content, what=f"channel {name}")
+        except (FarmError, LoaderError, OSError) as error:
+            told = f"channel {name!r} of {destination.where} cannot be renewed: {error}"
+            errors.append(PublishError("CHANNEL_UNREADABLE", told, hint="repair it or remove it"))
+            continue
+        if named and named.expires is not None and named.expires <= end:
             found[name] = named
-    return found
+    return found, errors
 
 
-def require_signed_for(comment: str, project: str, channel: str, *, what: str) -> None:
-    """Check which channel a signature is for; farms before this one did not name a project.
+def require_signed_for(
+    comment: str, project: str, channel: str, *, what: str, older: bool = False
+) -> None:
+    """Check which channel a signature is for; an ``older`` farm's names no project.
 
     Raises:
-        PublishError: ``CHANNEL_MISMATCH``: it is another channel's or another project's.
+        PublishError: ``CHANNEL_NOT_SIGNED_FOR``: it is an older farm's; ``CHANNEL_MISMATCH``: it is
+            another channel's or another project's.
     """
-    of_another_farm = not comment.startswith("project ")
-    if not of_another_farm and not comment.startswith(f"project {project} channel {channel} "):
+    if not comment.startswith("project ") and not older:
+        raise PublishError(
+            "CHANNEL_NOT_SIGNED_FOR",
+            f"{what} was signed by an older farm, which did not name the project",
+            hint="invoke promote RELEASE signs it anew",
+        )
+    if not comment.startswith((f"project {project} channel {channel} ", f"channel {channel} ")):
         raise PublishError(
             "CHANNEL_MISMATCH",
             f"{what} is signed as {comment!r}, not as channel {channel} of {project}",
@@ -299,9 +347,7 @@ def require_signed_for(comment: str, project: str, channel: str, *, what: str) -
 
 def _with_addresses(release: Manifest, base: str) -> Manifest:
     """Return a release's manifest for a channel, with URLs below ``base``."""
-    artifacts = (
-        _addressed(one, lambda url: url if ":" in url else base + url) for one in release.artifacts
-    )
+    artifacts = (_addressed(one, lambda name: base + name) for one in release.artifacts)
     return msgspec.structs.replace(release, artifacts=tuple(artifacts))
 
 
@@ -321,6 +367,7 @@ def _read(destination: Destination, release: str, checked: str | None) -> Manife
             "RELEASE_MISNAMED",
             f"{destination.where} has {found.release} under the name {release}",
         )
+    publishing.names_of(found)
     return found
 
 

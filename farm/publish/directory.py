@@ -10,7 +10,9 @@ import fcntl
 import os
 import re
 import shutil
-from contextlib import contextmanager
+import sys
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from farm.publish.places import Signed
     from farm.publish.publishing import Known, Plan
 
+_PATIENCE: Final = 60.0
+"""Seconds to wait for the lock of a folder, which every user who may read the folder can hold."""
 _TAKEN: Final = "--to takes a folder that invoke publish made, github:OWNER/REPO or hf:OWNER/REPO"
 
 
@@ -73,7 +77,7 @@ class Directory(Destination):
 
     def publish(self, plan: Plan, tell: Callable[[str], None]) -> None:
         """Gather, compare, rename."""
-        with _disk(self._root), self._locked(tell) as root:
+        with _disk(self._root), self._locked() as root:
             # the lock's last holder may have published the same release, or another one
             plan = publishing.plan(plan.release, self.where, plan.parts, self.present(plan.release))
             final, gathered = root / plan.release, root / _gathered(plan.release)
@@ -128,7 +132,7 @@ class Directory(Destination):
         """
         with (
             _disk(self._root / f"{self.channel_folder}{channel}"),
-            self._locked(lambda _: None) as root,
+            self._locked() as root,
             _made(root / self.channel_folder) as channels,
             _made(channels / channel) as folder,
         ):
@@ -143,7 +147,7 @@ class Directory(Destination):
                 durable.replace(folder / name, content, 0o644)
 
     @contextmanager
-    def _locked(self, tell: Callable[[str], None]) -> Iterator[Path]:
+    def _locked(self) -> Iterator[Path]:
         """Let one process at a time change the folder. The lock leaves no file in what is served.
 
         It ends with the process. Where a folder cannot be locked, that is an error. What is given
@@ -152,14 +156,42 @@ class Directory(Destination):
         self._root.mkdir(exist_ok=True)
         handle = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tell(f"waiting for another process that publishes to {self.where}")
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            self._lock(handle)
             yield durable.opened(handle)
         finally:
             os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        end, told = time.monotonic() + _PATIENCE, False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                what = f"{_holder(handle)} has locked {self.where}"
+                if time.monotonic() >= end:
+                    raise PublishError(
+                        "DESTINATION_LOCKED",
+                        f"{what} for more than {_PATIENCE:g} s",
+                        hint="wait for it, or end it: it publishes there, or only reads. Then the"
+                        " same command resumes",
+                    ) from error
+            else:
+                return
+            if not told:
+                sys.stderr.write(f"note[DESTINATION_LOCKED]: waiting: {what}\n")
+            told = True
+            time.sleep(0.1)
+
+
+def _holder(handle: int) -> str:
+    """Name the process that holds the lock of a folder, as the kernel lists it."""
+    inode = str(os.fstat(handle).st_ino)
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text("ascii").splitlines():
+            _, kind, _, _, process, place, *_ = line.split()
+            if kind == "FLOCK" and place.rpartition(":")[2] == inode:
+                return f"process {process}"
+    return "another process"
 
 
 def _gathered(release: str) -> str:

@@ -84,12 +84,6 @@ def channel(
     signature = destination.channel_file(name, f"{MANIFEST}.minisig") or b""
     project = project or destination.project
     comment = trust.require_signed(content, signature, public_key, what=what)
-    if not comment.startswith("project "):
-        raise PublishError(
-            "CHANNEL_NOT_SIGNED_FOR",
-            f"{what} was signed by an older farm, which did not name the project",
-            hint="invoke promote signs it anew",
-        )
     channels.require_signed_for(comment, project, name, what=what)
     manifest = schema.parse(content, what=what)
     pinned = {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_PAGES: Final = 1000
 """Pages of a list that a server may send; GitHub's have 100 entries, the Hub's 1,000."""
 SIGNATURE: Final = f"{MANIFEST}.minisig"
-_SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
+_SERIAL: Final = re.compile(r"([1-9][0-9]{0,15})\.json", re.ASCII)
 _TOKEN: Final = re.compile(r"[!-~]+")
 """Visible ASCII without spaces, the characters that ``Bearer`` takes."""
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)

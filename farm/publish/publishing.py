@@ -174,7 +174,7 @@ def names_of(manifest: Manifest) -> tuple[str, ...]:
     """
     names: dict[str, None] = {}
     for artifact in manifest.artifacts:
-        names[_beside(artifact.urls[0], artifact.name)] = None
+        names |= {_beside(url, artifact.name): None for url in artifact.urls}
         if artifact.sbom is not None:
             names[_beside(artifact.sbom.url, None)] = None
     return (*names, folder_of.SCHEMA, folder_of.SUMS, folder_of.MANIFEST)

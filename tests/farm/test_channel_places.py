@@ -1,7 +1,10 @@
 """Channels at published places: signed pointers, and the loader that follows them."""
 
+import fcntl
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import verbs
 
 from farm import trust
 from farm.errors import FarmError, PublishError
@@ -191,12 +195,12 @@ def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(
 ) -> None:
     channels.Channel(folder_of_two, "stable", signer).promote("b11549-1", days=20)
     channels.Channel(folder_of_two, "candidate", signer).promote("b11550-1", days=90)
-    due = channels.due(folder_of_two, 30)
+    due, _ = channels.due(folder_of_two, 30)
     assert {name: one.serial for name, one in due.items()} == {"stable": 1}
-    assert channels.due(folder_of_two, 30, "candidate") == {}
+    assert channels.due(folder_of_two, 30, "candidate") == ({}, [])
     renewed = channels.Channel(folder_of_two, "stable", signer).renew()
     assert (renewed.release, renewed.before, renewed.serial) == ("b11549-1", "b11549-1", 2)
-    assert channels.due(folder_of_two, 30) == {}
+    assert channels.due(folder_of_two, 30) == ({}, [])
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"
     with refused("CHANNEL_MISSING", PublishError):
@@ -277,14 +281,154 @@ def test_older_files_that_were_put_back_are_neither_renewed_nor_rolled_back_from
         shutil.copy(channel / f"2.json{end}", channel / f"4.json{end}")
     with refused("CHANNEL_NOT_NEWEST", PublishError, "serial 4"):
         own.renew()
-    assert own.promote("b11550-1").serial == 5
     with refused("CHANNEL_MISMATCH", PublishError, "serial 4"):
-        own.rollback()
+        own.promote("b11550-1")
+    remove(channel, 4)
+    assert own.promote("b11550-1").serial == 4
+    assert folder_of_two.channel_serials("stable") == (1, 2, 3, 4)
+
+
+def remove(channel: Path, serial: int) -> None:
     for end in ("", ".minisig"):
-        (channel / f"4.json{end}").unlink()
-    with refused("SIGNED_BY_ANOTHER_KEY", PublishError, "serial 4"):
-        own.rollback()
-    assert folder_of_two.channel_serials("stable") == (1, 2, 3, 5)
+        (channel / f"{serial}.json{end}").unlink()
+
+
+def change_a_byte(channel: Path, serial: int) -> None:
+    signature = channel / f"{serial}.json.minisig"
+    signature.write_bytes(b"x" + signature.read_bytes()[1:])
+
+
+def change_a_byte_and_put_the_older_one_back(channel: Path, serial: int) -> None:
+    change_a_byte(channel, serial)
+    replay(channel, serial - 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "serial"),
+    [(change_a_byte, 1)]
+    + [(remove, serial) for serial in (2, 3)]
+    + [(change_a_byte_and_put_the_older_one_back, serial) for serial in (2, 3)],
+)
+def test_history_that_was_damaged_disarms_no_comparison_with_it(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, serial: int, damage: Any
+) -> None:
+    """The release changes, and what was signed for it is damaged or removed."""
+    own = channels.Channel(folder_of_two, "stable", signer)
+    for release in ("b11549-1", "b11550-1", "b11549-1"):
+        own.promote(release)
+    channel = tmp_path / "published" / "channels" / "stable"
+    damage(channel, serial)
+    change(tmp_path / "published" / ("b11550-1" if serial == 2 else "b11549-1"))
+    for release in ("b11549-1", "b11550-1"):
+        with pytest.raises(PublishError) as caught:
+            own.promote(release)
+        assert caught.value.code in {"SIGNED_BY_ANOTHER_KEY", "RELEASE_CHANGED"}
+    assert not (channel / "4.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"a manifest", None])
+def test_file_under_a_number_that_was_not_given_yet_raises_no_serial(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, content: bytes | None
+) -> None:
+    """Whoever may write there puts a file without a signature there, or an older pair."""
+    own = channels.Channel(folder_of_two, "stable", signer)
+    own.promote("b11549-1")
+    channel = tmp_path / "published" / "channels" / "stable"
+    last = 2**53 - 2
+    for end in ("", ".minisig"):
+        found = (channel / f"1.json{end}").read_bytes()
+        (channel / f"{last}.json{end}").write_bytes(found if content is None else content)
+    for use in (own.renew, own.rollback):
+        with refused("CHANNEL_NOT_NEWEST", PublishError, f"serial {last}"):
+            use()
+    for at_least in (1, 5):
+        with refused(
+            "CHANNEL_MISMATCH" if content is None else "SIGNED_BY_ANOTHER_KEY",
+            PublishError,
+            f"serial {last}",
+            hint=f"{last}.json",
+        ):
+            own.promote("b11550-1", at_least=at_least)
+    remove(channel, last)
+    assert own.promote("b11550-1").serial == 2
+
+
+def test_place_that_lost_a_promotion_begins_above_by_an_option(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    own = channels.Channel(folder_of_two, "stable", signer)
+    for release in ("b11549-1", "b11550-1", "b11549-1"):
+        own.promote(release)
+    remove(tmp_path / "published" / "channels" / "stable", 2)
+    with refused("SIGNED_BY_ANOTHER_KEY", PublishError, "serial 2", hint="--serial"):
+        own.promote("b11550-1")
+    assert own.promote("b11550-1", at_least=2).serial == 4
+
+
+@pytest.mark.parametrize("field", ["artifact", "sbom", "mirror"])
+def test_address_elsewhere_is_not_signed(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, field: str
+) -> None:
+    """A published manifest names files of another server under the names that were signed."""
+    own = channels.Channel(folder_of_two, "stable", signer)
+    for release in ("b11549-1", "b11550-1"):
+        own.promote(release)
+    with edited(tmp_path / "published" / "b11549-1") as found:
+        entry = found["artifacts"][0]
+        foreign = f"https://evil.invalid/{entry['name']}"
+        if field == "sbom":
+            entry["sbom"]["url"] = f"{foreign}.cdx.json"
+        else:
+            entry["urls"] = [foreign] if field == "artifact" else [entry["name"], foreign]
+    for use in (own.rollback, lambda: own.promote("b11549-1")):
+        with refused("MANIFEST_POINTS_ELSEWHERE", PublishError, "evil.invalid"):
+            use()
+
+
+def test_reader_who_locks_the_folder_is_named_and_not_awaited_for_ever(
+    folder_of_two: Destination,
+    signer: trust.Signer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("farm.publish.directory._PATIENCE", 0.2)
+    own, folder = channels.Channel(folder_of_two, "stable", signer), tmp_path / "published"
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    with refused("DESTINATION_LOCKED", PublishError, f"process {os.getpid()} has locked {folder}"):
+        own.promote("b11549-1")
+    assert f"note[DESTINATION_LOCKED]: waiting: process {os.getpid()}" in capsys.readouterr().err
+    os.close(handle)
+    assert own.promote("b11549-1").serial == 1
+
+
+def bad_content(channel: Path) -> None:
+    (channel / "manifest.json").write_text("{}")
+
+
+def bad_name(channel: Path) -> None:
+    channel.rename(channel.with_name("a\nerror[X]: fake"))
+
+
+def bad_signature(channel: Path) -> None:
+    (channel / "manifest.json.minisig").write_text("none")
+
+
+@pytest.mark.parametrize("damage", [bad_content, bad_name, bad_signature])
+def test_bad_channel_keeps_no_other_one_from_being_renewed(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, damage: Any
+) -> None:
+    for name in ("bad", "stable"):
+        channels.Channel(folder_of_two, name, signer).promote("b11549-1", days=20)
+    damage(tmp_path / "published" / "channels" / "bad")
+    where, key = folder_of_two.where, str(tmp_path / "key")
+    done = verbs.invoke("renew", "--to", where, "--key", key, timeout=60)
+    assert done.returncode == 1
+    assert "channel stable" in done.stdout
+    assert re.search(r"^error\[\w+\]: .*(bad|fake)", done.stderr, re.MULTILINE)
+    assert "error[X]: fake" not in done.stderr.splitlines()
+    assert ("stable" in channels.due(folder_of_two, 30)[0]) is False
 
 
 @contextmanager
@@ -470,17 +614,33 @@ def test_project_of_a_mirror_is_named_by_an_option(
     assert follow(pin, tmp_path / "store") == back.release == "b11549-1"
 
 
-def test_channel_of_an_older_farm_is_promoted_again_before_it_is_pinned(
+def test_channel_of_an_older_farm_is_promoted_again_before_it_is_pinned_or_renewed(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
+    own = channels.Channel(folder_of_two, "stable", signer)
+    own.promote("b11549-1")
     channel = tmp_path / "published" / "channels" / "stable"
-    old = signer.sign((channel / "1.json").read_bytes(), "channel stable serial 1 release b11549-1")
-    for name in ("1.json.minisig", "manifest.json.minisig"):
-        (channel / name).write_bytes(old)
-    with refused("CHANNEL_NOT_SIGNED_FOR", PublishError):
-        pin_space.channel(folder_of_two, "stable", signer.public_key)
-    channels.Channel(folder_of_two, "stable", signer).promote("b11550-1")
-    assert channels.Channel(folder_of_two, "stable", signer).rollback().serial == 3
+
+    def sign_as_an_older_farm(name: str) -> None:
+        content = (channel / "1.json").read_bytes()
+        old = signer.sign(content, f"channel {name} serial 1 release b11549-1")
+        for file in ("1.json.minisig", "manifest.json.minisig"):
+            (channel / file).write_bytes(old)
+
+    sign_as_an_older_farm("nightly")  # its files were put here
+    with refused("CHANNEL_MISMATCH", PublishError, "nightly"):
+        own.promote("b11550-1")
+    sign_as_an_older_farm("stable")  # perhaps another project's
+    for use in (
+        lambda: pin_space.channel(folder_of_two, "stable", signer.public_key),
+        own.renew,
+        own.rollback,
+    ):
+        with refused("CHANNEL_NOT_SIGNED_FOR", PublishError):
+            use()
+    own.promote("b11550-1")
+    with refused("CHANNEL_NOT_SIGNED_FOR", PublishError, "serial 1"):
+        own.rollback()
+    own.promote("b11549-1")
     pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"

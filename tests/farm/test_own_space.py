@@ -252,6 +252,20 @@ def test_page_that_does_not_answer_is_waited_for(hub: hub_repository.Hub) -> Non
         own_space.wait(SPACE, 0, lambda _: None, interval=0.01)
 
 
+def test_token_goes_to_no_page_of_another_server(hub: hub_repository.Hub) -> None:
+    """A Hub's answer says where a private Space's page is."""
+    hub.repositories[SPACE], hub.private = hub_repository.Repository(), True
+    tokens: list[str | None] = []
+
+    def page(request: Request) -> Answer:
+        tokens.append(request.headers.get("Authorization"))
+        return Answer(200, b"a page")
+
+    with http_served.serving(page) as hub.host:
+        own_space.wait(SPACE, 30, lambda _: None, interval=0.01)
+    assert tokens == [None]
+
+
 def test_hub_without_dns_is_unreachable_and_not_a_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

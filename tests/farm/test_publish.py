@@ -191,16 +191,17 @@ def test_server_that_answers_as_the_hub_names_no_file_of_this_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[], bytes], header: str
 ) -> None:
     """The Hub's client writes to the path that the ETag names, or reads what is there already."""
-    mine, new = tmp_path / "private", tmp_path / "new" / "evil.pth"
+    mine, new = tmp_path / "private", tmp_path / "evil.pth"
     mine.write_text("private")
+    quote = '"' if header == "ETag" else ""
     content = json.dumps(RECORD).encode()
     for place in (mine, new):
-        named = {"ETag": '"0"', "X-Repo-Commit": "0" * 40, header: str(place)}
+        named = {"ETag": '"0"', "X-Repo-Commit": "0" * 40, header: f"{quote}{place}{quote}"}
         with http_served.serving(lambda _, told=named: Answer(200, content, told)) as url:  # type: ignore[misc]
             monkeypatch.setenv("HF_ENDPOINT", url)
             assert read() == content
     assert mine.read_text() == "private"
-    assert not new.parent.exists()
+    assert not new.exists()
 
 
 @pytest.mark.parametrize("where", ["github-list", "github-upload", "hub-list"])

@@ -55,6 +55,7 @@ class Hub:
         refuse: a regular expression over ``METHOD path``: answered with 500.
         cut_at: 500 is also the answer to the n-th request from now that would change something.
         cut_after: whether that request is carried out before.
+        private: whether its Spaces are.
         host: where Spaces run; the Hub's own way of naming them without it.
         stages: what is told of a Space's runtime, one after the other; the last one stays.
         sent: the names of large files that were uploaded, in order; twice if they came twice.
@@ -70,6 +71,7 @@ class Hub:
     calls: list[str] = field(default_factory=list)
     url: str = ""
     host: str = ""
+    private: bool = False
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, Any]:
@@ -211,7 +213,7 @@ def _info(hub: Hub, _body: bytes, repo: str) -> Any:
     if repo not in hub.repositories:
         return 404, "RepoNotFound", {}
     sha = oid(len(hub.repositories[repo].commits) - 1)
-    told = {"id": repo, "sha": sha, "tags": [], "siblings": []}
+    told = {"id": repo, "sha": sha, "tags": [], "siblings": [], "private": hub.private}
     if "/api/spaces/" in hub.calls[-1]:
         told["host"] = hub.host or f"https://{repo.replace('/', '-')}.hf.space"
     return told
