@@ -15,10 +15,11 @@ from farm.errors import BuildError, FarmError, UsageError, raise_all
 from farm.options import BuildRequest, Publication
 from farm.plan import BuildPlan
 from farm.publish import places
-from farm.publish.github import Api
 from farm.publish.places import Signed
 from farm.source import Source
 from farm.terminal.progress import BuildReport
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer
 
 TINY = tiny_release.TINY
 TABLE = targets.load()
@@ -204,10 +205,12 @@ class TestPublication:
     ) -> None:
         monkeypatch.setenv("GITHUB_TOKEN", "x")
         monkeypatch.setenv("GITHUB_ACTIONS", "true")
-        monkeypatch.setattr(Api, "call", lambda *_: {"private": True})
-        assert self.findings(to="github:owner/name") == ["ATTESTATION_UNAVAILABLE"]
-        monkeypatch.setenv("FARM_ATTEST_PRIVATE", "1")
-        assert self.findings(to="github:owner/name") == []
+        told = {"full_name": "owner/name", "private": True}
+        with http_served.serving(lambda _: Answer(200, told)) as url:
+            monkeypatch.setenv("GITHUB_API_URL", url)
+            assert self.findings(to="github:owner/name") == ["ATTESTATION_UNAVAILABLE"]
+            monkeypatch.setenv("FARM_ATTEST_PRIVATE", "1")
+            assert self.findings(to="github:owner/name") == []
 
     def test_channel_of_another_key(self, kept: Path, tmp_path: Path) -> None:
         for name in ("theirs", "ours"):
