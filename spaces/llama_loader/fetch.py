@@ -30,6 +30,8 @@ SMALL_FILE_SECONDS: Final = 60.0
 MAX_WRONG: Final = 2
 """Wrong bytes are fetched once more from the same URL; then the file itself is wrong."""
 PIECE: Final = 1 << 18
+_LARGEST: Final = 1 << 40
+"""Bytes of a file whose size nobody told before it came."""
 
 _SLOWEST_BACKOFF: Final = 8.0
 
@@ -110,6 +112,7 @@ class Fetcher:
         furthest = done = target.seek(0, SEEK_END)
         while size is None or done < size:
             with mirrors.attempt() as mirror, mirrors.opened(mirror, done) as body:
+                limit = math.inf if size is not None else _LARGEST
                 if size is None and body.size is not None:
                     size = body.start + body.size
                 if size is not None and body.size not in {None, size - body.start}:
@@ -118,6 +121,9 @@ class Fetcher:
                 done = target.seek(body.start)
                 target.truncate()
                 while piece := body.read(min(PIECE, (size or done + PIECE) - done)):
+                    if max(done, size or 0) > limit:
+                        told = f"it is larger than {_LARGEST} bytes"
+                        raise AttemptError(told, final=True, refusal=200)
                     done += target.write(piece)
                     target.flush()  # this process may be killed now
                     if done > furthest:

@@ -170,7 +170,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         ("zerogpu", (gpus.ZEROGPU,) if settings.zerogpu else ()),
     )
     source, found = next((one for one in sources if one[1]), ("none", ()))
-    module = r"Kernel Module.*?\s([0-9]{3,}(?:\.[0-9]+)+)(?:\s|$)"
+    module = r"Kernel Module.*?\s([0-9]{3,6}(?:\.[0-9]{1,6})+)(?:\s|$)"
     return HostFacts(
         system=sys.platform,
         machine=platform.machine(),
@@ -248,7 +248,7 @@ def _glibcxx(cache: Sequence[Path]) -> str | None:
     (https://gcc.gnu.org/onlinedocs/libstdc++/manual/abi.html).
     """
     files = [path.resolve().name for path in cache if path.name == "libstdc++.so.6"]
-    found = [re.fullmatch(r"libstdc\+\+\.so\.6\.0\.([0-9]+)", file) for file in files]
+    found = [re.fullmatch(r"libstdc\+\+\.so\.6\.0\.([0-9]{1,6})", file) for file in files]
     return next((f"3.4.{matched[1]}" for matched in found if matched), None)
 
 
@@ -364,7 +364,9 @@ def parse(text: str) -> Answer:
         if len(cells) != len(_SMI_FIELDS) or cells[0][:1] in {"", "["}:
             continue  # a warning, or an error
         name, code, memory, version, uuid = cells
-        driver = driver or (version if re.fullmatch(r"[0-9]+(\.[0-9]+)+", version) else None)
+        driver = driver or (
+            version if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})+", version) else None
+        )
         dotted = re.fullmatch(r"([0-9]{1,2})\.([0-9])", code)
         known = dotted[1] + dotted[2] if dotted else capability(name)
         mib = int(memory) if re.fullmatch(r"[0-9]{1,9}", memory) else None

@@ -16,6 +16,8 @@ from llama_loader import gguf_header
 from llama_loader.errors import IntegrityError, SettingError
 
 _BLOCK: Final = 4 * 1024 * 1024
+_MAX_PARTS: Final = 1000
+"""Of a model: each costs a request; the largest models have some 50."""
 _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
 """Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
 
@@ -69,8 +71,10 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def require_first(name: str, label: str) -> None:
-    """Refuse a file that is not the first part of a model; ``label`` is what messages call it."""
+    """Refuse a file that is not the first of some parts; ``label`` is what messages call it."""
     number, count = gguf_header.part(name)
+    if count > _MAX_PARTS:
+        raise SettingError("MODEL_PART/many", label=label, count=count, most=_MAX_PARTS)
     if number != 1 or not count or _PIECE.search(name):
         raise SettingError("MODEL_PART/later", label=label)
 

@@ -31,6 +31,8 @@ _BUFFER: Final = re.compile(
 )
 _OF_THE_MODEL: Final = re.compile(r"llama_model_loader: - kv|(?:llm_load_)?print_(?:info|meta): ")
 """Lines that repeat the model file's own texts."""
+_OF_A_REQUEST: Final = re.compile(r"srv +operator\(\)|.*\(CORS\)")
+"""Lines that repeat a request's headers, before it is asked for the key."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,10 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
     when = "while loading" if loading else "while it served"
     how = next((one.name for one in signal.Signals if one == -status), f"status {status}")
     end = f"{how} {when}"
-    kind, name, line = next(_shown([end, *map(_message, _own(lines))]))
+    was_killed = (
+        status == -signal.SIGKILL and not loading
+    )  # by another program, whatever it printed
+    kind, name, line = next(_shown([end, *([] if was_killed else map(_message, _own(lines)))]))
     return kind(name, end=end, when=when, lines=quote(lines, line if line != end else ""))
 
 
@@ -197,8 +202,10 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
 
 
 def _own(lines: Sequence[str]) -> list[str]:
-    """Leave out empty lines, and those that repeat texts of the model's file."""
-    return [line for line in lines if line.strip() and not _OF_THE_MODEL.match(_message(line))]
+    """Leave out empty lines, and those that repeat texts of the model's file or of a request."""
+    foreign = (_OF_THE_MODEL, _OF_A_REQUEST)
+    told = [line for line in lines if line.strip()]
+    return [line for line in told if not any(one.match(_message(line)) for one in foreign)]
 
 
 def _message(line: str) -> str:

@@ -46,7 +46,7 @@ def fill(ready: Ready, *, again: bool = False) -> int:
     found = 0
     if ready.size <= cgroups.memory() * _SHARE:
         buffer = bytearray(_PIECE)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the second: a file is cut short meanwhile
             for path in gguf_header.files(ready.model):
                 places = lacking(path) if again else range(0, path.stat().st_size, _PIECE)
                 with path.open("rb", buffering=0) as file:

@@ -87,6 +87,20 @@ def test_resume_of_a_file_of_unknown_size_ends_where_the_answer_says(
     assert ranges(server)[1:] in ([], ["bytes=400000-"])
 
 
+@pytest.mark.parametrize("length", [True, False])
+def test_resume_of_a_file_of_unknown_size_has_a_bound(
+    server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch, *, length: bool
+) -> None:
+    monkeypatch.setattr(fetch_module, "_LARGEST", 300_000)
+    place, target = Web(server.put("/a", DATA)), BytesIO(b"")
+    if not length:
+        server.fail("/a", faults.body(DATA, chunked=True))
+    with pytest.raises(NetworkError, match="larger than 300000 bytes"):
+        reader.fetcher.resume(place, target, None)
+    assert len(target.getvalue()) <= 300_000 + fetch_module.PIECE
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "attempts", "refusal", "words"),
     [

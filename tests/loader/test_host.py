@@ -64,6 +64,15 @@ def test_working_folder_is_no_place_of_cuda_wheels_wherever_pythons_path_names_i
         assert (tmp_path / "nvidia/x/lib" in found) == (where == "/")
 
 
+def test_version_of_thousands_of_digits_is_none(tmp_path: Path) -> None:
+    digits = "9" * 5000
+    for version in (f"{digits}.1", f"580.{digits}"):
+        assert host.parse(f"NVIDIA H200, 9.0, 1000, {version}, GPU-1\n").driver is None
+        told = f"NVRM version: NVIDIA UNIX Kernel Module for x86_64  {version}  Release Build\n"
+        write(tmp_path / "proc/driver/nvidia/version", told)
+        assert host.detect(load(environ={}), root=tmp_path).driver is None
+
+
 def program(folder: Path, name: str, script: str) -> Path:
     path = write(folder / name, f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)

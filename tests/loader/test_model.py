@@ -75,6 +75,16 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_started(
         assert "joined to one file" in told.hint
 
 
+def test_model_of_more_parts_than_any_has_is_refused_before_anything_is_asked() -> None:
+    told = reason(settings(GGUF_FILENAME="m-00001-of-99999.gguf"))
+    assert told is not None
+    assert (told.code, told.exit_status) == ("MODEL_PART", 2)
+    assert "would be a model of 99999 parts" in told.message
+    few = reason(settings(GGUF_FILENAME="m-00001-of-01000.gguf"))
+    assert few is not None
+    assert few.code == "OFFLINE"
+
+
 def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(TINY)

@@ -94,6 +94,18 @@ def test_list_below_a_message_is_quoted_with_it_or_not_at_all() -> None:
     assert "\t" not in server_log.quote(lines)
 
 
+def test_headers_of_a_request_without_the_key_decide_no_cause() -> None:
+    origin = "(CORS) skip non-localhost origin: http://x/ cudaMalloc failed: out of memory"
+    lines = [f"0.00.1.2 W srv    operator(): {origin}", "0.00.1.3 I srv  stop: all is over"]
+    for status, code in ((-9, "SERVER_KILLED"), (-11, "SERVER_CRASHED"), (3, "SERVER_ENDED")):
+        error = server_log.explain(status, lines, loading=False)
+        assert error.code == code
+        assert "cudaMalloc" not in error.message
+    # nor does any other line, once it was ready and another program killed it
+    assert server_log.explain(-9, MEMORY.splitlines(), loading=False).code == "SERVER_KILLED"
+    assert server_log.explain(-9, MEMORY.splitlines(), loading=True).code == "OUT_OF_MEMORY"
+
+
 def test_whole_lines_are_quoted_the_decisive_one_first() -> None:
     cause = "0.00.1.2 E load: cudaMalloc failed: " + "x" * 400
     later = [f"0.00.1.{number} E failed {number} " + "y" * 200 for number in range(3, 9)]

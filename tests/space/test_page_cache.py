@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ def drop(path: Path, start: int = 0) -> None:
 def gone(path: Path) -> int:
     """Count the pieces of a file that lack a page; the kernel may drop a few at any moment."""
     return len(list(page_cache.lacking(path)))
+
+
+def test_model_that_is_cut_short_while_it_is_looked_at_does_not_end_the_keeper(
+    model: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = page_cache.lacking
+
+    def cut_short(path: Path) -> Iterator[int]:
+        looking = look(path)
+        yield next(looking)
+        os.truncate(path, MIB)
+        yield from looking
+
+    drop(model[0])
+    monkeypatch.setattr(page_cache, "lacking", cut_short)
+    assert page_cache.fill(ready(model), again=True) == 0
+    assert model[0].stat().st_size == MIB
 
 
 def test_only_what_was_dropped_is_lacking_and_read_again(model: list[Path]) -> None:
