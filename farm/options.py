@@ -246,6 +246,7 @@ class RebuildRequest:
         sha256: what the manifest's bytes must come to
         source: the source tree, for what was built from a folder
         remote: the repository that BUILD.json names, if you trust it and it is not llama.cpp's
+        engine: docker; local for what the local engine built: its source then runs here, as you
         image: another devel image than the recorded one
         toolkit: for what the local engine built: a folder, or 'pypi'
         jobs: compilers at a time
@@ -256,6 +257,7 @@ class RebuildRequest:
     sha256: Sha256 = None
     source: Path | None = None
     remote: str | None = None
+    engine: str = "docker"
     image: str | None = None
     toolkit: str | None = None
     jobs: int | None = None

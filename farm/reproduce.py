@@ -219,6 +219,13 @@ def choose(manifest: Manifest, name: str | None) -> Artifact:
 def _build(
     record: BuildRecord, listed: Artifact, asked: RebuildRequest, report: BuildReport
 ) -> Path:
+    if asked.engine != record.toolchain.engine:
+        raise UsageError(
+            "ENGINE_DIFFERS",
+            f"{listed.name} was built by the engine {record.toolchain.engine!r}, not "
+            f"{asked.engine!r}",
+            hint="if you trust its source, --engine local builds it on this machine, as you",
+        )
     tree = source_of(record.source, asked.source, remote=asked.remote)
     if tree.note:
         report.say(tree.note)
@@ -250,24 +257,20 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
 
     Raises:
         SourceError: it cannot be fetched, or is not the recorded one; the error names it.
-            ``REMOTE_NOT_TRUSTED``: only the record names its repository, whose build scripts would
-            run here. ``PATCHES_DIFFER``: this checkout has other patches.
+            ``REMOTE_NOT_TRUSTED``: only the record names its repository or package, whose build
+            scripts would run here. ``PATCHES_DIFFER``: this checkout has other patches.
         UsageError: its repository has no such commit, or ``folder`` is no source tree.
     """
     chosen = patches.recorded(record.patches)
     if folder is not None:
         found = source.from_folder(folder)
     elif match := _PYPI.fullmatch(record.origin):
+        if match["package"] != pins.load().source.package:
+            raise _not_trusted(match["package"], "package", "you can unpack it")
         found = source.from_archive(_pin(record, match))
     elif (match := _GIT.fullmatch(record.origin)) and record.commit:
         if match["remote"] not in (source.GIT_REMOTE, remote):
-            raise SourceError(
-                "REMOTE_NOT_TRUSTED",
-                f"BUILD.json names {match['remote']!r} for its source, not llama.cpp's own "
-                "repository",
-                hint="if you trust it, name it: --remote URL; or a tree that you have: "
-                "--source DIR",
-            )
+            raise _not_trusted(match["remote"], "repository", "name it: --remote URL")
         found = source.from_ref(record.commit, remote=match["remote"])
     else:
         raise SourceError(
@@ -276,6 +279,14 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
             hint="--source DIR names that tree; its parts are compared with those of BUILD.json",
         )
     return replace(source.patched(found, chosen), **msgspec.structs.asdict(record))
+
+
+def _not_trusted(named: str, kind: str, trusting: str) -> SourceError:
+    return SourceError(
+        "REMOTE_NOT_TRUSTED",
+        f"BUILD.json names {named!r} for its source, not llama.cpp's own {kind}",
+        hint=f"if you trust it, {trusting}; or give a tree that you have: --source DIR",
+    )
 
 
 def _pin(record: schema.Source, match: re.Match[str]) -> pins.SourcePin:

@@ -255,7 +255,7 @@ def test_every_record_of_a_build_names_its_patches_and_it_can_be_built_again(
     monkeypatch.setattr(reproduce, "OUT", tmp_path / "rebuilt")
     told = io.StringIO()
     report = BuildReport(Console(file=told, width=200))
-    asked = RebuildRequest(str(out), source=tree)
+    asked = RebuildRequest(str(out), source=tree, engine="local")
     reproduce.rebuild(asked, report)
     assert f"identical: {NAME}" in told.getvalue()
 

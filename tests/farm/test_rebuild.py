@@ -52,7 +52,7 @@ def record(published: Path) -> BuildRecord:
 
 def again(published: Path | str, **options: object) -> list[str]:
     told = io.StringIO()
-    asked = replace(RebuildRequest(str(published), source=TINY), **options)
+    asked = replace(RebuildRequest(str(published), source=TINY, engine="local"), **options)
     try:
         reproduce.rebuild(asked, BuildReport(Console(file=told, width=200)))
     except FarmError as error:
@@ -78,7 +78,10 @@ def test_the_same_comes_out_from_a_folder_a_file_url_and_over_http(
 
 
 def test_the_verb_says_identical_and_exits_0(published: Path) -> None:
-    done = invoke("rebuild", published.as_uri(), "--source", str(TINY), "--jobs", "1")
+    done = invoke(
+        *("rebuild", published.as_uri(), "--source", str(TINY), "--jobs", "1"),
+        *("--engine", "local"),
+    )
     assert (done.returncode, "identical: " in done.stderr) == (0, True), done.stderr
 
 
@@ -108,7 +111,7 @@ def test_another_binary_is_named(tmp_path: Path) -> None:
         line for line in said if "runtime/llama-server: other bytes, sha256 " in line
     ]
     assert said[-2].startswith(f"error[NOT_IDENTICAL]: {NAME}: 1 of its ")
-    done = invoke("rebuild", str(out), "--source", str(TINY))
+    done = invoke("rebuild", str(out), "--source", str(TINY), "--engine", "local")
     assert (done.returncode, "error[NOT_IDENTICAL]" in done.stderr) == (1, True)
 
 
@@ -180,6 +183,24 @@ def test_a_source_without_a_digest_is_not_to_be_had(
 ) -> None:
     with refused(code, FarmError):
         reproduce.source_of(with_source(record, origin=origin), None)
+
+
+@pytest.mark.parametrize("package", ["evil-llama", "xllamacpp-evil", "XLLAMACPP"])
+def test_package_that_only_the_record_names_is_not_fetched(
+    record: BuildRecord, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "from_archive", lambda _: pytest.fail("it was fetched"))
+    named = with_source(record, origin=f"pypi:{package}-1.0.tar.gz#ll", sha256="ab" * 32)
+    with refused("REMOTE_NOT_TRUSTED", FarmError, package, hint="--source DIR"):
+        reproduce.source_of(named, None)
+
+
+def test_record_alone_does_not_choose_the_local_engine(published: Path) -> None:
+    """Its build scripts would run on this machine, as its user."""
+    said = again(published, engine=RebuildRequest("").engine)
+    assert said[-2].startswith("error[ENGINE_DIFFERS]: ")
+    assert "--engine local" in said[-1]
+    assert not any("configure" in line for line in said)
 
 
 def test_a_repository_that_only_the_record_names_is_not_fetched(
