@@ -274,7 +274,7 @@ def _decode(inventory: Inventory) -> RuntimeRecord:
     try:
         record = msgspec.json.decode(inventory.build_json, type=RuntimeRecord)
         expected = file_name(record, inventory.format)
-    except (msgspec.DecodeError, StopIteration) as error:
+    except (ValueError, RecursionError, StopIteration) as error:
         raise PackError("RECORD_INVALID", f"{inventory.name}: {RECORD}: {error}") from error
     inventory.require_name(expected)
     return record

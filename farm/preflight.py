@@ -204,7 +204,7 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
         with (collector := Findings()).collecting():
             if path.name == release.MANIFEST:
                 _require_manifest(out)
-            elif path.name not in replaced and release.is_tarball(path):
+            elif path.name not in replaced and release.is_tarball(path.name):
                 _require_source(path, own)
         found += collector.found
     return found

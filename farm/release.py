@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "manifest.schema.json"
 SUMS: Final = "SHA256SUMS"
+MAX_BYTES: Final = 32 << 30
+"""Bytes of all tarballs of a release, which whoever verifies it fetches to a temporary folder."""
 _AGAIN: Final = "invoke manifest writes manifest and SBOMs again from the tarballs"
 
 
@@ -205,7 +208,11 @@ def verify_artifact(
         PackError: as ``verify``.
         InspectError: its binaries are not what its record says.
     """
-    found = read(folder / listed.name, Chunking(listed.chunk_size, listed.piece_size))
+    tarball = folder / listed.name
+    if tarball.is_file() and tarball.stat().st_size != listed.size:
+        found_size = tarball.stat().st_size
+        raise _differs(listed, "size", listed.size, found_size)
+    found = read(tarball, Chunking(listed.chunk_size, listed.piece_size))
     _compare(listed, found.artifact)
     _check_sbom(folder, listed, found)
     _check_source(manifest, listed, found)
@@ -219,12 +226,21 @@ def verify_artifact(
 
 
 def require_whole(manifest: Manifest, url: str) -> None:
-    """Refuse a channel's manifest: the release that it names has the files to check.
+    """Refuse a manifest whose files are not those of a release, before any of them is touched.
 
     Raises:
-        UsageError: ``CHANNEL_NOT_RELEASE``, with the release's own manifest in the hint.
+        UsageError: ``CHANNEL_NOT_RELEASE``: a channel's; the release that it names has the files to
+            check, and its own manifest is in the hint.
+        PackError: ``RELEASE_MISMATCH``: a name that no release has, or more bytes than one has.
     """
+    if sum(artifact.size for artifact in manifest.artifacts) > MAX_BYTES:
+        raise _mismatch(f"{url}: its tarballs have more than {MAX_BYTES} bytes")
+    named = Counter(artifact.name for artifact in manifest.artifacts)
     for artifact in manifest.artifacts:
+        if not is_tarball(artifact.name) or named[artifact.name] > 1:
+            raise _mismatch(f"{artifact.name}: is no tarball's name, or stands there twice")
+        if artifact.sbom and artifact.sbom.url != sbom.name_of(artifact.name):
+            raise _mismatch(f"{artifact.name}: its SBOM is not {sbom.name_of(artifact.name)}")
         if artifact.urls[0] != artifact.name:
             own = urljoin(artifact.resolved_urls(url)[0], MANIFEST)
             raise UsageError(
@@ -238,10 +254,13 @@ def _compare(listed: Artifact, found: Artifact) -> None:
     for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
                   "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
         if getattr(listed, field) != getattr(found, field):
-            raise _mismatch(
-                f"{listed.name}: {field} is {getattr(listed, field)!r:.80} in the manifest, but "
-                f"{getattr(found, field)!r:.80} in the tarball"
-            )
+            raise _differs(listed, field, getattr(listed, field), getattr(found, field))
+
+
+def _differs(listed: Artifact, field: str, said: object, found: object) -> PackError:
+    return _mismatch(
+        f"{listed.name}: {field} is {said!r:.80} in the manifest, but {found!r:.80} in the tarball"
+    )
 
 
 def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
@@ -287,7 +306,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
 def _json(document: bytes) -> object:
     try:
         return json.loads(document)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -334,7 +353,10 @@ def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - 
     inventory.require_name(_name(record, inventory.format))
     elf.check(inventory.inspections, _asked(record))
     server = inventory.artifact(record.line)
-    document = sbom.of_server(server, record)
+    try:
+        document = sbom.of_server(server, record)
+    except sbom.INVALID as error:
+        raise PackError("BUILD_RECORD_INVALID", f"{path.name}: {error}") from error
     variants = record.defined.get(recipe.DEFINITION, "")
     return Found(_with_sbom(server, document), document, record.source, record.parts, variants)
 
@@ -380,9 +402,9 @@ def tarballs(out: Path) -> list[Path]:
     return found
 
 
-def is_tarball(path: Path) -> bool:
+def is_tarball(name: str) -> bool:
     """Whether a file's name is one that ``write`` takes for a tarball of the release."""
-    return path.name.endswith(tuple(f".{one}" for one in archive.FORMATS))
+    return name.endswith(tuple(f".{one}" for one in archive.FORMATS))
 
 
 def record_of(path: Path) -> BuildRecord:

@@ -174,6 +174,7 @@ def rebuild(asked: RebuildRequest, report: BuildReport) -> None:
 
     with opened(asked.release, sha256=asked.sha256, wanted=wanted) as folder:
         manifest = release.load(folder)
+        release.require_whole(manifest, asked.release)
         listed = wanted(manifest)
         release.verify_artifact(folder, manifest, listed, report.say)
         report.say(f"published: {listed.name}, as its manifest says")

@@ -11,6 +11,7 @@ library has a client of its own, ``within``: so each answer has a deadline and a
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import ipaddress
@@ -22,7 +23,7 @@ import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import platformdirs
@@ -61,6 +62,13 @@ DEADLINE: Final = 3600.0
 """Seconds for a file that is fetched or sent."""
 _LARGEST: Final = 64 << 20
 """Bytes of an answer that is no file; the index's largest pages have some 20 MB."""
+_DAMAGE: Final = (
+    *(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError),
+)
+"""What ``tarfile`` and what it reads from raise for an archive that is none."""
+_MOST_BYTES: Final = 2 << 30
+_MOST_FILES: Final = 50_000
+"""Of a source archive; the largest seen unpacks to 300 MB in 5,000 files."""
 _RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
 """Waits 0.5, 1 and 2 seconds, or as long as Retry-After asks for."""
 
@@ -343,7 +351,8 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
 
     Raises:
         SourceError: the archive has no such folder, is damaged, or contains something that
-            ``tarfile``'s filter refuses: a device, a name or a link that leads outside.
+            ``tarfile``'s filter refuses (a device, a name or a link that leads outside), a hard
+            link, or more than a source has.
     """
 
     def below(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
@@ -352,13 +361,41 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
             return None
         return tarfile.data_filter(member.replace(name=str(path.relative_to(subdir))), folder)
 
-    try:
-        with durable.new_folder(into) as staging, tarfile.open(archive) as tar:
-            tar.extractall(staging, filter=below)  # noqa: S202 - the filter ends in tarfile's own
-            if not any(staging.iterdir()):
-                raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise SourceError("ARCHIVE_UNSAFE", f"{archive.name}: {error}") from error
+    with durable.writing(into):
+        try:
+            with (
+                durable.new_folder(into) as staging,
+                tarfile.open(archive, "r:gz", tarinfo=_SmallInfo) as tar,
+            ):
+                # The filter ends in tarfile's own.
+                tar.extractall(staging, _bounded(tar), filter=below)  # noqa: S202
+                if not any(staging.iterdir()):
+                    raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
+        except _DAMAGE as error:
+            raise SourceError("ARCHIVE_UNSAFE", f"{archive.name}: {error}") from error
+
+
+def _bounded(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield what a source archive can have; ``tarfile`` looks through all of it for a hard link."""
+    left = _MOST_BYTES
+    for number, member in enumerate(tar):
+        left -= member.size
+        if left < 0 or number == _MOST_FILES or member.islnk():
+            most = f"{_MOST_BYTES >> 20} MiB or {_MOST_FILES} files"
+            raise tarfile.ReadError(f"{member.name!r} is a hard link, or beyond {most}")
+        yield member
+
+
+class _SmallInfo(tarfile.TarInfo):
+    """A header. ``tarfile`` reads an extended one of any size into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read 512 bytes."""
+        found = super().frombuf(buf, encoding, errors)
+        if not found.isfile() and found.size > _BLOCK:
+            raise tarfile.ReadError("it has a header without end")
+        return found
 
 
 def extract_wheel(wheel: Path, into: Path) -> None:

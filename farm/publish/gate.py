@@ -24,6 +24,7 @@ from farm import durable, loader, release
 from farm.errors import FarmError, PackError, PublishError, SourceError, UsageError
 from farm.inputs import packages, pins
 from farm.inputs.packages import shown
+from farm.pack import FREE_SPACE
 from farm.publish import publishing
 from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
@@ -116,6 +117,7 @@ def check_published(destination: Destination, name: str, tell: Callable[[Check],
     """
     what = f"{name} of {destination.where}"
     manifest = schema.parse(destination.small(name, MANIFEST), what=what)
+    require_whole(manifest, what)
     names, present = publishing.names_of(manifest), destination.present(name)
     missing = [file for file in names if file not in present]
     if missing:
@@ -326,8 +328,7 @@ def _fetch_artifact(
     if artifact.sbom is None:
         return
     sbom_url = schema.resolve(manifest_url, artifact.sbom.url)
-    name = Path(urlsplit(sbom_url).path).name
-    _fetch(web, (sbom_url,), folder / name, durable.SMALL)
+    _fetch(web, (sbom_url,), folder / artifact.sbom.url, durable.SMALL)
 
 
 def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int) -> None:
@@ -340,6 +341,7 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
         except UsageError as error:
             problems.append(error.message)
         except requests.RequestException as error:
+            place.unlink(missing_ok=True)
             problems.append(f"{shown(url)}: {error}")
         else:
             return
@@ -351,9 +353,10 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
 
 
 def _write(blocks: Iterable[bytes], place: Path, limit: int, what: str) -> None:
-    with place.open("wb") as out:
+    with place.open("xb") as out:
         for block in blocks:
-            out.write(block)
+            with durable.writing(place, hint=FREE_SPACE):
+                out.write(block)
             if out.tell() > limit:
                 raise PackError("RELEASE_MISMATCH", f"{what}: is longer than {limit} bytes")
 

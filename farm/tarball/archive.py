@@ -202,9 +202,8 @@ def members(
             names.add(info.name.casefold())
             yield _member(tar, info, what, root)
         # The compressor's checksum stands at the very end: read up to it.
-        while rest := unpacked.read(BLOCK):
-            if rest.strip(b"\0"):
-                raise PackError("ARCHIVE_UNSOUND", f"{what}: something follows the archive's end")
+        if unpacked.read(BLOCK).strip(b"\0") or unpacked.read(1):
+            raise PackError("ARCHIVE_UNSOUND", f"{what}: something follows the archive's end")
 
 
 def require_format(asked: str) -> None:

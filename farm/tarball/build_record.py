@@ -39,7 +39,7 @@ class LineRecord(msgspec.Struct, frozen=True):
     name: str
     toolkit: str | None
     min_driver: str | None
-    glibc: str
+    glibc: schema.Version
 
 
 class BuildRecord(msgspec.Struct, frozen=True):
@@ -131,5 +131,5 @@ def decode(data: bytes, *, what: str) -> BuildRecord:
     """
     try:
         return msgspec.json.decode(data, type=BuildRecord)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise PackError("BUILD_RECORD_INVALID", f"{what}: BUILD.json: {error}") from error

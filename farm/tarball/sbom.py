@@ -12,6 +12,7 @@ import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
+from cyclonedx.exception import CycloneDxException
 from cyclonedx.model import (
     ExternalReference,
     ExternalReferenceType,
@@ -44,6 +45,8 @@ PROPERTY: Final = "llama-farm"
 NVIDIA_LICENCE: Final = "NVIDIA CUDA Toolkit EULA"
 """It has no SPDX identifier."""
 
+INVALID: Final = (ValueError, CycloneDxException)
+"""What the libraries raise for a value that a document cannot have."""
 _SHA256: Final = re.compile(r"sha256:([0-9a-f]{64})")
 
 

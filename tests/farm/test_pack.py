@@ -409,6 +409,16 @@ def test_tarball_of_more_bytes_than_a_release_has(
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
 
 
+@pytest.mark.parametrize(("zeros", "fits"), [(1 << 20, True), (4 << 20, False)])
+def test_zeros_after_the_end_are_not_read_for_ever(tmp_path: Path, zeros: int, fits: bool) -> None:
+    path = tarball(tmp_path / "x.tar.gz", ("runtime/x", {}, b"x"))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(zeros - (1 << 16))))
+    if fits:
+        assert len(pack.read_inventory(path).files) == 1
+    else:
+        refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
+
+
 def test_member_larger_than_a_library_can_be_is_not_written_to_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

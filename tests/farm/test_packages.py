@@ -189,12 +189,28 @@ def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
         link("top/sub/hard", "/etc/passwd", hard=True),
         Entry("top/sub/pipe", kind=tarfile.FIFOTYPE),
         Entry("top/sub/device", kind=tarfile.CHRTYPE),
+        link("top/sub/nothing", "top/nothing", hard=True),
+        Entry("top/header", bytes(4 << 20), kind=tarfile.XHDTYPE),
     ],
     ids=lambda entry: entry.path.rpartition("/")[2],
 )
 def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: Entry) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", Entry("top/sub/good", b"x"), entry)
     with refused("ARCHIVE_UNSAFE", SourceError):
+        packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+@pytest.mark.parametrize("bound", ["_MOST_BYTES", "_MOST_FILES"])
+def test_more_than_a_source_has_is_not_unpacked(
+    tmp_path: Path, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of the folder, too: it would be unpacked to get past it."""
+    archive = archive_of(
+        tmp_path / "a.tar.gz", Entry("top/sub/a", b"12"), *(Entry(f"top/{n}", b"1") for n in "abc")
+    )
+    monkeypatch.setattr(packages, bound, 3)
+    with refused("ARCHIVE_UNSAFE", SourceError, "'top/[bc]' is a hard link, or beyond"):
         packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
     assert list((tmp_path / "in").iterdir()) == []
 

@@ -124,7 +124,7 @@ class TestOut:
     ) -> None:
         out = tiny_release.of_build(kept, 0, tmp_path)
         assert preflight.out_findings(out, [plan(0)]) == []
-        (tarball,) = (path for path in out.iterdir() if release.is_tarball(path))
+        (tarball,) = (path for path in out.iterdir() if release.is_tarball(path.name))
         assert tarball.name == plan(0).artifact_name
         tarball.write_bytes(b"cut off")
         assert preflight.out_findings(out, [plan(0)]) == []

@@ -109,6 +109,21 @@ def test_a_body_longer_than_the_manifest_says_is_not_read_to_its_end(folder: Pat
         pass
 
 
+def test_sbom_of_another_name_does_not_replace_the_pinned_manifest(folder: Path) -> None:
+    tree = json.loads((folder / "manifest.json").read_bytes())
+    tree["artifacts"][0]["sbom"]["url"] = "other/manifest.json"
+    (folder / "other").mkdir()
+    (folder / "other" / "manifest.json").write_text(json.dumps(tree))
+    pinned = json.dumps(tree).encode()
+    (folder / "manifest.json").write_bytes(pinned)
+    with (
+        ReleaseServer(folder) as server,
+        refused("RELEASE_MISMATCH", FarmError, "its SBOM is not"),
+        opened(server.url, sha256=hashlib.sha256(pinned).hexdigest()),
+    ):
+        pass
+
+
 def test_what_is_not_there_is_named(folder: Path) -> None:
     next(folder.glob("*.cdx.json")).unlink()
     with (

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +161,70 @@ def test_verify_refuses_an_sbom_that_is_listed_but_says_something_else(released:
     (released / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(PackError, match="does not say what the tarball holds"):
         release.verify(released)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sbom": {"url": f"other/{NAME}.cdx.json", "sha256": "0" * 64}},
+        {"sbom": {"url": "other/manifest.json", "sha256": "0" * 64}},
+        {"sbom": {"url": "a\0b", "sha256": "0" * 64}},
+        {"name": "manifest.json", "urls": ["manifest.json"]},
+        {"size": 1 << 40, "chunk_size": 1 << 30, "chunks": ["0" * 64] * 1024},
+    ],
+)
+def test_manifest_that_no_release_has_is_refused_before_its_files_are_touched(
+    released: Path, changes: dict[str, object]
+) -> None:
+    manifest = json.loads((released / "manifest.json").read_bytes())
+    manifest["artifacts"][0].update(changes)
+    (released / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    (released / NAME).unlink()
+    with refused("RELEASE_MISMATCH", PackError, "is no tarball's name|its SBOM is not|more than"):
+        release.verify(released)
+
+
+@pytest.mark.timeout(60)
+def test_tarball_of_another_size_than_listed_is_not_hashed(released: Path) -> None:
+    os.truncate(released / NAME, 1 << 42)  # it takes no more disk than before
+    with refused("RELEASE_MISMATCH", PackError, f"size is .* but {1 << 42} in the tarball"):
+        release.verify(released)
+
+
+def test_sbom_without_depth_is_another_one(released: Path) -> None:
+    deep = b"[" * 200_000
+    (released / f"{NAME}.cdx.json").write_bytes(deep)
+    manifest = json.loads((released / "manifest.json").read_bytes())
+    manifest["artifacts"][0]["sbom"]["sha256"] = hashlib.sha256(deep).hexdigest()
+    (released / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with refused("RELEASE_MISMATCH", PackError, "does not say what the tarball holds"):
+        release.verify(released)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("glibc", '"banana"'),
+        ("origin", '"https://github.com/"'),
+        ("line", "[" * 100_000),
+        ("line", "{}"),
+        ("archs", '"\\ud800"'),
+    ],
+)
+def test_record_with_a_value_that_none_has_is_one_error(
+    tree: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    copy = Path(shutil.copytree(tree, tmp_path / "copy", symlinks=True))
+    whole = (copy / "BUILD.json").read_text("utf-8")
+    at = whole.index(f'"{key}": "', whole.index('"parts"')) if key == "origin" else 0
+    found = re.compile(rf'"{key}": ("[^"]*"|{{[^}}]*}})').search(whole, at)
+    assert found is not None
+    lying = f'{whole[: found.start()]}"{key}": {value}{whole[found.end() :]}'
+    (copy / "BUILD.json").write_text(lying, "utf-8")
+    with refused("BUILD_RECORD_INVALID", PackError):
+        release.pack_tree(copy, tmp_path / "out", "tar.zst")
+        release.write(tmp_path / "out")
 
 
 @pytest.mark.parametrize("missing", ["LICENSE", "vendor-stb-stb_image.h.txt"])
