@@ -105,8 +105,12 @@ def make(wish: Wish, report: BuildReport) -> None:
     hardware = deploy_space.hardware(wish.hardware)
     host = host_of(hardware or deploy_space.HARDWARE)
     looked_at = _planned(wish, host, {})
-    if not wish.dry_run:
+    try:
         hub.Hub(wish.to).require_writable()
+    except FarmError as error:
+        if not wish.dry_run:
+            raise
+        report.say(f"note[{error.code}]: without --dry-run it ends here: {error.message}")
     report.say(f"looking at Space {wish.to}, its model and hardware")
     deploy_space.require_model(wish.model)
     deploy_space.compare(looked_at, adopt=wish.adopt)

@@ -93,10 +93,20 @@ class Deployment:
         )
 
     def unknown(self) -> list[str]:
-        """Return the loader's warning about each variable that is no setting of it."""
-        done = loader.run("verify", "/", variables=self.variables)
-        found = re.finditer(r"warning\[SETTING_UNKNOWN\]: (\w+) .*", done.stderr)
-        return [one[0] for one in found if one[1] in self.variables]
+        """Return a warning for each variable that is no setting, or is one without its prefix."""
+        # NAME_ with the prefix is never a setting, and NAME is near it if that is one
+        bare = {f"{_PREFIXES[0]}{name}_": name for name in self.variables}
+        asked = {**dict.fromkeys(bare, "1"), **self.variables}
+        done = loader.run("verify", "/", variables=asked)
+        found = r"(warning\[SETTING_UNKNOWN\]: )(\w+) (is no setting.*near ones: (.*))"
+        told = []
+        for said, name, rest, near in re.findall(found, done.stderr):
+            if name in self.variables:
+                told.append(f"{said}{name} {rest}")
+            elif bare.get(name) in near.split(", "):
+                meant = f"{_PREFIXES[0]}{bare[name]}"
+                told.append(f"{said}{bare[name]} is no setting: did you mean {meant}?")
+        return told
 
 
 def plan(
@@ -357,9 +367,11 @@ def hardware(name: str | None) -> SpaceHardware | None:
     try:
         return None if name is None else SpaceHardware(name)
     except ValueError as error:
-        known = ", ".join(one.value for one in SpaceHardware)
+        known = ", ".join(one.value for one in SpaceHardware if one is not HARDWARE)
         raise UsageError(
-            "HARDWARE_UNKNOWN", f"the Hub has no --hardware {name!r}", hint=f"it is one of {known}"
+            "HARDWARE_UNKNOWN",
+            f"the Hub has no --hardware {name!r}",
+            hint=f"it is {HARDWARE.value} (ZeroGPU), or one of {known}",
         ) from error
 
 
@@ -428,8 +440,8 @@ def _require_public(what: str, pin: bytes) -> None:
         raise PublishError(
             "PIN_IS_LOCAL",
             f"{what} names {found[1]}, which only this machine can read",
-            hint="publish the release, then pin it: invoke pin-space --to hf:OWNER/REPO --release"
-            " NAME",
+            hint="put an archive at an https address; publish a release, then pin it: invoke"
+            " pin-space --to hf:OWNER/REPO --release NAME",
         )
 
 

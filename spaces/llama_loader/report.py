@@ -49,7 +49,8 @@ def host_lines(facts: HostFacts) -> list[str]:
         f"  CUDA_VISIBLE_DEVICES: {visible}",
         *(f"  complaint: {one}" for one in facts.complaints),
         *(
-            f"  library: {one.soname} {one.version or '?'} in {one.folder} ({one.origin})"
+            f"  library: {one.soname} {one.version or '(version unknown)'} in {one.folder}"
+            f" ({one.origin})"
             for one in facts.libraries
         ),
     ]

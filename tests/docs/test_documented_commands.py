@@ -58,6 +58,9 @@ RUN = {
     "invoke pin-space --url https://…/llama-bin-linux-cuda-x64.tar.gz": (
         "test_archive_says_beforehand_whether_a_host_can_run_it"
     ),
+    "invoke space --to OWNER/SPACE --model 4b --dry-run": (
+        "test_what_can_be_refused_at_once_is_refused_before_a_build"
+    ),
     # building
     "invoke targets": BUILDER,
     "invoke build-cpu": "test_the_release_says_what_its_binaries_hold",

@@ -157,10 +157,13 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
     said = make(replace(named, release=None), capsys, dry_run=True)
     assert f"release: {released.name} of {released.parent} is passed over: release" in said
     assert "yet" not in said
-    allowed = Wish(SPACE, variable=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1"))
+    allowed = Wish(
+        SPACE, variable=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1", "N_CTX=1")
+    )
     said = make(allowed, capsys, dry_run=True)
     assert "hardware zero-a10g (ZeroGPU)" in said
     assert "warning[SETTING_UNKNOWN]: LLAMA_SPACE_NCTX is no setting" in said
+    assert "N_CTX is no setting: did you mean YAKULINGO_SPACES_N_CTX?" in said
     (released / "manifest.json").unlink()
     assert "note[RELEASE_UNREACHABLE]: not compared" in make(allowed, capsys, dry_run=True)
     pinned.write_text("{}")
@@ -214,6 +217,9 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
     with refused("TOKEN_MISSING", UsageError):
         make(CPU, capsys)
+    hub.repositories.clear()
+    said = make(CPU, capsys, dry_run=True)
+    assert "note[TOKEN_MISSING]: without --dry-run it ends here: HF_TOKEN is not set" in said
     assert RELEASES not in hub.repositories
 
 

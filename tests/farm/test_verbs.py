@@ -140,7 +140,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("gate --release b1-1", "OPTION_MISSING", "--to"),
         ("gate --to .", "NAME_INVALID", "release"),
         ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "begins with RW"),
-        ("deploy-space --to a/b --hardware zerogpu", "HARDWARE_UNKNOWN", "zero-a10g"),
+        ("deploy-space --to a/b --hardware zerogpu", "HARDWARE_UNKNOWN", "zero-a10g (ZeroGPU)"),
         ("deploy-space --to a/b --model 70b", "MODEL_INVALID", "4b, 12b, 27b"),
         ("deploy-space --to a/b --variable hf_0123456789", "VARIABLE_INVALID", "NAME=VALUE"),
         (

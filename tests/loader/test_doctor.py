@@ -78,7 +78,7 @@ def test_a_gpu_that_can_serve(clinic: Clinic) -> None:
         "NVIDIA H200, compute capability 9.0, 150 GB",
         "driver: 580.159",
         "complaint: GPU 1 is left out",
-        "libcublas.so.13 ? in /cu13 (site-packages)",
+        "libcublas.so.13 (version unknown) in /cu13 (site-packages)",
         "cu130-sm90-linux-x86_64.tar.zst: chosen: machine code for 9.0; 20.0 MB",
         "cu130-sm120-linux-x86_64.tar.zst: CUDA 13.0 for 12.0a: not for 9.0",
         "ok   devices: CUDA0 (the only one: NVIDIA H200)",
@@ -185,6 +185,11 @@ def test_a_fault_in_between_does_not_end_the_examination(
     assert found.exit_status == 3
     assert [check.name for check in found.checks][-1] == "model"
     assert "FAIL runtime: no route to host" in found.as_text()
+    clinic.host = replace(H200, gpus=())  # the network is told before the GPU
+    found = clinic.examine()
+    assert failures(found) == {"gpu": "NO_GPU", "runtime": "UNREACHABLE"}
+    assert found.exit_status == 3
+    clinic.host = H200
     found = clinic.examine(OFFLINE="?")
     assert (failures(found)["settings"], found.exit_status) == ("SETTING_INVALID", 2)
     usage = doctor.shutil.disk_usage("/")._replace(free=5_000_000)
@@ -235,7 +240,9 @@ def test_without_a_model_the_hubs_client_is_not_needed(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     found = clinic.examine(GGUF_PATH="")
     assert failures(found) == {}
-    assert found.as_text().endswith("a model that --model PATH names can be served here now")
+    assert found.as_text().endswith(
+        "verdict: a model can be served here once --model PATH names one"
+    )
     named = {"GGUF_REPO_ID": "me/model", "GGUF_FILENAME": "m.gguf"}
     assert failures(clinic.examine(GGUF_PATH="", **named)) == {"model": "HUB_CLIENT_MISSING"}
 
