@@ -174,8 +174,8 @@ def _chosen(
         named = place.small(places.require_name("release", wish.release), release.MANIFEST)
         _require_runs(named, wish, host, f"{wish.release} of {place.where}")
     name = wish.release or _usable(place, wish, host, report)
-    if name is None:
-        return {}, {}
+    if name is None:  # of a dry run: the release's address is known once it is published
+        return {}, {"manifest_url": "of the release that is published then"}
     report.say(f"release: {name} of {place.where}")
     return {}, pin_space.release(place, places.require_name("release", name)).content
 

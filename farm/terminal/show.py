@@ -210,6 +210,10 @@ def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
     default = "the Space's own" if changes.head else "zero-a10g (ZeroGPU)"
     line(f"  hardware {hardware.value if hardware else default}")
     line(f"  model {planned.model}")
+    if hardware is not None and hardware.value == "cpu-basic" and "-27b-" in planned.model:
+        note(
+            "warning[MODEL_TOO_LARGE]: it has 17 GB, and cpu-basic 16 GB of memory: try --model 4b"
+        )
     for what, names in (
         ("add", changes.added if changes.head else ()),  # of a new Space it is all of spaces/
         ("change", changes.changed),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -105,7 +106,9 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     for told in ("cpu would be built, with --engine auto", "hardware cpu-basic", "mradermacher's"):
         assert told in said
     assert hub.repositories == {}
+    files = re.findall(r"Space .*: (\d+) files", said)
     said = make(wish, capsys)
+    assert files == re.findall(r"Space .*: (\d+) files", said)
     assert said.splitlines()[-1] == hub.host
     assert said.count("SHA256SUMS") == 1
     assert "for requirements.txt of a Space: llama-space @ " in said
@@ -114,6 +117,11 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     assert hub.repositories[SPACE].hardware == "cpu-basic"
     assert '"verified": true' in fetched_by(hub, tmp_path / "space", tmp_path / "home")
 
+    released = hub.repositories.pop(RELEASES)
+    said = make(with_folder(CPU, tmp_path / "none"), capsys, dry_run=True)
+    assert "change release.json" in said
+    assert "delete" not in said
+    hub.repositories[RELEASES] = released
     commits = {name: len(one.commits) for name, one in hub.repositories.items()}
     assert "release: b11549-1 of hf:me/llama-server" in make(wish, capsys, dry_run=True)
     sent, again = list(hub.sent), make(Wish(**{**vars(wish), "folder": tmp_path / "none"}), capsys)
@@ -218,7 +226,8 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
     with refused("TOKEN_MISSING", UsageError):
         make(CPU, capsys)
     hub.repositories.clear()
-    said = make(CPU, capsys, dry_run=True)
+    said = make(replace(CPU, model="27b"), capsys, dry_run=True)
+    assert "warning[MODEL_TOO_LARGE]: it has 17 GB" in said
     assert "note[TOKEN_MISSING]: without --dry-run it ends here: HF_TOKEN is not set" in said
     assert RELEASES not in hub.repositories
 
