@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import requests
 
-from farm import cuda_runtime, loader, preflight, release
+from farm import cuda_runtime, loader, pipeline, preflight, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import deploy_space, gate, hub, pin_space, places, publishing
+from farm.request import resolve
 from farm.terminal import show
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from huggingface_hub import SpaceHardware
 
-    from farm.options import Wish
+    from farm.options import BuildRequest, Wish
     from farm.publish.places import Destination
     from farm.publish.publishing import Plan
     from farm.terminal.progress import BuildReport
@@ -219,8 +220,11 @@ def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> 
     if published and (wish.dry_run or built is None):
         return published
     if wish.dry_run:
-        built_with = f"{host.arch_set} would be built, with --engine {wish.build.engine}"
-        report.say(f"release: {f'{folder} would be published' if built else built_with}")
+        if built:
+            report.say(f"release: {folder} would be published")
+        else:
+            report.say(f"release: {host.arch_set} would be built into {folder}")
+            _tell_engine(_request(folder, wish, host), report)
         return None
     if built is None:
         _build(folder, wish, host, report)
@@ -256,6 +260,20 @@ def _refusal(manifest: bytes, host: Host, *options: str) -> str:
     return re.sub(r"^error\[(\w+)\]: (.*)", r"\2 (\1)", line)
 
 
+def _request(folder: Path, wish: Wish, host: Host) -> BuildRequest:
+    """Return the build of the hardware's sets."""
+    line = "cpu" if host.arch_set == "cpu" else wish.build.line
+    return replace(wish.build, arch_set=host.arch_set, line=line, out=folder)
+
+
+def _tell_engine(request: BuildRequest, report: BuildReport) -> None:
+    """Say which engine a build would take, and with which image; a note if there is none."""
+    try:
+        pipeline.choose_engine(request, resolve(request)[0], report).close()
+    except FarmError as error:
+        report.say(f"note[{error.code}]: without --dry-run it ends here: {error.message}")
+
+
 def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
     """Build the hardware's sets, and pack CUDA's libraries where the hardware lacks them.
 
@@ -263,10 +281,8 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         PublishError: ``RELEASE_CANNOT_RUN``: the hardware cannot run what was built.
         FarmError: the build failed.
     """
-    line = "cpu" if host.arch_set == "cpu" else wish.build.line
     report.say(f"building {host.arch_set} into {folder}")
-    request = replace(wish.build, arch_set=host.arch_set, line=line, out=folder)
-    preflight.build(request, report)
+    preflight.build(_request(folder, wish, host), report)
     said = _refusal((folder / release.MANIFEST).read_bytes(), host)
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
     if toolkits and "(CUDA_LIBRARY_MISSING)" in said:

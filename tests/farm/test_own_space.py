@@ -103,7 +103,7 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     hub.stages = [{"stage": "BUILDING"}, {"stage": "APP_STARTING"}, {"stage": "RUNNING"}]
     wish = with_folder(CPU, folder)
     said = make(wish, capsys, dry_run=True)
-    for told in ("cpu would be built, with --engine auto", "hardware cpu-basic", "mradermacher's"):
+    for told in ("cpu would be built into", "engine: ", "hardware cpu-basic", "mradermacher's"):
         assert told in said
     assert hub.repositories == {}
     files = re.findall(r"Space .*: (\d+) files", said)
