@@ -68,8 +68,7 @@ class Examination:
     """What ``doctor --json`` prints, in the order in which it was looked at; see ``json_schema``.
 
     Attributes:
-        exit_status: 0 where a model could be served now, else the first failure's; a model or
-            release that cannot be had comes before a host that cannot run it.
+        exit_status: 0 where a model could be served now, else the first failure's.
         settings: each setting, as a number, a truth value or text; a token only as ``set``.
         host, release, choice: null where a check before them failed.
     """
@@ -161,9 +160,7 @@ class _Visit:
         except LoaderError as error:
             what, code, hint, status = error.message, error.code, error.hint, error.exit_status
             check = Check(name, ok=False, detail=what, code=code, hint=hint, status=status)
-            self.found.ok = False
-            if self.found.exit_status in {0, HostError.exit_status}:
-                self.found.exit_status = min(status, self.found.exit_status or status)
+            self.found.ok, self.found.exit_status = False, self.found.exit_status or status
         self.found.checks.append(check)
 
     def _sink(self, event: Event) -> None:
