@@ -1,7 +1,6 @@
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 from releases import BARE, Unlisted, artifact, manifest
@@ -63,7 +62,7 @@ def installing(
         installed = Unlisted(tmp_path, tmp_path, "0" * 64, "r", found)
         timeline = Timeline()
         timeline(Stage("fetch", 1.0))
-        choice = cast("Choice", given.manifest_url)
+        choice = Choice(found, "") if given.manifest_url else None
         return Prepared(installed, facts, choice, (), (), timeline, released=(RELEASE, "u"))
 
     monkeypatch.setattr(preparation, "prepare", prepare)
