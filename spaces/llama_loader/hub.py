@@ -1,8 +1,7 @@
 """Fetch a model from the Hugging Face Hub, or find it in the Hub's cache.
 
 The Hub's own client asks, keeps the cache and fetches by Xet. Without Xet, and after a download
-that was cut off, the loader downloads by itself, because that client begins anew. This module turns
-the client's errors into sentences.
+that was cut off, the loader downloads by itself, because that client begins anew.
 
 What asks the Hub raises ``NetworkError`` (it cannot be reached, or has nothing for this token),
 ``SettingError`` (no such repository, revision or file; huggingface_hub is not installed) and
@@ -15,11 +14,8 @@ import io
 import os
 import re
 import shutil
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -28,24 +24,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from llama_loader import disk, gguf_header, locations, model_file
+from llama_loader import disk, gguf_header, hub_client, model_file
 from llama_loader.concurrency import Background
-from llama_loader.errors import LoaderError, NetworkError, SettingError
+from llama_loader.errors import LoaderError, NetworkError
 from llama_loader.events import Downloading, Event, Note, Sink
 from llama_loader.fetch import Fetcher
 from llama_loader.locations import Web
-from llama_loader.settings import Settings, bound_xet, certificate_file
+from llama_loader.settings import Settings
 
 _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may be silent when it answers a question about a file."""
-_ANSWERED: Final = 60.0
-"""Seconds until the whole answer is here: the client's own time begins anew with every byte."""
-_LONGEST_ANSWER: Final = 16 << 20
-"""Bytes of an answer that is no file; the list of a repository of 10,000 files has some 2 MB."""
-_asking: Final = threading.local()
-"""``until``: when the question that this thread asks the Hub has to be answered."""
-_XET_PLACE: Final = "/xet-read-token"
-"""In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
 _NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
 """An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
 _LEFT_BEHIND: Final = 600.0
@@ -56,7 +44,7 @@ _SILENCE: Final = 20.0
 
 def files(settings: Settings) -> list[str]:
     """Return the names of the GGUF files that a repository has."""
-    client = _hub_client(settings)
+    client = hub_client.of(settings)
     api = client.HfApi(endpoint=settings.hf_endpoint, token=settings.hf_token or False)
 
     def ask() -> list[str]:
@@ -68,82 +56,9 @@ def files(settings: Settings) -> list[str]:
             raise ValueError(f"its list of files cannot be read: {error}") from error
         return [name for name in names if name.lower().endswith(".gguf") and ".." not in name]
 
-    with _hub_errors(settings):
-        found: list[str] = _answered(ask)
+    with hub_client.its_errors(settings):
+        found: list[str] = hub_client.answered(ask)
         return found
-
-
-def _answered(ask: Callable[[], Any]) -> Any:
-    """Return what the Hub answers, if it does so in time; the connection ends with the time."""
-
-    def asked() -> Any:
-        _asking.until = time.monotonic() + _ANSWERED
-        return ask()
-
-    asking = Background(asked)
-    if not asking.wait(_ANSWERED):
-        from huggingface_hub import close_session
-
-        close_session()
-        raise TimeoutError(_late())
-    return asking.result()
-
-
-def _late() -> str:
-    return f"no whole answer within {_ANSWERED:g} s"
-
-
-def _bounded(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Return what makes the Hub's client with bounds for answers that are no files."""
-
-    def made() -> Any:
-        client = make()
-        client.event_hooks["request"].append(_begin_request)
-        client.event_hooks["response"].append(_bound_answer)
-        return client
-
-    made.is_bounded = True  # type: ignore[attr-defined]
-    return made
-
-
-def _begin_request(request: Any) -> None:
-    """Have a question answered in plain bytes, and in time, wherever it is redirected to."""
-    until = getattr(_asking, "until", None)
-    if until is None and _XET_PLACE in request.url.path:  # within a download, which may take long
-        until = time.monotonic() + _ANSWERED
-    if until is not None:
-        request.headers["Accept-Encoding"] = "identity"
-        request.extensions.setdefault("answered_until", until)
-
-
-def _bound_answer(response: Any) -> None:
-    """Bound the bytes and the time of an answer, unless it is a file that somebody downloads.
-
-    A few compressed megabytes could become gigabytes: an answer that is encoded all the same is
-    refused.
-    """
-    until = response.request.extensions.get("answered_until")
-    if response.request.method == "HEAD" or (until is None and response.status_code in {200, 206}):
-        return
-    if until and response.headers.get("Content-Encoding", "identity") != "identity":
-        raise ValueError("its answer is compressed, which was not asked for")
-    stream, library = response.stream, sys.modules[type(response).__module__.partition(".")[0]]
-
-    class Bounded(library.SyncByteStream):  # type: ignore[name-defined, misc]
-        def __iter__(self) -> Iterator[bytes]:
-            size = 0
-            for piece in stream:
-                size += len(piece)
-                if size > _LONGEST_ANSWER:
-                    raise ValueError(f"its answer is longer than {_LONGEST_ANSWER} bytes")
-                if until and time.monotonic() > until:
-                    raise TimeoutError(_late())
-                yield piece
-
-        def close(self) -> None:
-            stream.close()
-
-    response.stream = Bounded()
 
 
 def files_in_cache(settings: Settings) -> list[str]:
@@ -159,7 +74,7 @@ def cached(settings: Settings) -> list[Path | None]:
     """Return where each part lies in the Hub's cache; None for a part that does not."""
     try:
         from huggingface_hub import errors, try_to_load_from_cache
-    except (ImportError, ValueError):  # the second is a variable of its own: see _hub_client
+    except (ImportError, ValueError):  # the second is a variable of its own: see hub_client
         return []
     found: list[Path | None] = []
     for name in gguf_header.parts(settings.gguf_filename):
@@ -205,18 +120,18 @@ class _Remote:
 def _on_hub(settings: Settings) -> list[_Remote]:
     """Ask the Hub for each part of a model."""
     model_file.require_first(settings.gguf_filename, settings.model)
-    client, found = _hub_client(settings), []
+    client, found = hub_client.of(settings), []
     for name in gguf_header.parts(settings.gguf_filename):
         one = replace(settings, gguf_filename=name)
         place = {"revision": settings.gguf_revision, "endpoint": settings.hf_endpoint}
-        with _hub_errors(one):
+        with hub_client.its_errors(one):
             url = client.hf_hub_url(settings.gguf_repo_id, name, **place)
             options = {"token": settings.hf_token or False, "timeout": _ANSWER_TIMEOUT}
-            answer = _answered(partial(client.get_hf_file_metadata, url, **options))
+            answer = hub_client.answered(partial(client.get_hf_file_metadata, url, **options))
         named_by = (answer.commit_hash or "", answer.etag or "")
         if not all(map(_NAME.fullmatch, named_by)) or (answer.size or 0) < 0:
             told = f"X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}"
-            raise _failure("HUB_UNUSABLE", settings, f"{told} for {one.model}")
+            raise hub_client.failure("HUB_UNUSABLE", settings, f"{told} for {one.model}")
         found.append(
             _Remote(
                 Web(url, settings.hf_token),
@@ -231,13 +146,7 @@ def _on_hub(settings: Settings) -> list[_Remote]:
 
 def _folder(settings: Settings) -> Path:
     """Return the repository's folder in the Hub's cache."""
-    return _cache() / f"models--{settings.gguf_repo_id.replace('/', '--')}"
-
-
-def _cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+    return hub_client.cache() / f"models--{settings.gguf_repo_id.replace('/', '--')}"
 
 
 def size(settings: Settings) -> int | None:
@@ -252,31 +161,10 @@ def _size(remote: list[_Remote]) -> int | None:
     return None if None in sizes else sum(filter(None, sizes))
 
 
-def _hub_client(settings: Settings) -> ModuleType:
-    locations.require_endpoint(settings.hf_endpoint)
-    certificate_file()
-    bound_xet()
-    try:
-        import huggingface_hub.constants  # which reads its variables
-        import huggingface_hub.file_download  # tqdm reads variables too
-        import huggingface_hub.utils._http as http
-        import huggingface_hub.utils.logging
-    except ValueError as error:
-        raise SettingError("SETTING_INVALID/hub-client", error=error) from error
-    except ImportError as error:
-        raise SettingError("HUB_CLIENT_MISSING") from error
-    # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr
-    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    make = getattr(http, "_GLOBAL_CLIENT_FACTORY", http.default_client_factory)  # perhaps the app's
-    if not hasattr(make, "is_bounded"):
-        huggingface_hub.set_client_factory(_bounded(make))
-    return huggingface_hub
-
-
 def fetch(settings: Settings, sink: Sink) -> Path:
     """Fetch all parts of a model that are not in the Hub's cache; return the first one's path."""
     model_file.require_first(settings.gguf_filename, settings.model)
-    client, remote = _hub_client(settings), []
+    client, remote = hub_client.of(settings), []
     if None in cached(settings) and not settings.offline:
         _require_writable(sink)
         remote = _on_hub(settings)
@@ -293,7 +181,7 @@ def _require_writable(sink: Sink) -> None:
     """Have the Hub's client keep files in a private folder if its cache cannot be written."""
     from huggingface_hub import constants
 
-    cache = _cache()
+    cache = hub_client.cache()
     place = next(one for one in (cache, *cache.parents) if os.path.exists(one))  # noqa: PTH110
     if cache.is_absolute() and os.access(place, os.W_OK | os.X_OK):
         return
@@ -382,11 +270,11 @@ def _fetched(
         )
         return path
 
-    with _hub_errors(settings):
+    with hub_client.its_errors(settings):
         try:
             return _watched(download, settings.model, transfer)
         except (RuntimeError, OSError) as error:  # the first is hf_xet's only kind
-            if isinstance(error, OSError) and _XET_PLACE not in str(error):
+            if isinstance(error, OSError) and hub_client.XET_PLACE not in str(error):
                 raise
             transfer.sink(Note.of("XET_UNREACHABLE", model=settings.model, error=error))
             constants.HF_HUB_DISABLE_XET = True
@@ -416,14 +304,14 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
                 name = "HUB_UNREACHABLE" if 0 in error.refusals else "HUB_UNUSABLE"
                 if error.refusals & {401, 403}:
                     name = "HUB_REFUSED"
-                raise _failure(name, settings, error.message) from error
+                raise hub_client.failure(name, settings, error.message) from error
         try:
             if re.fullmatch("[0-9a-f]{64}", remote.etag):
                 name = "MODEL_SHA256_MISMATCH/hub"
                 model_file.require_digest(remote.begun, remote.etag, name)
             elif gguf_header.read(remote.begun) is None:
                 told = f"what it sends for {settings.model} is no GGUF file"
-                raise _failure("HUB_UNUSABLE", settings, told)
+                raise hub_client.failure("HUB_UNUSABLE", settings, told)
         except LoaderError:
             remote.begun.unlink()
             raise
@@ -438,74 +326,3 @@ def _watched(download: Callable[[], str], what: str, transfer: _Transfer) -> Pat
             transfer.sink(Note.of("DOWNLOAD_SILENT", model=what, seconds=_SILENCE))
         before = transfer.furthest
     return Path(downloading.result())
-
-
-@contextmanager
-def _hub_errors(settings: Settings) -> Iterator[None]:
-    """Turn what the Hub's client raises into the loader's errors.
-
-    That is its own errors, the system's, and those of its HTTP library, which changed from version
-    to version. ImportError is a proxy of a kind (SOCKS) that needs a package.
-    """
-    from huggingface_hub import errors
-
-    http: type[Exception] = errors.HTTPError  # type: ignore[attr-defined] # what it imports
-    # of httpx, or httpx2: a redirect to an address of 64 kB, say
-    library = sys.modules.get(http.__module__.partition(".")[0])
-    invalid: type[Exception] = getattr(library, "InvalidURL", http)
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, ImportError, http, invalid) as error:
-        raise _explained(error, settings) from error
-
-
-def _explained(error: Exception, settings: Settings) -> LoaderError:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        name = "MODEL_GATED" if settings.hf_token is None else "MODEL_GATED/token"
-        return _failure(name, settings)
-    if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
-        return _failure("OFFLINE/model", settings)
-    # a mirror may not have the Hub's X-Error-Code
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    wrong = {
-        errors.RepositoryNotFoundError: "REPOSITORY_NOT_FOUND",
-        errors.RevisionNotFoundError: "REVISION_NOT_FOUND",
-        errors.RemoteEntryNotFoundError: "FILE_NOT_FOUND",
-        errors.HFValidationError: "REPOSITORY_INVALID",
-    }
-    names = [name for kind, name in wrong.items() if isinstance(error, kind)]
-    if names or status == 404:  # noqa: PLR2004 - HTTP's Not Found
-        return SettingError(
-            names[0] if names else "FILE_NOT_FOUND/mirror",
-            endpoint=settings.hf_endpoint,
-            repo=settings.gguf_repo_id,
-            revision=settings.gguf_revision or "main",
-            file=settings.gguf_filename,
-            model=settings.model,
-            error=error,
-        )
-    if 400 <= status < 500 and status not in {408, 429}:  # noqa: PLR2004 - not "later"
-        return _failure("HUB_REFUSED", settings, f"status {status}: {error}")
-    if isinstance(error, OSError):  # a write to a full disk names no file
-        names_a_file = error.errno is not None and error.filename is not None
-        if names_a_file or disk.is_full(error):
-            return disk.failure(_cache(), error)
-    by_xet = isinstance(error, RuntimeError) or _XET_PLACE in str(error)
-    how = " with HF_HUB_DISABLE_XET=1" if by_xet else ""
-    return _failure("HUB_UNREACHABLE", settings, str(error), how)
-
-
-def _failure(name: str, settings: Settings, reason: str = "", how: str = "") -> NetworkError:
-    """Return the error of a Hub that does not give a model; ``how`` says how to try again."""
-    if settings.hf_endpoint != locations.HUB:
-        how += ", or correct HF_ENDPOINT"
-    return NetworkError(
-        name,
-        model=settings.model,
-        endpoint=settings.hf_endpoint,
-        repo=settings.gguf_repo_id,
-        reason=reason,
-        how=how,
-    )

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from verbs import PROJECT
 
-from llama_loader import hub as client
+from llama_loader import hub as hub_module
+from llama_loader import hub_client as client
 from llama_loader import model, model_file, self_test
 from llama_loader.errors import LoaderError
 from llama_loader.events import Note
@@ -345,7 +346,7 @@ def test_download_of_which_no_byte_comes_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = self_test.MODEL.read_bytes()
-    monkeypatch.setattr(client, "_SILENCE", 0.1)
+    monkeypatch.setattr(hub_module, "_SILENCE", 0.1)
     told: list[object] = []
     with serving(Slow(files={"m.gguf": content})) as hub:
         variables = {"GGUF_REPO_ID": "me/model", "GGUF_FILENAME": "m.gguf"}

@@ -1,0 +1,205 @@
+"""The Hub's own client: how it is made, how long it may take, and its errors as sentences.
+
+It is huggingface_hub from version 1.0 on, which asks through a client of httpx or httpx2.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from llama_loader import disk, locations
+from llama_loader.concurrency import Background
+from llama_loader.errors import LoaderError, NetworkError, SettingError
+from llama_loader.settings import Settings, bound_xet, certificate_file
+
+_ANSWERED: Final = 60.0
+"""Seconds until the whole answer is here: the client's own time begins anew with every byte."""
+_LONGEST_ANSWER: Final = 16 << 20
+"""Bytes of an answer that is no file; the list of a repository of 10,000 files has some 2 MB."""
+_asking: Final = threading.local()
+"""``until``: when the question that this thread asks the Hub has to be answered."""
+XET_PLACE: Final = "/xet-read-token"
+"""In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
+
+
+def of(settings: Settings) -> ModuleType:
+    """Return huggingface_hub, bounded, and with the environment in order that it reads.
+
+    Raises:
+        SettingError: a variable of its own is wrong, or it is not installed, or too old.
+    """
+    locations.require_endpoint(settings.hf_endpoint)
+    certificate_file()
+    bound_xet()
+    try:
+        import huggingface_hub.constants  # which reads its variables
+        import huggingface_hub.file_download  # tqdm reads variables too
+        import huggingface_hub.utils._http as http
+        import huggingface_hub.utils.logging
+        from huggingface_hub import set_client_factory  # not before 1.0
+    except ValueError as error:
+        raise SettingError("SETTING_INVALID/hub-client", error=error) from error
+    except ImportError as error:
+        raise SettingError("HUB_CLIENT_MISSING") from error
+    # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    make = getattr(http, "_GLOBAL_CLIENT_FACTORY", None)  # perhaps the app's
+    if make is not None and not hasattr(make, "is_bounded"):
+        set_client_factory(_bounded(make))
+    return huggingface_hub
+
+
+def cache() -> Path:
+    """Return the folder in which the client keeps all repositories."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def answered(ask: Callable[[], Any]) -> Any:
+    """Return what the Hub answers, if it does so in time; the connection ends with the time."""
+
+    def asked() -> Any:
+        _asking.until = time.monotonic() + _ANSWERED
+        return ask()
+
+    asking = Background(asked)
+    if not asking.wait(_ANSWERED):
+        from huggingface_hub import close_session
+
+        close_session()
+        raise TimeoutError(_late())
+    return asking.result()
+
+
+def _late() -> str:
+    return f"no whole answer within {_ANSWERED:g} s"
+
+
+def _bounded(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what makes the Hub's client with bounds for answers that are no files."""
+
+    def made() -> Any:
+        client = make()
+        client.event_hooks["request"].append(_begin_request)
+        client.event_hooks["response"].append(_bound_answer)
+        return client
+
+    made.is_bounded = True  # type: ignore[attr-defined]
+    return made
+
+
+def _begin_request(request: Any) -> None:
+    """Have a question answered in plain bytes, and in time, wherever it is redirected to."""
+    until = getattr(_asking, "until", None)
+    if until is None and XET_PLACE in request.url.path:  # within a download, which may take long
+        until = time.monotonic() + _ANSWERED
+    if until is not None:
+        request.headers["Accept-Encoding"] = "identity"
+        request.extensions.setdefault("answered_until", until)
+
+
+def _bound_answer(response: Any) -> None:
+    """Bound the bytes and the time of an answer, unless it is a file that somebody downloads.
+
+    A few compressed megabytes could become gigabytes: an answer that is encoded all the same is
+    refused.
+    """
+    until = response.request.extensions.get("answered_until")
+    if response.request.method == "HEAD" or (until is None and response.status_code in {200, 206}):
+        return
+    if until and response.headers.get("Content-Encoding", "identity") != "identity":
+        raise ValueError("its answer is compressed, which was not asked for")
+    stream, library = response.stream, sys.modules[type(response).__module__.partition(".")[0]]
+
+    class Bounded(library.SyncByteStream):  # type: ignore[name-defined, misc]
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for piece in stream:
+                size += len(piece)
+                if size > _LONGEST_ANSWER:
+                    raise ValueError(f"its answer is longer than {_LONGEST_ANSWER} bytes")
+                if until and time.monotonic() > until:
+                    raise TimeoutError(_late())
+                yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+    response.stream = Bounded()
+
+
+@contextmanager
+def its_errors(settings: Settings) -> Iterator[None]:
+    """Turn what the Hub's client raises into the loader's errors.
+
+    That is its own errors, the system's, and those of its HTTP library, which changed from version
+    to version. ImportError is a proxy of a kind (SOCKS) that needs a package.
+    """
+    from huggingface_hub import errors
+
+    http: type[Exception] = errors.HTTPError  # type: ignore[attr-defined] # what it imports
+    # of httpx, or httpx2: a redirect to an address of 64 kB, say
+    library = sys.modules.get(http.__module__.partition(".")[0])
+    invalid: type[Exception] = getattr(library, "InvalidURL", http)
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, http, invalid) as error:
+        raise _explained(error, settings) from error
+
+
+def _explained(error: Exception, settings: Settings) -> LoaderError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        name = "MODEL_GATED" if settings.hf_token is None else "MODEL_GATED/token"
+        return failure(name, settings)
+    if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
+        return failure("OFFLINE/model", settings)
+    # a mirror may not have the Hub's X-Error-Code
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    wrong = {
+        errors.RepositoryNotFoundError: "REPOSITORY_NOT_FOUND",
+        errors.RevisionNotFoundError: "REVISION_NOT_FOUND",
+        errors.RemoteEntryNotFoundError: "FILE_NOT_FOUND",
+        errors.HFValidationError: "REPOSITORY_INVALID",
+    }
+    names = [name for kind, name in wrong.items() if isinstance(error, kind)]
+    if names or status == 404:  # noqa: PLR2004 - HTTP's Not Found
+        return SettingError(
+            names[0] if names else "FILE_NOT_FOUND/mirror",
+            endpoint=settings.hf_endpoint,
+            repo=settings.gguf_repo_id,
+            revision=settings.gguf_revision or "main",
+            file=settings.gguf_filename,
+            model=settings.model,
+            error=error,
+        )
+    if 400 <= status < 500 and status not in {408, 429}:  # noqa: PLR2004 - not "later"
+        return failure("HUB_REFUSED", settings, f"status {status}: {error}")
+    if isinstance(error, OSError):  # a write to a full disk names no file
+        names_a_file = error.errno is not None and error.filename is not None
+        if names_a_file or disk.is_full(error):
+            return disk.failure(cache(), error)
+    by_xet = isinstance(error, RuntimeError) or XET_PLACE in str(error)
+    how = " with HF_HUB_DISABLE_XET=1" if by_xet else ""
+    return failure("HUB_UNREACHABLE", settings, str(error), how)
+
+
+def failure(name: str, settings: Settings, reason: str = "", how: str = "") -> NetworkError:
+    """Return the error of a Hub that does not give a model; ``how`` says how to try again."""
+    if settings.hf_endpoint != locations.HUB:
+        how += ", or correct HF_ENDPOINT"
+    return NetworkError(
+        name,
+        model=settings.model,
+        endpoint=settings.hf_endpoint,
+        repo=settings.gguf_repo_id,
+        reason=reason,
+        how=how,
+    )
