@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 import requests
-from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_url
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # in its __all__
 from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -80,6 +80,8 @@ def api() -> HfApi:
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
+    # else it asks the server which of this user's variables it shall look for, and tells it
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     address = endpoint("HF_ENDPOINT", HUB)  # the library reads both only once
     return _Api(address, token=token("HF_TOKEN"), library_name="llama-server-farm")
 

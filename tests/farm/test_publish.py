@@ -20,6 +20,7 @@ from farm.publish.publishing import Part, in_order
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, http_served, hub_repository, published, tiny_release
+from tests.rigs import hub as loader_hub
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused
@@ -202,6 +203,33 @@ def test_server_that_answers_as_the_hub_names_no_file_of_this_user(
             assert read() == content
     assert mine.read_text() == "private"
     assert not new.exists()
+
+
+def test_server_that_answers_as_the_hub_learns_no_variable_of_this_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's client tells a server which variables have the values that the server guesses."""
+    asked: list[str] = []
+
+    def answer(request: Request) -> Answer:
+        asked.append(request.path)
+        if request.path == loader_hub.HARNESSES:
+            return Answer(200, loader_hub.GUESSES)
+        return Answer(200, [] if "/tree/" in request.path else {"id": "me/builds"})
+
+    with http_served.serving(answer) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        for name, value in (
+            ("constants.HF_HUB_DISABLE_TELEMETRY", False),
+            ("constants.ENDPOINT", url),
+            ("constants.AGENT_HARNESSES_PATH", str(tmp_path / "harnesses.json")),
+            ("utils._detect_agent._registry", None),
+        ):
+            monkeypatch.setattr(f"huggingface_hub.{name}", value)
+        place = places.parse("hf:me/builds")
+        place.require_there()
+        assert place.releases() == ()
+    assert asked == ["/api/models/me/builds", "/api/models/me/builds/tree/main"]
 
 
 @pytest.mark.parametrize("where", ["github-list", "github-upload", "hub-list"])

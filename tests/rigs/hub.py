@@ -16,6 +16,9 @@ from tests.rigs.http_served import Answer, Request
 
 COMMIT = "c" * 40
 XET_TOKEN = "/api/xet-read-token"
+HARNESSES = "/api/agent-harnesses"
+GUESSES = {"standardEnvVars": [], "harnesses": {"guessed": {"envVars": {"PATH": "*"}}}}
+"""A Hub's list of variables: its client tells it in a header which of them is set so."""
 
 
 @dataclass
@@ -61,6 +64,9 @@ class Hub:
 
     def answer(self, asked: Request) -> Answer:
         """Answer a request: for Xet's token, the list of all files, or a file."""
+        if asked.path == HARNESSES:
+            self.tokens_seen.add(HARNESSES)
+            return Answer(200, GUESSES)
         if asked.path == XET_TOKEN:
             expires = str(int(time.time()) + 3600)
             names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
