@@ -257,15 +257,15 @@ def _require_layout(tree: Path, named: str) -> None:
 def _require_own(tree: Path) -> None:
     """Refuse a tree with pipes, sockets, devices, names that are not UTF-8, or links out of it.
 
-    A link could bring a private file of the builder's into the tarball, also out of ``.git``.
+    A link could bring a private file of the builder's into the tarball, also out of ``.git``, or
+    through links there, at which nobody looks. One that cannot be followed leads out, too.
 
     Raises:
         UsageError: ``SOURCE_UNREADABLE``, with the path and the reason.
     """
     root = tree.resolve()
     for path in files(tree):
-        leads_to = Path(os.path.realpath(path))  # also where links go round in circles
-        inside = leads_to.is_relative_to(root) and not leads_to.is_relative_to(root / ".git")
+        inside = _leads_inside(path, root)
         plain = path.is_symlink() or path.is_file()
         if plain and inside and os.fsencode(path).decode("utf-8", "replace") == str(path):
             continue
@@ -277,6 +277,15 @@ def _require_own(tree: Path) -> None:
             f"{shown}: {why}",
             hint="take it out of the source tree: no build needs it",
         )
+
+
+def _leads_inside(path: Path, root: Path) -> bool:
+    try:
+        leads_to = Path(os.path.realpath(path, strict=True))
+        way = path.readlink().parts if path.is_symlink() else ()
+    except OSError:
+        return False
+    return leads_to.is_relative_to(root) and ".git" not in (*way, *leads_to.relative_to(root).parts)
 
 
 def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import platformdirs
@@ -44,7 +44,7 @@ from farm.errors import SourceError
 from llama_loader.concurrency import Background
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import IO
 
     from pypi_simple import DistributionPackage
@@ -352,14 +352,19 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
     Raises:
         SourceError: the archive has no such folder, is damaged, or contains something that
             ``tarfile``'s filter refuses (a device, a name or a link that leads outside), a hard
-            link, or more than a source has.
+            link, a link below or through another one, or more than a source has.
     """
+    links: dict[PurePosixPath, str] = {}
 
     def below(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
         path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
         if member.isdir() or not path.is_relative_to(subdir):
             return None
-        return tarfile.data_filter(member.replace(name=str(path.relative_to(subdir))), folder)
+        safe = tarfile.data_filter(member.replace(name=str(path.relative_to(subdir))), folder)
+        if not safe.issym():
+            return safe
+        links[PurePosixPath(safe.name)] = safe.linkname
+        return None
 
     with durable.writing(into):
         try:
@@ -369,10 +374,28 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
             ):
                 # The filter ends in tarfile's own.
                 tar.extractall(staging, _bounded(tar), filter=below)  # noqa: S202
+                _write_links(staging, links)
                 if not any(staging.iterdir()):
                     raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
         except _DAMAGE as error:
             raise SourceError("ARCHIVE_UNSAFE", f"{archive.name}: {error}") from error
+
+
+def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
+    """Write links after all files, so that no file goes through one.
+
+    ``tarfile``'s filter follows links to see where a name leads, and on many Pythons takes a way
+    that is too long to be followed for a safe one. Where no link is on the way, it is right.
+    """
+    for path, target in links.items():
+        at = PurePosixPath()
+        for part in (*path.parent.parts, *PurePosixPath(target).parts):
+            if at in links or (part == ".." and not at.parts) or ".." in path.parts:
+                raise tarfile.ReadError(f"{path} is a link below or through another, or outside")
+            at = at.parent if part == ".." else at / part
+    for path, target in links.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).symlink_to(target)
 
 
 def _bounded(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -380,22 +403,33 @@ def _bounded(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     left = _MOST_BYTES
     for number, member in enumerate(tar):
         left -= member.size
-        if left < 0 or number == _MOST_FILES or member.islnk():
+        odd = member.size < 0 or member.issparse() or member.islnk()
+        if left < 0 or number == _MOST_FILES or odd:
             most = f"{_MOST_BYTES >> 20} MiB or {_MOST_FILES} files"
-            raise tarfile.ReadError(f"{member.name!r} is a hard link, or beyond {most}")
+            raise tarfile.ReadError(f"{member.name!r} is a hard link or sparse, or beyond {most}")
         yield member
 
 
 class _SmallInfo(tarfile.TarInfo):
-    """A header. ``tarfile`` reads an extended one of any size into memory."""
+    """A header. ``tarfile`` reads an extended one, and a sparse file's map, of any size."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """Read 512 bytes."""
         found = super().frombuf(buf, encoding, errors)
-        if not found.isfile() and found.size > _BLOCK:
-            raise tarfile.ReadError("it has a header without end")
+        if (
+            found.size < 0
+            or found.type == tarfile.GNUTYPE_SPARSE
+            or (not found.isfile() and found.size > _BLOCK)
+        ):
+            raise tarfile.ReadError("it has a header without end, or a sparse file")
         return found
+
+    def _no_map(self, *_: object) -> NoReturn:
+        raise tarfile.ReadError("it has a sparse file")
+
+    # What `tarfile` calls for PAX's three kinds of maps.
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
 
 
 def extract_wheel(wheel: Path, into: Path) -> None:

@@ -171,6 +171,7 @@ def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
         Entry("top-1.0/PKG-INFO", b"not wanted"),
         Entry("top-1.0/third/llama.cpp/run.sh", b"#!", 0o775),
         Entry("top-1.0/third/llama.cpp/src/a.c", b"int a;", 0o664),
+        link("top-1.0/third/llama.cpp/src/link", "../run.sh"),
         Entry("top-1.0/third/llama.cpp-other/b.c", b"int b;"),
     )
     packages.extract_subtree(archive, "third/llama.cpp", tmp_path / "tree")
@@ -178,6 +179,7 @@ def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
     assert sorted(found) == ["run.sh", "src/a.c"]
     assert found["run.sh"].stat().st_mode & 0o777 == 0o755
     assert found["src/a.c"].stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "tree" / "src" / "link").read_bytes() == b"#!"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -191,6 +193,16 @@ def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
         Entry("top/sub/device", kind=tarfile.CHRTYPE),
         link("top/sub/nothing", "top/nothing", hard=True),
         Entry("top/header", bytes(4 << 20), kind=tarfile.XHDTYPE),
+        link("top/sub/absolute", "/etc/passwd"),
+        link("top/sub/other/../dots", "good"),
+        Entry("top/sparse", kind=tarfile.GNUTYPE_SPARSE),
+        *(
+            Entry(f"top/sparse{map_['GNU.sparse.major']}", b"1\n0\n0\n".ljust(512, b"\0"), pax=map_)
+            for map_ in (
+                {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+                {"GNU.sparse.major": "0", "GNU.sparse.size": "9", "GNU.sparse.map": "0,1"},
+            )
+        ),
     ],
     ids=lambda entry: entry.path.rpartition("/")[2],
 )
@@ -199,6 +211,38 @@ def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: Entry) -> None:
     with refused("ARCHIVE_UNSAFE", SourceError):
         packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
     assert list((tmp_path / "in").iterdir()) == []
+
+
+@pytest.mark.parametrize("last", ["file", "link", "way"])
+def test_no_way_through_a_link_of_the_archive_is_taken(tmp_path: Path, last: str) -> None:
+    """Links make a way of more than 4,096 bytes, which Python's filter takes for a safe one."""
+    entries, deep = [Entry("top/sub/good", b"x")], ""
+    for name in (steps := "abcdefghijklmnop"):
+        entries += [Entry(f"top/sub/{deep}{'d' * 247}/x"), link(f"top/sub/{deep}{name}", "d" * 247)]
+        deep += f"{'d' * 247}/"
+    up = f"{'/'.join(steps)}/{'l' * 254}"
+    entries += [link(f"top/sub/{up}", "../" * len(steps))] if last != "way" else []
+    entries += [link("top/sub/escape", f"{up}/../../outside")] if last != "link" else []
+    entries += [Entry("top/sub/escape/file", b"written outside")] if last == "file" else []
+    (tmp_path / "in" / "outside").mkdir(parents=True)
+    archive = archive_of(tmp_path / "a.tar.gz", *entries)
+    with refused("ARCHIVE_UNSAFE", SourceError):
+        packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+    assert [*(tmp_path / "in").rglob("*")] == [tmp_path / "in" / "outside"]
+
+
+def test_negative_size_does_not_raise_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = bytearray(tar([Entry("top/folder", kind=tarfile.DIRTYPE)])[:512])
+    head[124:136] = tarfile.itn(-(1 << 60), 12, tarfile.GNU_FORMAT)
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(compress(bytes(head) + tar([Entry("top/sub/a", b"1234")])))
+    monkeypatch.setattr(packages, "_MOST_BYTES", 3)
+    with refused("ARCHIVE_UNSAFE", SourceError):
+        packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
 
 
 @pytest.mark.parametrize("bound", ["_MOST_BYTES", "_MOST_FILES"])
@@ -210,7 +254,7 @@ def test_more_than_a_source_has_is_not_unpacked(
         tmp_path / "a.tar.gz", Entry("top/sub/a", b"12"), *(Entry(f"top/{n}", b"1") for n in "abc")
     )
     monkeypatch.setattr(packages, bound, 3)
-    with refused("ARCHIVE_UNSAFE", SourceError, "'top/[bc]' is a hard link, or beyond"):
+    with refused("ARCHIVE_UNSAFE", SourceError, "'top/[bc]' is a hard link or sparse, or beyond"):
         packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
     assert list((tmp_path / "in").iterdir()) == []
 

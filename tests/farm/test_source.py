@@ -384,17 +384,19 @@ def test_settings_of_a_foreign_work_tree_start_no_program(upstream: Path, tmp_pa
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("target", ["/etc/hostname", "../../outside", "../.git/config", "loop"])
+@pytest.mark.parametrize(
+    "target",
+    ["/etc/hostname", "../../outside", "../.git/config", "loop", "nowhere", "../part/.git/x/../.."],
+)
 def test_link_out_of_a_source_tree_is_refused_by_its_name(upstream: Path, target: str) -> None:
     (upstream.parent / "outside").write_text("a private text", "utf-8")
     (upstream / "licenses").mkdir(exist_ok=True)
     (upstream / "licenses" / "inside").symlink_to("../NUMBER")
+    (upstream / "part" / ".git" / "x").mkdir(parents=True)
     source.from_folder(upstream)
     (upstream / "licenses" / "LICENSE-x").symlink_to(target)
     if target == "loop":
         (upstream / "licenses" / "loop").symlink_to("LICENSE-x")
-        source.from_folder(upstream)  # leads nowhere
-        return
     with refused("SOURCE_UNREADABLE", UsageError, "licenses/LICENSE-x: a link that leads out"):
         source.from_folder(upstream)
     git(upstream, "add", "licenses")
@@ -402,6 +404,26 @@ def test_link_out_of_a_source_tree_is_refused_by_its_name(upstream: Path, target
     if target != "../.git/config":  # a kept tree has no .git
         with refused("SOURCE_UNREADABLE", UsageError, "a link that leads out of the tree"):
             source.from_ref("master")
+
+
+def test_way_of_a_link_that_is_too_long_to_be_followed_leads_out(
+    upstream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links below a nested ``.git`` make a path of 4,000 bytes that the kernel follows."""
+    inner = upstream / "part" / ".git"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    for name in (steps := "abcdefghijklmnop"):
+        Path(name).symlink_to("d" * 247)
+        Path("d" * 247).mkdir()
+        os.chdir("d" * 247)
+    Path(up := "l" * 200).symlink_to("../" * len(steps))
+    monkeypatch.chdir(upstream)
+    (upstream.parent / "outside").write_text("a private text", "utf-8")
+    Path("LICENSE-x").symlink_to(f"part/.git/{'/'.join(steps)}/{up}/../../../outside")
+    assert Path("LICENSE-x").read_text("utf-8") == "a private text"
+    with refused("SOURCE_UNREADABLE", UsageError, "LICENSE-x: a link that leads out"):
+        source.from_folder(upstream)
 
 
 @pytest.mark.parametrize("limit", ["_SILENCE", "DEADLINE"])
