@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import IO, Final, final
 
 from llama_loader.errors import StoreError
 
@@ -36,6 +36,8 @@ STALE_SECONDS: Final = 3 * 86400.0
 """What is unfinished, and was not touched for so long, is removed."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_LIST: Final = re.compile(r"system\..*acl")
+"""Extended attributes that hold an access control list: posix_acl_access, nfs4_acl, richacl."""
 _TEMPORARY: Final = re.compile(r"[a-z]+\.[0-9a-f]{16}\.tmp", re.ASCII)
 """The names that ``temporary`` gives: a purpose, and something random."""
 _AS_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -288,6 +290,29 @@ class Folder:
             fcntl.flock(self.handle, fcntl.LOCK_UN)
 
 
+def open_own(path: Path) -> IO[bytes]:
+    """Open a file to go on with it; what is no regular file of this user and one name is removed.
+
+    In a folder that others can write it may be a link to another file of this user.
+
+    Raises:
+        OSError: it cannot be removed or made, or another user was faster.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if _is_own_file(path.lstat()):
+            file = os.fdopen(os.open(path, _IN_PLACE, 0o666), "ab")
+            if _is_own_file(os.fstat(file.fileno())):
+                return file
+            file.close()
+        path.unlink()
+    return os.fdopen(os.open(path, _IN_PLACE | os.O_EXCL, 0o666), "ab")
+
+
+def _is_own_file(status: os.stat_result) -> bool:
+    is_one = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    return is_one and status.st_uid == os.geteuid()
+
+
 def trusted(path: Path, hops: int = 40) -> Path:
     """Return a folder's real path if only this user and root can change what it leads to.
 
@@ -323,7 +348,7 @@ def _bits_of_others(folder: Path, status: os.stat_result) -> int:
     is_own_group = bool(status.st_mode & stat.S_IWGRP) and _is_alone_in(status.st_gid)
     if is_own_group:
         with contextlib.suppress(OSError):  # a disk that has no lists
-            is_own_group = "system.posix_acl_access" not in os.listxattr(folder)
+            is_own_group = not any(map(_LIST.match, os.listxattr(folder)))
     return stat.S_IWOTH | (0 if is_own_group else stat.S_IWGRP)
 
 
@@ -332,9 +357,11 @@ def _is_alone_in(group: int) -> bool:
 
     A directory service need not list its members: see docs/threats.md.
     """
-    users, members = pwd.getpwall(), set()
+    users = pwd.getpwall()
+    groups = [one for one in grp.getgrall() if one.gr_gid == group]  # several may have its number
     with contextlib.suppress(KeyError):  # most containers name no group for their user
-        members.update(grp.getgrgid(group).gr_mem)
+        groups.append(grp.getgrgid(group))  # a directory service may list none
+    members = {name for one in groups for name in one.gr_mem}
     members.update(user.pw_name for user in users if user.pw_gid == group)
     own = {user.pw_name for user in users if user.pw_uid in (0, os.geteuid())}
     return group == os.geteuid() and members <= own

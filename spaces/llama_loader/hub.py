@@ -34,8 +34,6 @@ from llama_loader.settings import Settings
 
 _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may be silent when it answers a question about a file."""
-_NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
-"""An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
 _LEFT_BEHIND: Final = 600.0
 """Seconds after the last byte of a download by the Hub's client; then its process was killed."""
 _SILENCE: Final = 20.0
@@ -111,7 +109,7 @@ class _Remote:
         """Return the bytes that are still to come; sweep what the Hub's client left behind."""
         for path in self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"):
             if path != self.begun and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
-                self.begun.touch()  # for ``to_be_resumed``
+                disk.open_own(self.begun).close()  # for ``to_be_resumed``
                 path.unlink()
         here = next((one for one in (self.blobs / self.etag, self.begun) if one.is_file()), None)
         return max(0, (self.size or 0) - (here.stat().st_size if here else 0))
@@ -129,7 +127,7 @@ def _on_hub(settings: Settings) -> list[_Remote]:
             options = {"token": settings.hf_token or False, "timeout": _ANSWER_TIMEOUT}
             answer = hub_client.answered(partial(client.get_hf_file_metadata, url, **options))
         named_by = (answer.commit_hash or "", answer.etag or "")
-        if not all(map(_NAME.fullmatch, named_by)) or (answer.size or 0) < 0:
+        if not all(map(hub_client.NAME.fullmatch, named_by)) or (answer.size or 0) < 0:
             told = f"X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}"
             raise hub_client.failure("HUB_UNUSABLE", settings, f"{told} for {one.model}")
         found.append(
@@ -295,7 +293,7 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
     with WeakFileLock(lock):  # the client's own: it has one for each file
         if blob.exists():
             return
-        with remote.begun.open("ab") as file:
+        with disk.open_own(remote.begun) as file:
             try:
                 Fetcher(sink=transfer.told).resume(remote.place, file, remote.size)
             except NetworkError as error:

@@ -3,6 +3,7 @@
 It is huggingface_hub from version 1.0 on, which asks through a client of httpx or httpx2.
 """
 
+import re
 import sys
 import threading
 import time
@@ -23,8 +24,14 @@ _LONGEST_ANSWER: Final = 16 << 20
 """Bytes of an answer that is no file; the list of a repository of 10,000 files has some 2 MB."""
 _asking: Final = threading.local()
 """``until``: when the question that this thread asks the Hub has to be answered."""
+NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
+"""An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
 XET_PLACE: Final = "/xet-read-token"
 """In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
+
+
+class _NameError(ValueError):
+    """The Hub names a path where its client takes a name."""
 
 
 def of(settings: Settings) -> ModuleType:
@@ -112,6 +119,7 @@ def _bound_answer(response: Any) -> None:
     A few compressed megabytes could become gigabytes: an answer that is encoded all the same is
     refused.
     """
+    _require_names(response)
     until = response.request.extensions.get("answered_until")
     if response.request.method == "HEAD" or (until is None and response.status_code in {200, 206}):
         return
@@ -136,6 +144,22 @@ def _bound_answer(response: Any) -> None:
     response.stream = Bounded()
 
 
+def _require_names(response: Any) -> None:
+    """Refuse what the Hub's client would make a path of: it asks again after ``hub`` has asked.
+
+    It takes a commit of every answer, also of one that a file is missing, and the ETag of HEAD.
+    Those of other answers may have a slash.
+    """
+    headers, is_head = response.headers, response.request.method == "HEAD"
+    named = {"X-Repo-Commit": headers.get("X-Repo-Commit")}
+    if is_head and response.status_code < 400:  # noqa: PLR2004 - the first of HTTP's errors
+        tag = headers.get("X-Linked-Etag") or headers.get("ETag")
+        named["ETag"] = tag and tag.lstrip("W/").strip('"')  # as the client does
+    for header, value in named.items():
+        if value is not None and not NAME.fullmatch(value):
+            raise _NameError(f"{header} {value[:80]!r}")
+
+
 @contextmanager
 def its_errors(settings: Settings) -> Iterator[None]:
     """Turn what the Hub's client raises into the loader's errors.
@@ -151,6 +175,8 @@ def its_errors(settings: Settings) -> Iterator[None]:
     invalid: type[Exception] = getattr(library, "InvalidURL", http)
     try:
         yield
+    except _NameError as error:
+        raise failure("HUB_UNUSABLE", settings, f"{error} for {settings.model}") from error
     except (OSError, ValueError, RuntimeError, ImportError, http, invalid) as error:
         raise _explained(error, settings) from error
 

@@ -1,5 +1,6 @@
 """What a store needs of a disk, each by itself."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -169,6 +170,17 @@ def test_folder_whose_access_control_list_lets_another_user_write_is_not_trusted
         disk.trusted(place)
 
 
+@pytest.mark.parametrize("name", ["system.nfs4_acl", "system.richacl", "user.acl"])
+def test_list_of_any_kind_is_an_access_control_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Disks that have other lists than POSIX's are rare, so their names are set here."""
+    tmp_path.chmod(0o770)
+    monkeypatch.setattr(os, "listxattr", lambda _: [name])
+    with pytest.raises(PermissionError) if "system" in name else contextlib.nullcontext():
+        disk.trusted(tmp_path / "store")
+
+
 TRUSTED = """if True:
     import os, sys
     from llama_loader import disk
@@ -191,6 +203,7 @@ TRUSTED = """if True:
         (54321, 54321, "own:x:54321:root", True),
         (54321, 54321, "own:x:54321:root,daemon", False),
         (54321, 54321, "own:x:54321:of-a-directory-service", False),
+        (54321, 54321, "own:x:54321:\nlab:x:54321:daemon", False),
         (54321, 54322, "other:x:54322:", False),
         (65534, 65534, "nogroup:x:65534:", False),  # sync and _apt are in it, by /etc/passwd
         (0, 0, "root:x:0:root", True),

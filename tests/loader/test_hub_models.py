@@ -285,6 +285,59 @@ def test_mirror_that_has_other_headers_and_is_usable_is_used(
         assert path_from_hub(hub, tmp_path).read_bytes() == TINY
 
 
+@dataclass
+class Turncoat(Hub):
+    """Names files as a Hub does when it is asked first, and then as ``then`` says."""
+
+    then: dict[str, str | None] = field(default_factory=dict)
+    refuses_then: bool = False
+    asked: list[Request] = field(default_factory=list)
+
+    def answer(self, asked: Request) -> Answer:
+        self.asked.append(asked)
+        if [one.method for one in self.asked].count("HEAD") > 1:
+            self.changed = self.then
+            self.files = {} if self.refuses_then else self.files
+        return super().answer(asked)
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag", "X-Repo-Commit", "404"])
+def test_hub_that_names_a_path_when_its_own_client_asks_is_refused(
+    tmp_path: Path, header: str
+) -> None:
+    """The client would write there, outside the cache, what the Hub sends."""
+    path = f"{tmp_path}/code.py"
+    named = {"ETag": f'W/"{path}"', "X-Linked-Etag": f'"{path}"'}.get(header, path)
+    then = {header: named} if header != "404" else {"X-Repo-Commit": path}
+    served = Turncoat(files={"m.gguf": TINY}, then=then, refuses_then=header == "404")
+    with serving(served), refusals.refused("HUB_UNUSABLE", match="code.py"):
+        asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf"}
+        model.get(load({}, {"HOME": str(tmp_path)}, hf_endpoint=served.url, **asked))
+    assert not [*tmp_path.rglob("code.py"), *tmp_path.rglob("snapshots/*")]
+
+
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to", "foreign"])
+def test_begun_download_that_is_no_file_of_this_user_alone_is_not_gone_on_with(
+    tmp_path: Path, kind: str
+) -> None:
+    """Others may write to a shared cache."""
+    blobs = tmp_path / "hf" / "hub" / "models--me--model" / "blobs"
+    blobs.mkdir(parents=True)
+    (own := tmp_path / "own").write_bytes(b"mine")
+    begun = blobs / f"{hashlib.sha256(TINY).hexdigest()}.llama-loader.incomplete"
+    if kind == "foreign":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        begun.write_bytes(b"theirs")
+        os.chown(begun, 4321, 4321)
+    else:
+        getattr(begun, kind)(own)
+    with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
+        path = path_from_hub(hub, tmp_path)
+    assert (path.read_bytes(), own.read_bytes()) == (TINY, b"mine")
+    assert path.stat().st_uid == os.geteuid()
+
+
 HTML = b"<!doctype html><title>log in</title>"
 
 
