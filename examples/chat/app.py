@@ -5,8 +5,7 @@ from llama_space import Engine, LoaderError
 engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one here
 
 
-def respond(message, history):
-    """Stream the model's answer to a message: with the page below the whole Space."""
+def respond(message, history):  # noqa: D103 - streams the answer: with the page below the Space
     asked, text = [*history, {"role": "user", "content": message}], ""
     if len(str(asked)) > engine.settings.max_chars:
         raise gr.Error("This chat is too long: begin a new one.", print_exception=False)
@@ -17,4 +16,5 @@ def respond(message, history):
         raise gr.Error(f"{error.message}. {error.hint}", print_exception=False) from error
 
 
-gr.ChatInterface(respond).queue(default_concurrency_limit=3, max_size=20).launch(max_file_size=0)
+page = gr.ChatInterface(respond).queue(default_concurrency_limit=3, max_size=20)
+page.launch(max_file_size=0, run_history=False)  # no upload, and no text goes to the Hub

@@ -36,7 +36,7 @@ _CALLED: Final = re.compile(r"/gradio_api/(?:queue/join|run/predict)/?")
 """Where the page's own events go."""
 _ENDPOINT: Final = re.compile(r"/gradio_api/call/(?P<named>v2/)?(?P<name>[^/]+)/?")
 """Where programs send a list of values to, or under ``v2`` values with names."""
-_CLOSED: Final = re.compile(r"/monitoring.*|/gradio_api/(?:deep_link|upload.*)")
+_CLOSED: Final = re.compile(r"/monitoring.*|/gradio_api/(?:deep_link|(?:upload|runs|run-).*)")
 """Routes that are read with GET, and that no part of the page uses."""
 _BYTES_EACH: Final = 12
 """Most bytes of a character in JSON: two escapes such as ``\\ud83d``."""
@@ -105,8 +105,8 @@ def _require_host(scope: Scope) -> None:
 
     On a Space the Hub's proxy chooses the Space by it.
     """
-    own = b"x-gradio-server"  # gradio takes the page's address from it
-    scope["headers"] = [(name, value) for name, value in scope["headers"] if name != own]
+    own = {b"x-gradio-server", b"x-gradio-history-bucket"}  # the page's address; where texts go
+    scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in own]
     for name, value in scope["headers"]:
         if name in {b"host", b"x-forwarded-host"}:
             for text in value.decode("latin-1").split(","):

@@ -144,6 +144,7 @@ class Page:
             mcp_server=find_spec("mcp") is not None,
             ssr_mode=False,
             footer_links=["api"],
+            run_history=False,  # it would send texts to the Hub with the token of this machine
             app_kwargs={
                 "middleware": [Middleware(guard.Guard, max_chars=limit)],
                 "routes": [Route("/state", self._state)],

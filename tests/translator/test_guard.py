@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.rigs import space
+from tests.rigs import http_served, space
+from tests.rigs.http_served import Answer, Request
 from tests.rigs.space import Space
 from translator import guard
 
@@ -23,6 +25,33 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     missing = (home / "manifest.json").as_uri()
     with space.serving(home, llama_cpp_manifest_url=missing, max_chars="1000", offline="1") as up:
         yield up
+
+
+def test_no_visitor_asks_the_hub_with_the_token_of_the_machine(tmp_path: Path) -> None:
+    """Gradio takes the token that is saved on it for callers on loopback: its run history."""
+    asked: list[str | None] = []
+
+    def answer(request: Request) -> Answer:
+        asked.append(request.headers["Authorization"])
+        return Answer(200, [])
+
+    missing = (tmp_path / "manifest.json").as_uri()
+    secrets = {"HF_TOKEN": "hf_owners", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with http_served.serving(answer) as url:
+        named = {**secrets, "HF_ENDPOINT": url, "llama_cpp_manifest_url": missing, "offline": "1"}
+        with space.serving(tmp_path / "home", **named) as up:
+            assert config(up).json()["run_history"] is False
+            for route in ("buckets", "records?bucket=owner/runs"):
+                address = f"{up.url}/gradio_api/run-history/{route}"
+                assert requests.get(address, timeout=30).status_code == 404
+            assert requests.get(f"{up.url}/gradio_api/runs", timeout=30).status_code == 404
+            told = post(up, "run-history/connect", json={"bucket_id": "owner/runs"})
+            assert told.status_code == 404
+            named = {"X-Gradio-History-Bucket": "owner/runs"}
+            event = post(up, "call/detect", json={"data": ["Hello."]}, headers=named).json()
+            address = f"{up.url}/gradio_api/call/detect/{event['event_id']}"
+            assert "complete" in requests.get(address, timeout=30).text
+    assert not [token for token in asked if token]
 
 
 def post(page: Space, route: str, **options: Any) -> requests.Response:
