@@ -110,9 +110,9 @@ class Fetcher:
         name, patience = locations.shown(place.url), replace(self.patience, deadline=math.inf)
         mirrors = Mirrors(name, (), replace(self, patience=patience), (place,))
         furthest = done = target.seek(0, SEEK_END)
+        limit = math.inf if size is not None else _LARGEST
         while size is None or done < size:
             with mirrors.attempt() as mirror, mirrors.opened(mirror, done) as body:
-                limit = math.inf if size is not None else _LARGEST
                 if size is None and body.size is not None:
                     size = body.start + body.size
                 if size is not None and body.size not in {None, size - body.start}:

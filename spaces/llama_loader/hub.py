@@ -293,16 +293,7 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
     with WeakFileLock(lock):  # the client's own: it has one for each file
         if blob.exists():
             return
-        with disk.open_own(remote.begun) as file:
-            try:
-                Fetcher(sink=transfer.told).resume(remote.place, file, remote.size)
-            except NetworkError as error:
-                if not file.tell():
-                    remote.begun.unlink()
-                name = "HUB_UNREACHABLE" if 0 in error.refusals else "HUB_UNUSABLE"
-                if error.refusals & {401, 403}:
-                    name = "HUB_REFUSED"
-                raise hub_client.failure(name, settings, error.message) from error
+        _go_on(settings, remote, transfer)
         try:
             if re.fullmatch("[0-9a-f]{64}", remote.etag):
                 name = "MODEL_SHA256_MISMATCH/hub"
@@ -314,6 +305,25 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
             remote.begun.unlink()
             raise
         remote.begun.replace(blob)
+
+
+def _go_on(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
+    """Fetch what a begun file lacks; one of unknown size that is too large is removed."""
+    with disk.open_own(remote.begun) as file:
+        try:
+            Fetcher(sink=transfer.told).resume(remote.place, file, remote.size)
+        except NetworkError as error:
+            is_wrong = remote.size is None and 200 in error.refusals  # noqa: PLR2004 - HTTP's OK
+            if is_wrong or not file.tell():
+                remote.begun.unlink()
+            name = "HUB_UNREACHABLE" if 0 in error.refusals else "HUB_UNUSABLE"
+            if error.refusals & {401, 403}:
+                name = "HUB_REFUSED"
+            raise hub_client.failure(name, settings, error.message) from error
+        except OSError as error:
+            if remote.size is None and disk.is_full(error):  # perhaps it never ends
+                remote.begun.unlink()
+            raise
 
 
 def _watched(download: Callable[[], str], what: str, transfer: _Transfer) -> Path:

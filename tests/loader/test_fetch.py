@@ -87,18 +87,24 @@ def test_resume_of_a_file_of_unknown_size_ends_where_the_answer_says(
     assert ranges(server)[1:] in ([], ["bytes=400000-"])
 
 
-@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize(
+    ("first", "requests"),
+    [([], 1), ([faults.body(DATA, chunked=True)], 1), ([faults.cut(0)], 2)],
+)
 def test_resume_of_a_file_of_unknown_size_has_a_bound(
-    server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch, *, length: bool
+    server: FaultServer,
+    reader: Reader,
+    monkeypatch: pytest.MonkeyPatch,
+    first: list[faults.Fault],
+    requests: int,
 ) -> None:
     monkeypatch.setattr(fetch_module, "_LARGEST", 300_000)
     place, target = Web(server.put("/a", DATA)), BytesIO(b"")
-    if not length:
-        server.fail("/a", faults.body(DATA, chunked=True))
+    server.fail("/a", *first)
     with pytest.raises(NetworkError, match="larger than 300000 bytes"):
         reader.fetcher.resume(place, target, None)
     assert len(target.getvalue()) <= 300_000 + fetch_module.PIECE
-    assert len(server.requests) == 1
+    assert len(server.requests) == requests
 
 
 @pytest.mark.parametrize(

@@ -387,6 +387,22 @@ def test_mirror_that_sends_something_else_than_it_named_leaves_nothing(
     assert not list((tmp_path / "hub").rglob("blobs/*"))
 
 
+@pytest.mark.parametrize(("largest", "code"), [(100_000, "HUB_UNUSABLE"), (1 << 40, "DISK_FULL")])
+def test_file_of_unknown_size_that_is_too_large_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, code: str
+) -> None:
+    """Kept, it would fill the disk until a person removed it."""
+    monkeypatch.setattr("llama_loader.fetch._LARGEST", largest)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "disk/hub"))
+    sent = Answer(200, bytes(9_000_000), {"Content-Length": None})
+    served = Half(files={"m.gguf": TINY}, changed=NO_SIZE, sent=sent)
+    with mounted(tmp_path / "disk", "1m"), serving(served):
+        asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", "hf_endpoint": served.url}
+        with refusals.refused(code):
+            model.get(load({}, {"HOME": str(tmp_path)}, **asked))
+        assert not list((tmp_path / "disk").rglob("blobs/*"))
+
+
 class Slow(Hub):
     """Answers after a while."""
 
