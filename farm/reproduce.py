@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from farm import durable, execute, pipeline, release, source, targets
-from farm.engines.docker import DockerImages, connect
+from farm.engines.docker import LABEL, DockerImages, connect
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
-from farm.inputs import images, patches, pins, toolkit
+from farm.inputs import images, patches, pins, recipe, toolkit
 from farm.kept import fill
 from farm.options import BuildRequest, require_known
-from farm.pack import ROOT, read_inventory
-from farm.plan import BuildPlan
+from farm.pack import ROOT, SHIPPED, read_inventory
+from farm.plan import TARGETS, BuildPlan
 from farm.publish.gate import opened
-from farm.request import ENGINES, choose_source, resolve
+from farm.request import ENGINES, RPC, choose_source, definitions, resolve
 from farm.tarball import archive, build_record, parts
 from farm.terminal.progress import BUILT, Fleet
 from llama_loader import cgroups
@@ -67,6 +67,8 @@ _PYPI: Final = re.compile(
     r"pypi:(?P<file>(?P<package>[^#/]+)-(?P<version>[^#/-]+)\.tar\.gz)#(?P<subdir>.+)"
 )
 _GIT: Final = re.compile(r"git\+(?P<remote>.+)@(?P<ref>[^@]+)")
+_OPTION: Final = re.compile(rf"(GGML|LLAMA)_\w+=[\w.]*|{recipe.DEFINITION}=\w+(;\w+)*")
+"""What a record may define: llama.cpp's own options, and the farm's. CMake's can name programs."""
 _MAX_ARCHIVE: Final = 1 << 30
 """Bytes of a source archive; the largest seen has 77 MB. Its digest is what is checked."""
 
@@ -189,6 +191,8 @@ def rebuild(asked: RebuildRequest, report: BuildReport) -> None:
             "again",
             hint=f"the rebuilt tarball is {rebuilt}",
         )
+    if durable.sha256(rebuilt) != listed.sha256:
+        raise PackError("RELEASE_MISMATCH", f"{listed.name} was replaced while it was built again")
     report.say(f"identical: {listed.name}, {listed.size} bytes, sha256 {listed.sha256}")
 
 
@@ -327,9 +331,21 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
     """Make the plan that a record describes.
 
     Raises:
-        UsageError: this checkout does not know the line.
-        BuildError: ``RECIPE_DIFFERS``: this checkout would give the compilers other options.
+        UsageError: this checkout does not know the line, or its builds cannot be asked for what
+            the record defines.
+        BuildError: ``RECIPE_DIFFERS``: this checkout would give the compilers other options, or
+            takes what the record adds from a person alone.
     """
+    added = [f"{name}={value}" for name, value in record.defined.items()]
+    ours = {recipe.DEFINITION: record.defined.get(recipe.DEFINITION)} | RPC
+    definitions(f"{name}={value}" for name, value in record.defined.items()
+                if ours.get(name) != value)  # fmt: skip
+    foreign = [one for one in added if not _OPTION.fullmatch(one)]
+    foreign += [one for one in record.targets if one not in (*TARGETS, *SHIPPED)]
+    if foreign:
+        raise BuildError(
+            "RECIPE_DIFFERS", f"no record alone can ask for {', '.join(foreign)[:200]}: BUILD.json"
+        )
     line = msgspec.structs.replace(
         targets.load().line(record.line.name),
         toolkit=record.line.toolkit,
@@ -355,7 +371,10 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
 
 
 def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> str | None:
-    """Return the devel image under a name that the engine knows."""
+    """Return the devel image under a name that the engine knows.
+
+    The record alone chooses one that ``build/pins.toml`` pins or that the farm made, no other.
+    """
     if recorded.engine != "docker":
         return asked.image
     reference = recorded.image or ""
@@ -367,8 +386,16 @@ def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> s
         return asked.image
     with closing(connect()) as client:
         found_by = DockerImages(client)
-        if recorded.image_digest and found_by.find(recorded.image_digest):
+        there = found_by.find(recorded.image_digest) if recorded.image_digest else None
+        if there and LABEL in there.labels:
             return recorded.image_digest
+        if reference not in [pin.reference for pin in pins.load().images]:
+            raise EngineError(
+                "IMAGE_NOT_TRUSTED",
+                f"only BUILD.json names the image {reference!r}: build/pins.toml does not, and the "
+                "engine has none that the farm made",
+                hint="if you trust it, --image IMG builds on it",
+            )
         found = found_by.find(reference) or found_by.pull(reference)
     if found.id == recorded.image_digest:
         return reference

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ENGINES: Final = ("auto", "docker", "local", "dask")
 SCHEMES: Final = ("tcp", "tls", "ws", "wss")
 """What a scheduler's address may begin with; ``tcp`` where it begins with nothing."""
-_RPC: Final = {
+RPC: Final = {
     "GGML_RPC": "ON",
     # ON where libibverbs is found: the plugin would need it on the host.
     "GGML_RPC_RDMA": "OFF",
@@ -258,7 +258,7 @@ def options(
     """
     defined, also = dict(definitions(request.define)), programs(request.also)
     if "rpc-server" in also:
-        defined |= _RPC
+        defined |= RPC
     if request.this_cpu and (variant := recipe.of_this_machine(tree)):
         defined[recipe.DEFINITION] = variant
     return (*TARGETS, *program_targets(also, tree)), tuple(sorted(defined.items()))

@@ -31,6 +31,9 @@ LAYOUT: Final = Layout(
     cuda=PurePosixPath("/cuda"),
 )
 """The folders in a record's command lines, without the compiler cache, which decides no byte."""
+_LARGEST: Final = 8 << 20
+_MOST: Final = 1_000
+"""Parts, inputs and programs each; the largest record seen has fewer than a hundred."""
 
 
 class LineRecord(msgspec.Struct, frozen=True):
@@ -127,9 +130,14 @@ def decode(data: bytes, *, what: str) -> BuildRecord:
     """Parse a ``BUILD.json``.
 
     Raises:
-        PackError: it is not one; names ``what`` and the JSON path.
+        PackError: it is not one, or larger than any; names ``what`` and the JSON path.
     """
     try:
-        return msgspec.json.decode(data, type=BuildRecord)
+        record = msgspec.json.decode(data[: _LARGEST + 1], type=BuildRecord)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise PackError("BUILD_RECORD_INVALID", f"{what}: BUILD.json: {error}") from error
+    lists = (record.parts or (), record.inputs, record.toolchain.programs)
+    if len(data) > _LARGEST or max(map(len, lists)) > _MOST:
+        most = f"{_LARGEST >> 20} MiB, or {_MOST} parts, inputs or programs"
+        raise PackError("BUILD_RECORD_INVALID", f"{what}: BUILD.json has more than {most}")
+    return record

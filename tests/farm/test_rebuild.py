@@ -18,6 +18,8 @@ from verbs import invoke
 from farm import execute, pipeline, preflight, release, reproduce, source
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, FarmError
+from farm.inputs import pins
+from farm.inputs.images import ImageFacts
 from farm.options import BuildRequest, RebuildRequest
 from farm.pack import read_inventory
 from farm.reproduce import choose
@@ -244,6 +246,75 @@ def test_another_recipe_than_this_checkout_s_is_named(
         reproduce.plan_of(other, source.from_folder(TINY), "tar.zst")
 
 
+@pytest.mark.parametrize(
+    ("defined", "code"),
+    [
+        ({"CMAKE_C_COMPILER_LAUNCHER": "/bin/sh;-c;id"}, "DEFINE_CONTRADICTS"),
+        ({"CMAKE_C_LINKER_LAUNCHER": "/bin/sh"}, "RECIPE_DIFFERS"),
+        ({"GIT_EXECUTABLE": "/bin/sh"}, "RECIPE_DIFFERS"),
+        ({"GGML_MORE": "$(id)"}, "RECIPE_DIFFERS"),
+        ({"FARM_CPU_VARIANTS": "x64;$(id)"}, "RECIPE_DIFFERS"),
+        ({"FARM_CPU_VARIANTS": "x64;haswell", "GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF"}, None),
+    ],
+)
+def test_record_alone_defines_nothing_that_names_a_program(
+    record: BuildRecord, defined: dict[str, str], code: str | None
+) -> None:
+    tree = source.from_folder(TINY)
+    plan = replace(reproduce.plan_of(record, tree, "tar.zst"), defined=tuple(defined.items()))
+    other = build_record.of(plan, record.toolchain)
+    if code is None:
+        assert reproduce.plan_of(other, tree, "tar.zst").defined == plan.defined
+        return
+    with refused(code, FarmError, next(iter(defined))):
+        reproduce.plan_of(other, tree, "tar.zst")
+
+
+@pytest.mark.parametrize("many", ["parts", "inputs", "programs", "bytes"])
+def test_record_of_more_than_a_build_has_is_refused(record: BuildRecord, many: str) -> None:
+    names = {f"{number}": "0" * 64 for number in range(1001)}
+    content = build_record.encode(record)
+    if many == "bytes":
+        content += b" " * (8 << 20)
+    else:
+        changed = msgspec.to_builtins(record)
+        place = changed["toolchain"] if many == "programs" else changed
+        place[many] = changed["parts"][:1] * 1001 if many == "parts" else names
+        content = msgspec.json.encode(changed)
+    with refused("BUILD_RECORD_INVALID", FarmError, "more than"):
+        build_record.decode(content, what="x")
+
+
+def test_record_alone_builds_no_target_that_no_tarball_has(record: BuildRecord) -> None:
+    tree = source.from_folder(TINY)
+    plan = replace(reproduce.plan_of(record, tree, "tar.zst"), targets=("llama-server", "evil"))
+    with refused("RECIPE_DIFFERS", FarmError, "evil"):
+        reproduce.plan_of(build_record.of(plan, record.toolchain), tree, "tar.zst")
+
+
+def test_tarball_that_is_replaced_after_it_was_verified_is_not_called_identical(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listed one has a changed server; the genuine one takes its place before it is read."""
+    folder = Path(shutil.copytree(published, tmp_path / "dist"))
+    tree = Path(
+        shutil.copytree(pipeline.STATE / "trees" / "cpu-cpu", tmp_path / "tree", symlinks=True)
+    )
+    server = tree / "bin" / "llama-server"
+    server.write_bytes(server.read_bytes().replace(b"version: %d", b"Version: %d"))
+    release.pack_tree(tree, folder, "tar.zst")
+    release.write(folder)
+    verify = release.verify_artifact
+
+    def then_swap(*given: object) -> None:
+        verify(*given)
+        shutil.copy(published / NAME, tmp_path / NAME)
+        (tmp_path / NAME).replace(folder / NAME)
+
+    monkeypatch.setattr(release, "verify_artifact", then_swap)
+    assert again(folder)[-1].startswith(f"error[RELEASE_MISMATCH]: {NAME} was replaced")
+
+
 def test_other_files_in_the_builder_s_image_are_another_recipe(record: BuildRecord) -> None:
     other = msgspec.structs.replace(
         record,
@@ -301,6 +372,37 @@ def test_no_engine_for_what_a_container_built(
         reproduce._image(
             docker.toolchain, RebuildRequest("x"), BuildReport(Console(file=io.StringIO()))
         )
+
+
+@pytest.mark.parametrize("there", [None, ImageFacts("sha256:e")], ids=["nowhere", "not-ours"])
+def test_record_alone_chooses_no_image_that_is_neither_pinned_nor_ours(
+    record: BuildRecord, monkeypatch: pytest.MonkeyPatch, there: ImageFacts | None
+) -> None:
+    asked: list[str] = []
+
+    class Images:
+        def __init__(self, client: object) -> None:
+            """No engine is asked."""
+
+        def find(self, name: str) -> ImageFacts | None:
+            asked.append(name)
+            return found
+
+        pull = find
+
+    monkeypatch.setattr(reproduce, "connect", io.BytesIO)
+    monkeypatch.setattr(reproduce, "DockerImages", Images)
+    report = BuildReport(Console(file=io.StringIO()))
+    found, evil = there, "evil.example/devel@sha256:f"
+    built = replace(record.toolchain, engine="docker", image=evil, image_digest="sha256:e")
+    with refused("IMAGE_NOT_TRUSTED", EngineError, evil, hint="--image IMG"):
+        reproduce._image(built, RebuildRequest("x"), report)
+    assert asked == ["sha256:e"]
+    found = ImageFacts("sha256:e")
+    pinned = replace(built, image=pins.load().images[0].reference)
+    assert reproduce._image(pinned, RebuildRequest("x"), report) == pinned.image
+    found = ImageFacts("sha256:e", {"llama-farm": "base"})
+    assert reproduce._image(built, RebuildRequest("x"), report) == "sha256:e"
 
 
 def test_with_an_image_of_one_s_own_another_compiler_is_only_noted(

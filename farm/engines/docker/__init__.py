@@ -9,6 +9,7 @@ from farm.engines.docker.connection import connect
 from farm.engines.docker.engine import DockerEngine
 from farm.engines.docker.inventory import (
     CACHE_VOLUME,
+    LABEL,
     DockerImages,
     Stored,
     cache_counters,
@@ -17,6 +18,7 @@ from farm.engines.docker.inventory import (
 
 __all__ = [
     "CACHE_VOLUME",
+    "LABEL",
     "DockerEngine",
     "DockerImages",
     "Stored",
