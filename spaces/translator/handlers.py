@@ -89,8 +89,7 @@ class Handlers:
             return
         document = documents.read(name, content, self._settings.max_chars)
         if isinstance(document, Refusal):
-            line = panels.status("failed", document.text(words))
-            yield [line, gr.Button(interactive=False), ""]
+            yield [panels.status("failed", document.text(words)), gr.Button(interactive=False), ""]
             return
         yield [panels.status("working", words["working"]), gr.Button(interactive=True), ""]
         for update in self._updates(Job(document.text, source, target), request):
@@ -142,8 +141,7 @@ class Handlers:
         words = _words(request)
         yield [panels.status("working", words["examining"]), gr.skip(), gr.skip()]
         report = self._engine.doctor()
-        status = self._engine.status()
-        known = dict.fromkeys([*advice.of_report(report), *advice.of_status(status)])
+        known = dict.fromkeys([*advice.of_report(report), *advice.of_status(self._engine.status())])
         advised = panels.advices(tuple(known), words)
         well = panels.status("done", words["all_well"])
         yield [advised or well, gr.Textbox(report.as_text(), visible=True), gr.Button(visible=True)]

@@ -28,8 +28,7 @@ def masthead(words: Mapping[str, str]) -> str:
 
 def pill(state: Status, words: Mapping[str, str]) -> str:
     """One line for visitors that opens the colophon: can it translate, is it verified."""
-    parts = [words[state.phase]]
-    trust = _trust(state)
+    parts, trust = [words[state.phase]], _trust(state)
     if state.phase == "ready":
         parts.append(words[trust])
         if state.server_pid is not None and not state.warm:

@@ -117,6 +117,17 @@ def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("route", ["queue/join", "cancel", "call/detect"])
+@pytest.mark.parametrize("name", ["session_hash", "event_id", "event_data", "oauth_token"])
+def test_names_that_gradio_keeps_have_a_length(page: Space, route: str, name: str) -> None:
+    """It kept those of each request, 290,000 characters long, for hours."""
+    usual = {"data": ["x"], "fn_index": 0, "session_hash": "s", "event_id": "e"}
+    for long in ("x" * 4097, ["x" * 4097], {"x": "x" * 4097}):
+        answer = post(page, route, json={**usual, name: long})
+        assert answer.status_code == 400
+        assert answer.json()["detail"].startswith(f"{name} has at most")
+
+
 VALUES = ["x", "auto", "en", ""]
 CALLS: dict[str, list[object]] = {
     "queue/join": [
