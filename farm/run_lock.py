@@ -70,8 +70,9 @@ def _locked(folder: Path, name: str, how: int) -> Iterator[None]:
             file = _open(place, how, stack)
         except BlockingIOError as taken:
             number = ""
-            with suppress(OSError):  # of a holder that has ended meanwhile
-                number = place.read_text("ascii").strip()
+            with suppress(OSError), place.open("rb") as held_by:  # of one that has ended meanwhile
+                told = held_by.read(20).strip()
+                number = told.decode("ascii") if told.isdigit() else ""
             raise BuildError(
                 "SET_IS_BEING_BUILT",
                 f"{name} is being built into {folder}{number and f' by process {number}'}",

@@ -170,13 +170,7 @@ class Channel:
             raise PublishError("CHANNEL_MISSING", f"{self.place.where} has no channel {self.name}")
         newest = serials[-1]
         if found.serial != newest or self._pair("manifest") != self._pair(str(newest)):
-            raise PublishError(
-                "CHANNEL_NOT_NEWEST",
-                f"{self.what} names {found.release} (serial {found.serial}), which is not its"
-                f" promotion to serial {newest}",
-                hint="that one was cut off, or older files were put back: find out which, then"
-                " invoke promote RELEASE",
-            )
+            raise _not_newest(self.place, self.name, newest)
         return found
 
     def numbered(self, serial: int, *, older: bool = False) -> Manifest:
@@ -198,8 +192,7 @@ class Channel:
         return schema.parse(content, what=what)
 
     def _pair(self, name: str) -> Signed:
-        files = (f"{name}.json", f"{name}.json.minisig")
-        return Signed(*(self.place.channel_file(self.name, file) or b"" for file in files))
+        return _pair(self.place, self.name, name)
 
     def kept(
         self, present: Manifest | None, *, lost: bool = False, older: bool = False
@@ -291,8 +284,9 @@ def due(
 ) -> tuple[dict[str, Manifest], list[FarmError]]:
     """Return the channels that end within so many days, or have ended, with what they name.
 
-    Beside them: an error for each channel that cannot be read, which keeps no other one from being
-    renewed.
+    Beside them: an error for each channel that cannot be read, or whose current pair is not its
+    newest one, whenever they end: no key is at hand, and a changed pair may name any end. It keeps
+    no other channel from being renewed.
 
     Args:
         destination: where they are.
@@ -310,15 +304,34 @@ def due(
             continue
         try:
             require_name("channel", name)
-            content = destination.channel_file(name, MANIFEST)
-            named = content and schema.parse(content, what=f"channel {name}")
+            newest = destination.channel_serials(name)[-1:]
+            pair = _pair(destination, name, "manifest")
+            if [pair] != [_pair(destination, name, str(serial)) for serial in newest]:
+                errors.append(_not_newest(destination, name, *newest))
+                continue
+            named = schema.parse(pair.manifest, what=f"channel {name}")
         except (FarmError, LoaderError, OSError) as error:
             told = f"channel {name!r} of {destination.where} cannot be renewed: {error}"
             errors.append(PublishError("CHANNEL_UNREADABLE", told, hint="repair it or remove it"))
             continue
-        if named and named.expires is not None and named.expires <= end:
+        if named.expires is not None and named.expires <= end:
             found[name] = named
     return found, errors
+
+
+def _pair(destination: Destination, channel: str, name: str) -> Signed:
+    files = (f"{name}.json", f"{name}.json.minisig")
+    return Signed(*(destination.channel_file(channel, file) or b"" for file in files))
+
+
+def _not_newest(destination: Destination, channel: str, newest: int = 1) -> PublishError:
+    return PublishError(
+        "CHANNEL_NOT_NEWEST",
+        f"the manifest of channel {channel} of {destination.where} is missing, or is not its"
+        f" promotion to serial {newest}",
+        hint="that one was cut off, or older files were put back: find out which, then"
+        " invoke promote RELEASE",
+    )
 
 
 def require_signed_for(
@@ -376,7 +389,7 @@ def _require_unchanged(destination: Destination, published: Manifest) -> None:
     present = destination.present(published.release)
     for one in published.artifacts:
         known = present.get(one.name)
-        if known is None or (known.size, known.sha256) != (one.size, one.sha256):
+        if known is None or not known.is_of(one):
             raise _changed(destination, published.release, one.name, "its manifest lists")
 
 

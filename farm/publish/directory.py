@@ -13,6 +13,8 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,13 +22,14 @@ from farm import durable
 from farm.errors import PublishError, UsageError
 from farm.publish import publishing
 from farm.publish.places import SIGNATURE, Destination
+from farm.publish.publishing import Known
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from farm.publish.places import Signed
-    from farm.publish.publishing import Known, Plan
+    from farm.publish.publishing import Plan
 
 _PATIENCE: Final = 60.0
 """Seconds to wait for the lock of a folder, which every user who may read the folder can hold."""
@@ -70,9 +73,10 @@ class Directory(Destination):
         with _disk(place):
             found = sorted(place.iterdir()) if place.is_dir() else []
             return {
-                path.name: publishing.hashed(publishing.blocks(path), visible=visible)
+                path.name: Known(size, partial(_sha256, path, size), visible)
                 for path in found
                 if not path.name.startswith(".")
+                for size in (path.stat().st_size,)
             }
 
     def publish(self, plan: Plan, tell: Callable[[str], None]) -> None:
@@ -102,10 +106,11 @@ class Directory(Destination):
     def read(self, folder: str, name: str) -> Iterator[bytes]:
         """Read a file."""
         path = self._root / folder / name
-        if not path.is_file():
-            self._require_folder()
-            raise self.not_published(folder, name)
-        return publishing.blocks(path)
+        with _disk(path):
+            if not path.is_file():
+                self._require_folder()
+                raise self.not_published(folder, name)
+            yield from publishing.blocks(path)
 
     def names(self, folder: str) -> tuple[str, ...]:
         """List the files in a folder."""
@@ -115,10 +120,11 @@ class Directory(Destination):
     def folders(self) -> tuple[str, ...]:
         """Return the folders with a manifest; times of files are lost on the way to a mirror."""
         with _disk(self._root):
-            below = (self._root.glob(f"{place}*/{MANIFEST}") for place in ("", self.channel_folder))
-            found = [path.parent for paths in below for path in paths]
-        visible = (path for path in found if not path.name.startswith("."))  # others: gathered yet
-        return publishing.in_order(str(path.relative_to(self._root)) for path in visible)
+            below = (self._root.glob(f"{place}*/*.json") for place in ("", self.channel_folder))
+            found = [path.relative_to(self._root) for paths in below for path in paths]
+        shown = {str(path.parent) for path in found if self.shows(str(path.parent), path.name)}
+        visible = (one for one in shown if not Path(one).name.startswith("."))  # others: gathered
+        return publishing.in_order(visible)
 
     def download_url(self, folder: str, name: str) -> str:
         """Return a ``file://`` URL; served over HTTP the path is the same."""
@@ -192,6 +198,13 @@ def _holder(handle: int) -> str:
             if kind == "FLOCK" and place.rpartition(":")[2] == inode:
                 return f"process {process}"
     return "another process"
+
+
+def _sha256(path: Path, size: int) -> str:
+    """Hash a file to the size that it had, and to the end of that block if it has grown."""
+    with _disk(path):
+        blocks = islice(publishing.blocks(path), size // publishing.BLOCK + 1)
+        return publishing.hashed(blocks).sha256
 
 
 def _gathered(release: str) -> str:

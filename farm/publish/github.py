@@ -344,11 +344,11 @@ class GitHub(Destination):
         return tuple(asset.name for asset in self._published(folder))
 
     def folders(self) -> tuple[str, ...]:
-        """Return the tags of published releases with a manifest, oldest first."""
+        """Return the tags of published releases, oldest first."""
         found = [
             one.tag_name
             for one in self._api.pages("/releases", Release)
-            if not one.draft and any(asset.name == MANIFEST for asset in one.assets)
+            if not one.draft and any(self.shows(one.tag_name, asset.name) for asset in one.assets)
         ]
         return tuple(reversed(found))
 

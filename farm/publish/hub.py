@@ -157,9 +157,9 @@ class Hub(Destination):
         return tuple(path.rpartition("/")[2] for path in self._files(folder))
 
     def folders(self) -> tuple[str, ...]:
-        """Return the folders of the main branch that have a manifest."""
+        """Return the folders of the main branch."""
         found = (path.rpartition("/") for path in self._files(""))
-        return publishing.in_order(folder for folder, _, name in found if name == MANIFEST)
+        return publishing.in_order({place for place, _, name in found if self.shows(place, name)})
 
     def download_url(self, folder: str, name: str) -> str:
         """Return the https URL at the release's tag."""

@@ -95,7 +95,7 @@ class Destination(ABC):
 
     @abstractmethod
     def folders(self) -> Iterable[str]:
-        """Return the folders with a visible manifest, oldest first; by name if age is unknown."""
+        """Return the folders that a file ``shows``, oldest first; by name if age is unknown."""
 
     @abstractmethod
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
@@ -108,6 +108,14 @@ class Destination(ABC):
     @abstractmethod
     def download_url(self, folder: str, name: str) -> str:
         """Return the URL that pip and browsers read a file at."""
+
+    def shows(self, folder: str, name: str) -> bool:
+        """Return whether a file makes its folder a release or a channel.
+
+        A channel that lost its manifest is one, too, so that its loss is seen.
+        """
+        numbered = folder.startswith(self.channel_folder) and _SERIAL.fullmatch(name)
+        return name == MANIFEST or bool(numbered)
 
     def releases(self) -> tuple[str, ...]:
         """Return the visible releases, oldest first; by name if their age is unknown."""

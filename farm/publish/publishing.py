@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from farm.publish.places import Destination
-    from llama_loader.manifest import Manifest
+    from llama_loader.manifest import Artifact, Manifest
 
 BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""
@@ -43,15 +43,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Known:
-    """A file of a place; ``visible``: a loader can read it."""
+    """A file of a place; ``visible``: a loader can read it.
+
+    ``digest`` is its sha256, or hashes it: others may put files of any size there.
+    """
 
     size: int
-    sha256: str
+    digest: str | Callable[[], str]
     visible: bool = True
 
-    def is_of(self, part: Part) -> bool:
-        """Return whether the bytes are those of a part."""
-        return (self.size, self.sha256) == (part.size, part.sha256)
+    @property
+    def sha256(self) -> str:
+        """Return the digest; a file on this disk is hashed now."""
+        return self.digest if isinstance(self.digest, str) else self.digest()
+
+    def is_of(self, part: Part | Artifact) -> bool:
+        """Return whether the bytes are those of a part; other sizes need no digest."""
+        return self.size == part.size and self.sha256 == part.sha256
 
 
 @dataclass(frozen=True)
@@ -195,10 +203,14 @@ def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, 
             new.append(part)
             continue
         if not known.is_of(part):
+            differ = (
+                f"sha256 {known.sha256}, not {part.sha256}"
+                if known.size == part.size
+                else f"{known.size} bytes, not {part.size}"
+            )
             raise PublishError(
                 "PUBLISHED_DIFFERS",
-                f"{where} has other bytes as {part.name} of {release}: {known.size} bytes with"
-                f" sha256 {known.sha256}, not {part.size} with {part.sha256}",
+                f"{where} has other bytes as {part.name} of {release}: {differ}",
                 hint="a published file never changes: give the release another name"
                 " (invoke manifest --release b…-2)",
             )

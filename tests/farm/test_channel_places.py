@@ -415,18 +415,44 @@ def bad_signature(channel: Path) -> None:
     (channel / "manifest.json.minisig").write_text("none")
 
 
-@pytest.mark.parametrize("damage", [bad_content, bad_name, bad_signature])
+def far_end(channel: Path) -> None:
+    manifest = channel / "manifest.json"
+    manifest.write_text(re.sub(r'("expires": ?")\d+', r"\g<1>2099", manifest.read_text()))
+    assert "2099-" in manifest.read_text()
+
+
+def no_manifest(channel: Path) -> None:
+    (channel / "manifest.json").unlink()
+
+
+def unreadable(channel: Path) -> None:
+    (channel / "manifest.json.minisig").unlink()
+    (channel / "manifest.json.minisig").symlink_to("/proc/self/mem")
+
+
+def zeros_without_end(channel: Path) -> None:
+    """Of 4 TiB: hashing them takes an hour."""
+    (*_, tarball) = (channel.parents[1] / "b11550-1").glob("*.tar.zst")
+    for place in (tarball, tarball.with_name("more")):
+        with place.open("wb") as file:
+            file.truncate(1 << 42)
+
+
+DAMAGES = [bad_content, bad_name, bad_signature, far_end, no_manifest, unreadable]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, zeros_without_end])
 def test_bad_channel_keeps_no_other_one_from_being_renewed(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, damage: Any
 ) -> None:
-    for name in ("bad", "stable"):
-        channels.Channel(folder_of_two, name, signer).promote("b11549-1", days=20)
+    for name, release in (("bad", "b11550-1"), ("stable", "b11549-1")):
+        channels.Channel(folder_of_two, name, signer).promote(release, days=20)
     damage(tmp_path / "published" / "channels" / "bad")
     where, key = folder_of_two.where, str(tmp_path / "key")
     done = verbs.invoke("renew", "--to", where, "--key", key, timeout=60)
     assert done.returncode == 1
     assert "channel stable" in done.stdout
-    assert re.search(r"^error\[\w+\]: .*(bad|fake)", done.stderr, re.MULTILINE)
+    assert re.search(r"^error\[\w+\]: .*(bad|fake|b11550-1)", done.stderr, re.MULTILINE)
     assert "error[X]: fake" not in done.stderr.splitlines()
     assert ("stable" in channels.due(folder_of_two, 30)[0]) is False
 

@@ -59,6 +59,22 @@ def test_a_set_that_another_process_builds_is_refused_and_the_process_named(
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize("told", [b"\xff", b"\x1b[2J", "\u00b2".encode(), b"1\nerror[X]: fake"])
+def test_lock_that_names_no_process_is_not_read_to_its_end(tmp_path: Path, told: bytes) -> None:
+    """Whoever may write in a shared folder writes something else into its lock."""
+    with holder(tmp_path) as other:
+        with (tmp_path / ".cu130-sm90.lock").open("r+b") as file:
+            file.write(told)
+            file.truncate(1 << 42)
+        with (
+            refused("SET_IS_BEING_BUILT", BuildError) as caught,
+            run_lock.held(["cu130-sm90"], [tmp_path]),
+        ):
+            pass
+    assert caught.value.message == f"cu130-sm90 is being built into {tmp_path}"
+    assert other.returncode == 0
+
+
 def test_a_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
     with holder(tmp_path) as other:
         other.kill()
