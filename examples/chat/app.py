@@ -5,7 +5,7 @@ from llama_space import Engine, LoaderError
 engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one here
 
 
-def respond(message, history):  # noqa: D103 - streams the answer: with the page below the Space
+def respond(message, history):  # streams the answer: with the page below the whole Space
     asked, text = [*history, {"role": "user", "content": message}], ""
     if len(str(asked)) > engine.settings.max_chars:
         raise gr.Error("This chat is too long: begin a new one.", print_exception=False)
