@@ -150,9 +150,8 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
     when = "while loading" if loading else "while it served"
     how = next((one.name for one in signal.Signals if one == -status), f"status {status}")
     end = f"{how} {when}"
-    was_killed = (
-        status == -signal.SIGKILL and not loading
-    )  # by another program, whatever it printed
+    # a server that was ready is killed by another program, whatever it printed before
+    was_killed = status == -signal.SIGKILL and not loading
     kind, name, line = next(_shown([end, *([] if was_killed else map(_message, _own(lines)))]))
     return kind(name, end=end, when=when, lines=quote(lines, line if line != end else ""))
 
