@@ -8,9 +8,10 @@ machine: the same plan with the same compiler gives the same record. Command lin
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from farm.errors import PackError
 from farm.inputs import recipe
@@ -63,8 +64,8 @@ class BuildRecord(msgspec.Struct, frozen=True):
     """
 
     source: schema.Source
-    arch_set: str
-    archs: str
+    arch_set: schema.Name
+    archs: Annotated[str, Meta(pattern=r"\A[0-9a-z;-]{0,1000}\Z")]
     line: LineRecord
     defines: dict[str, str]
     toolchain: Toolchain

@@ -12,6 +12,8 @@ from typing import Final
 
 from llama_loader.errors import safe, sentence, without_secrets
 
+_STEPS: Final = 10_000
+"""Of a download, of which each is told."""
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -25,6 +27,12 @@ class Downloading:
     name: str
     done: int
     total: int | None
+
+    def is_news(self, told: "Downloading") -> bool:
+        """Return whether this is a new name, the end, or a step that can be seen."""
+        step = self.done - told.done
+        seen = step * _STEPS >= (self.total or self.done) or self.done == self.total
+        return self.name != told.name or step < 0 or (step > 0 and seen)
 
 
 @dataclass(frozen=True)
@@ -94,16 +102,23 @@ def ignore(event: Event) -> None:
 class Timeline:
     """A sink that keeps what the way to the first token cost, in the order of the work.
 
-    The stages are resolve (facts, manifest, choice), fetch, unpack, verify, devices, start (until
-    the model is loaded) and first token. A stage that was not needed is not there.
+    Of a download it passes on steps of a ten-thousandth: a server may send it byte by byte, and
+    who listens may keep what it hears. The stages are resolve (facts, manifest, choice), fetch,
+    unpack, verify, devices, start (until the model is loaded) and first token. A stage that was not
+    needed is not there.
     """
 
     def __init__(self, sink: Sink = ignore) -> None:
         self.stages: list[Stage] = []
+        self._told: Downloading | None = None
         self._pass_on = sink
 
     def __call__(self, event: Event) -> None:
-        """Keep a stage; pass everything on."""
+        """Keep a stage; pass on what is news."""
+        if isinstance(event, Downloading):
+            if self._told is not None and not event.is_news(self._told):
+                return
+            self._told = event
         if isinstance(event, Stage):
             self.stages.append(event)
         self._pass_on(event)

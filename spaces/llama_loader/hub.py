@@ -328,7 +328,8 @@ def _go_on(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
 
 def _watched(download: Callable[[], str], what: str, transfer: _Transfer) -> Path:
     """Download a file and return its path; a note tells each time that no byte of it comes."""
-    downloading, before = Background(download), transfer.furthest
+    downloading = Background(partial(hub_client.downloaded, download, what))
+    before = transfer.furthest
     while not downloading.wait(_SILENCE):
         if transfer.furthest == before:
             transfer.sink(Note.of("DOWNLOAD_SILENT", model=what, seconds=_SILENCE))

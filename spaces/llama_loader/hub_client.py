@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -24,6 +25,8 @@ _LONGEST_ANSWER: Final = 16 << 20
 """Bytes of an answer that is no file; the list of a repository of 10,000 files has some 2 MB."""
 _asking: Final = threading.local()
 """``until``: when the question that this thread asks the Hub has to be answered."""
+_downloads: Final[list[str]] = []
+"""Those that run: they may take long, but not the questions that the client asks meanwhile."""
 NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
 """An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
 XET_PLACE: Final = "/xet-read-token"
@@ -86,6 +89,18 @@ def answered(ask: Callable[[], Any]) -> Any:
     return asking.result()
 
 
+def downloaded(download: Callable[[], str], what: str) -> str:
+    """Return what ``download`` does. What is asked meanwhile is bounded.
+
+    Xet asks in threads of its own, at an address that the Hub names.
+    """
+    _downloads.append(what)
+    try:
+        return download()
+    finally:
+        _downloads.remove(what)
+
+
 def _late() -> str:
     return f"no whole answer within {_ANSWERED:g} s"
 
@@ -95,6 +110,8 @@ def _bounded(make: Callable[[], Any]) -> Callable[[], Any]:
 
     def made() -> Any:
         client = make()
+        # only files are streamed; everything else is taken into memory as a whole
+        client.stream = partial(client.stream, extensions={"is_streamed": True})
         client.event_hooks["request"].append(_begin_request)
         client.event_hooks["response"].append(_bound_answer)
         return client
@@ -106,7 +123,8 @@ def _bounded(make: Callable[[], Any]) -> Callable[[], Any]:
 def _begin_request(request: Any) -> None:
     """Have a question answered in plain bytes, and in time, wherever it is redirected to."""
     until = getattr(_asking, "until", None)
-    if until is None and XET_PLACE in request.url.path:  # within a download, which may take long
+    is_question = request.method == "GET" and "is_streamed" not in request.extensions
+    if until is None and is_question and _downloads:
         until = time.monotonic() + _ANSWERED
     if until is not None:
         request.headers["Accept-Encoding"] = "identity"

@@ -19,6 +19,10 @@ _FITTING: Final = -1
 """``--n-gpu-layers``: as many as fit, by llama-server's own reckoning (common/fit.cpp)."""
 _MAIN_MEMORY_SHARE: Final = 0.8
 """Of main memory a model and its context may take: a container that takes all of it is killed."""
+_PROMPTS_MIB: Final = 1024
+"""At most, for what the server keeps of prompts besides those of its slots (``--cache-ram``)."""
+_PROMPTS_SHARE: Final = 16
+"""One part in so many of main memory, at most; none where its size is not known."""
 _TRACE: Final = "4"
 """``-lv``: the level at which libllama says where the weights went (common/log.cpp)."""
 _LOOKUP_THREADS: Final = "1"
@@ -119,6 +123,9 @@ class ServerPlan:
         if self.pinned_build:
             # by default it lets the pages of every origin read its answers (server-http.cpp)
             options["--cors-origins"] = "localhost"
+            # by default it keeps prompts of earlier callers in up to 8 GiB (common/common.h)
+            kept = min(_PROMPTS_MIB, self.main_memory // _PROMPTS_SHARE >> 20)
+            options["--cache-ram"] = str(kept)
         if layers >= ALL_LAYERS:
             options["--threads"] = _LOOKUP_THREADS
         elif self.threads is not None:

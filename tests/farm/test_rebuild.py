@@ -250,8 +250,9 @@ def test_another_recipe_than_this_checkout_s_is_named(
     ("defined", "code"),
     [
         ({"CMAKE_C_COMPILER_LAUNCHER": "/bin/sh;-c;id"}, "DEFINE_CONTRADICTS"),
-        ({"CMAKE_C_LINKER_LAUNCHER": "/bin/sh"}, "RECIPE_DIFFERS"),
-        ({"GIT_EXECUTABLE": "/bin/sh"}, "RECIPE_DIFFERS"),
+        ({"CMAKE_C_LINKER_LAUNCHER": "/bin/sh"}, "DEFINE_CONTRADICTS"),
+        ({"GIT_EXECUTABLE": "/bin/sh"}, "DEFINE_CONTRADICTS"),
+        ({"GGML_GIT": "/bin/sh"}, "RECIPE_DIFFERS"),
         ({"GGML_MORE": "$(id)"}, "RECIPE_DIFFERS"),
         ({"FARM_CPU_VARIANTS": "x64;$(id)"}, "RECIPE_DIFFERS"),
         ({"FARM_CPU_VARIANTS": "x64;haswell", "GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF"}, None),
@@ -268,6 +269,17 @@ def test_record_alone_defines_nothing_that_names_a_program(
         return
     with refused(code, FarmError, next(iter(defined))):
         reproduce.plan_of(other, tree, "tar.zst")
+
+
+@pytest.mark.parametrize(
+    "field", [{"arch_set": "../../evil"}, {"archs": "86 -ccbin=/tmp/evil"}, {"archs": "86" * 501}]
+)
+def test_record_names_no_path_and_no_option_as_architectures(
+    record: BuildRecord, field: dict[str, str]
+) -> None:
+    content = build_record.encode(msgspec.structs.replace(record, **field))
+    with refused("BUILD_RECORD_INVALID", FarmError, rf"\$\.{next(iter(field))}"):
+        build_record.decode(content, what="x")
 
 
 @pytest.mark.parametrize("many", ["parts", "inputs", "programs", "bytes"])

@@ -94,6 +94,27 @@ def test_mirror_that_names_a_xet_storage_and_gives_no_way_to_it_is_asked_without
     assert Path(told[-1]).read_bytes() == TINY
 
 
+def test_question_for_the_way_to_xet_is_bounded_wherever_the_hub_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, encodings = [0], []
+
+    class Endless(Hub):
+        def answer(self, asked: Request) -> Answer:
+            if asked.path != "/elsewhere":
+                return super().answer(asked)
+            encodings.append(asked.headers["Accept-Encoding"])
+            return Answer(200, plain_without_end(sent))
+
+    monkeypatch.setattr(hub, "XET_TOKEN", "/elsewhere")
+    served = Endless(files={"m.gguf": TINY}, xet="http://127.0.0.1:9")
+    asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf"}
+    with serving(served), refusals.refused("HUB_UNREACHABLE", match="longer than 16777216 bytes"):
+        model.get(load({}, {"HOME": str(tmp_path)}, hf_endpoint=served.url, **asked))
+    assert encodings == ["identity"]
+    assert sent[0] < 2000
+
+
 def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: Path) -> None:
     environ = environment(Hub(url="http://127.0.0.1:9"), tmp_path)
     done = heard([sys.executable, "-c", TELL], env=environ)

@@ -18,12 +18,17 @@ def test_the_command_line() -> None:
     text = " ".join(plan.argv(1))
     assert text.startswith("/r/llama-server --model /m.gguf --host 127.0.0.1 --port 1 --ctx-size")
     assert "--ctx-size 8192 --n-gpu-layers 999 --device CUDA0,CUDA1" in text
-    assert "--cors-origins localhost --threads 1 --fit off" in text
+    assert "--cors-origins localhost --cache-ram 0 --threads 1 --fit off" in text
     assert text.endswith("--no-webui --no-warmup --reuse-port --threads 3")
     text = " ".join(replace(ON_GPU, devices=(), pinned_build=False, key=None).argv(1))
     assert "--n-gpu-layers 0 --device none" in text
-    for absent in ("--fit", "--cors-origins", "api-key", "--reuse-port"):
+    for absent in ("--fit", "--cors-origins", "--cache-ram", "api-key", "--reuse-port"):
         assert absent not in text
+
+
+@pytest.mark.parametrize(("memory", "kept"), [(8 << 30, "512"), (1 << 40, "1024")])
+def test_prompts_that_the_server_keeps_take_a_share_of_memory(memory: int, kept: str) -> None:
+    assert f"--cache-ram {kept} " in " ".join(replace(ON_GPU, main_memory=memory).argv(1))
 
 
 @pytest.mark.parametrize("changes", [{"devices": ()}, {"n_gpu_layers": 20}, {"n_gpu_layers": -1}])

@@ -2,7 +2,7 @@ import pytest
 
 from llama_loader import events
 from llama_loader.errors import SettingError
-from llama_loader.events import Downloading, Event, Note, Stage
+from llama_loader.events import Downloading, Event, Note, Stage, Timeline
 from llama_space.values import Address, Failure, Record
 
 SECRET = "https://hub/file?Signature=abc"
@@ -41,6 +41,20 @@ def test_later_news_take_the_place_of_the_earlier() -> None:
     latest = record.status().progress
     assert latest is not None
     assert latest.text == "downloading a: 2 B of 2 B (100%)"
+
+
+@pytest.mark.parametrize("total", [300_000, None])
+def test_download_that_comes_byte_by_byte_is_heard_in_steps(total: int | None) -> None:
+    heard: list[Event] = []
+    told = Timeline(heard.append)
+    for done in range(300_001):
+        told(Downloading("a", done, total))
+    told(Downloading("b", 0, total))
+    assert heard[0] == Downloading("a", 0, total)
+    assert 5_000 < len(heard) < 50_000
+    assert heard[-1] == Downloading("b", 0, total)
+    if total:
+        assert heard[-2] == Downloading("a", total, total)
 
 
 def test_a_value_shows_no_secrets_and_an_error_has_one_line() -> None:
