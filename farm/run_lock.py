@@ -2,28 +2,22 @@
 
 The operating system releases a lock (``flock``) when its process ends, however it ends. The holder
 removes the lock's file, so a lock counts only on the file that still has the name.
-
-Containers have no such lock: labels name their maker. A process number is valid in one PID
-namespace of one boot of one machine only; that is a "host" here. The maker of another host's
-container cannot be checked, so it counts as running.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import stat
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from farm.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 IN_USE: Final = ".in-use"
 """The file of a folder that a run holds open, and locked, while it uses the folder."""
@@ -31,10 +25,6 @@ _USED: Final[dict[Path, int]] = {}
 """These files of this process, by folder."""
 _MOST_USED: Final = 8
 """The user's cache and the checkout are two folders; only tests use more, one after the other."""
-
-_HOST_FILES: Final = ("/etc/machine-id", "/proc/sys/kernel/random/boot_id")
-_STATE, _STARTED = 0, 19
-"""Fields of /proc/PID/stat (proc(5)) after the name in brackets."""
 
 
 @contextmanager
@@ -147,54 +137,3 @@ def unused(folder: Path) -> Iterator[bool]:
         yield False
     finally:
         os.close(handle)
-
-
-@dataclass(frozen=True)
-class Maker:
-    """A process; ``started`` distinguishes it from a later process of the same number."""
-
-    host: str
-    pid: int
-    started: int
-
-    def is_gone(self) -> bool:
-        """Whether it has certainly ended: it was of this host and no longer runs."""
-        if not self.host or self.host != host():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass  # another user's process has the number; the check below compares it
-        fields = stat_fields(self.pid)
-        return fields is not None and (
-            fields[_STATE] in "ZX" or int(fields[_STARTED]) != self.started
-        )
-
-
-def me() -> Maker:
-    """Return this process."""
-    fields = stat_fields(os.getpid())
-    return Maker(host() if fields else "", os.getpid(), int(fields[_STARTED]) if fields else 0)
-
-
-def host() -> str:
-    """Return a name of this machine, its boot and this PID namespace; ``""`` if unknown."""
-    try:
-        known = [str(Path("/proc/self/ns/pid").readlink())]
-    except OSError:
-        return ""
-    for name in _HOST_FILES:
-        file = Path(name)
-        known.append(file.read_text("utf-8", "replace") if file.is_file() else "")
-    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:32] if known[-1] else ""
-
-
-def stat_fields(pid: int) -> list[str] | None:
-    """Return a process's fields after its name in /proc; None if it is hidden or has ended."""
-    try:
-        told = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    return told.rpartition(")")[2].split()

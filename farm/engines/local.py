@@ -39,7 +39,7 @@ PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 the bytes, and LANG would make ccache take another machine's objects for others."""
 _MAKER_FILE: Final = "maker"
 _TERMINAL: Final = 4
-"""The field of ``stat_fields`` with a process's terminal; 0 without one."""
+"""The field of /proc/PID/stat (proc(5)) after the name in brackets: the terminal; 0 without one."""
 _GRACE: Final = 5.0
 """Seconds that an interrupted build has to end its compilers."""
 _PAUSE: Final = 0.02
@@ -268,7 +268,7 @@ def _workers(folder: Path) -> list[int]:
     found = []
     for cwd in Path("/proc").glob("[0-9]*/cwd"):
         with contextlib.suppress(OSError):
-            fields = run_lock.stat_fields(int(cwd.parent.name))
-            if cwd.readlink().is_relative_to(folder) and fields and fields[_TERMINAL] == "0":
+            fields = (cwd.parent / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+            if cwd.readlink().is_relative_to(folder) and fields[_TERMINAL] == "0":
                 found.append(int(cwd.parent.name))
     return found

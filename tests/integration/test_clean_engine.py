@@ -8,7 +8,7 @@ import pytest
 from docker import DockerClient
 
 from farm.engines import docker as engine
-from farm.engines.docker.inventory import LABEL, labels, make_volume
+from farm.engines.docker.inventory import LABEL, make_volume
 from tests.rigs.archives import Entry, tar
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
@@ -71,18 +71,19 @@ def test_clean_leaves_what_has_our_name_and_not_our_label(
 
 
 def test_clean_leaves_what_a_container_uses_and_removes_ended_containers_of_the_farm(
-    client: DockerClient, names: tuple[str, str]
+    client: DockerClient, names: tuple[str, str], base_image: str
 ) -> None:
     image, volume = names
     ours = _import(client, image)
     make_volume(client, volume)
-    running = labels("cpu-cpu")
-    ended = running | {f"{LABEL}.pid": "4194304", f"{LABEL}.started": "1"}
-    theirs = {LABEL: "base"}
-    for name, found in (("run", running), ("ended", ended), ("theirs", theirs)):
-        client.containers.create(
-            ours, ["none"], name=f"{image}-{name}", labels=found, volumes=[f"{volume}:/v"]
-        )
+    for name, label in (("run", "cpu-cpu"), ("ended", "cpu-cpu"), ("theirs", "base")):
+        base = base_image if name == "run" else ours
+        made = client.containers.create(
+            base, ["cat"], name=f"{image}-{name}", labels={LABEL: label}, stdin_open=True,
+            volumes=[f"{volume}:/v"],
+        )  # fmt: skip
+        if name == "run":
+            made.start()
     told = _clean(client, names)
     assert told.pop(f"container {image}-ended") == ""
     assert "uses it" in told.pop(f"container {image}-run")

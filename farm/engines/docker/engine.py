@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import hashlib
 import io
+import os
 import secrets
 import tarfile
 import tempfile
@@ -22,10 +23,8 @@ from farm.engines.docker.inventory import (
     CACHE_VOLUME,
     LABEL,
     DockerImages,
-    labels,
     make_volume,
     remove_container,
-    sweep,
 )
 from farm.errors import EngineError
 from farm.inputs import recipe
@@ -92,19 +91,15 @@ class DockerEngine:
     def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[DockerWorkspace]:
         """Start a container with the plan's source; it is removed on every exit.
 
-        Those whose makers were killed are removed first.
-
         Raises:
             EngineError: the image is missing, or the engine is out of reach.
         """
         base = self._base()
         builder = self._builder_image(base, sink)
-        sweep(self._client, sink)
         layout = CONTAINER_LAYOUT if self._cached else replace(CONTAINER_LAYOUT, launcher="")
         if plan.line.is_cuda:
             layout = replace(layout, cuda=self.tools().cuda_root)
-        container = self._start(plan, builder)
-        with _removing(container):
+        with self._container(plan, builder) as container:
             _copy_in(container, plan.source.tree, layout)
             yield DockerWorkspace(
                 container=container,
@@ -154,24 +149,38 @@ class DockerEngine:
             context, tag, buildargs={"BASE": base.id}, labels={LABEL: "builder"}, log=sink
         )
 
-    def _start(self, plan: BuildPlan, image: ImageFacts) -> Any:
+    @contextmanager
+    def _container(self, plan: BuildPlan, image: ImageFacts) -> Iterator[Any]:
+        """Run a container as long as this process lives: its only program reads from here.
+
+        The engine removes it when that has ended, also of a process that is killed.
+        """
         folder = shared_cache.folder() if self._cached else None
         reached = self._cached and shared_cache.remote() and not folder
         if self._cached:
             make_volume(self._client, CACHE_VOLUME)
-        with engine_errors("ENGINE_FAILED", "the build container could not be started"):
-            return self._client.containers.run(
-                image.id,
-                ["sleep", "infinity"],
-                name=f"llama-farm-{plan.key}-{secrets.token_hex(4)}",
-                detach=True,
-                init=True,
-                working_dir=str(CONTAINER_LAYOUT.build),  # the engine makes it
-                # Only a cache that machines share over one needs it.
-                network_mode="bridge" if reached else "none",
-                labels=labels(plan.key),
-                volumes=_volumes(folder) if self._cached else {},
-            )
+        with contextlib.ExitStack() as stack:
+            with engine_errors("ENGINE_FAILED", "the build container could not be started"):
+                container = self._client.containers.create(
+                    image.id,
+                    ["cat"],
+                    name=f"llama-farm-{plan.key}-{os.getpid()}-{secrets.token_hex(4)}",
+                    stdin_open=True,
+                    auto_remove=True,
+                    init=True,
+                    working_dir=str(CONTAINER_LAYOUT.build),  # the engine makes it
+                    # Only a cache that machines share over one needs it.
+                    network_mode="bridge" if reached else "none",
+                    labels={LABEL: plan.key},
+                    volumes=_volumes(folder) if self._cached else {},
+                )
+                stack.enter_context(_closing(container.attach_socket(params=_STDIN)))
+                stack.enter_context(_removing(container))
+                container.start()
+            yield container
+
+
+_STDIN: Final = {"stdin": 1, "stream": 1}
 
 
 def _volumes(shared: str | None) -> dict[str, dict[str, str]]:
@@ -274,9 +283,15 @@ def _output(api: Any, execution: str) -> Iterator[Iterator[bytes]]:
     """Start a command and yield its output; docker-py's own stream never closes its socket."""
     with _engine():
         stream = api.exec_start(execution, socket=True)
-    frames = frames_iter(stream, tty=False)  # type: ignore[no-untyped-call]
-    try:
+    with _closing(stream):
+        frames = frames_iter(stream, tty=False)  # type: ignore[no-untyped-call]
         yield _guarded((data for _, data in frames), _LOST)
+
+
+@contextmanager
+def _closing(stream: Any) -> Iterator[None]:
+    try:
+        yield
     finally:
         stream._response.close()  # noqa: SLF001 - docker-py keeps the answer there
 

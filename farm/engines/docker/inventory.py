@@ -2,19 +2,17 @@
 
 An image that a person builds on one of ours inherits its label, and so does a container that a
 person starts from it. So only an image under the farm's own names is the farm's, and only a
-container with the process number of a run. The next run removes the containers of a killed run.
+container whose label has another value than an image's.
 """
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from docker.errors import APIError, ImageNotFound, NotFound
 
-from farm import run_lock
 from farm.engines.docker.connection import ENGINE_FAILURES, engine_errors, reason
 from farm.errors import EngineError
 from farm.inputs.images import PROBE, ImageFacts, ImageTools, tools_of
@@ -25,23 +23,17 @@ if TYPE_CHECKING:
 
     import docker
 
-    from farm.plan import LineSink
-
 LABEL: Final = "llama-farm"
 """The label of every container and image of ours: a person finds them with ``--filter label=…``."""
-HOST_LABEL: Final = f"{LABEL}.host"
-PID_LABEL: Final = f"{LABEL}.pid"
-STARTED_LABEL: Final = f"{LABEL}.started"
+_OF_IMAGES: Final = frozenset({"base", "builder"})
+"""The label's values of images, which containers of a person's inherit."""
 CACHE_VOLUME: Final = "llama-farm-ccache"
 BUILDER: Final = "llama-farm-builder"
 IMAGES: Final = (BUILDER, "llama-farm-base")
 """Repositories of the images that the farm makes; images of other names are never removed."""
-_ENDED: Final = frozenset({"exited", "dead"})
 _CONFLICT: Final = 409
 """The engine's answers if a container uses the thing, or another process is removing it."""
 
-_SECONDS: Final = 10
-"""Seconds to read the counters; an idle machine needs half a second."""
 _PIECE: Final = 1 << 20
 _PULL_HINT: Final = (
     "without access to the registry: `invoke base-image --line cu130` makes an image from packages;"
@@ -58,7 +50,7 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
         EngineError: the engine has no builder image, or cannot be reached.
     """
     with engine_errors("ENGINE_FAILED", "the compiler cache could not be read"):
-        if not _is_there(client, volume):
+        if volume not in {one.name for one in client.volumes.list()}:
             return None
         builders = client.images.list(filters={"label": f"{LABEL}=builder"})
         if not builders:
@@ -66,29 +58,16 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
                 "NO_BUILDER_IMAGE",
                 f"no builder image to read volume {volume} with; a build makes one",
             )
-        container = client.containers.create(
+        told = client.containers.run(
             str(builders[0].id),
             ["ccache", "--print-stats"],
-            name=f"llama-farm-cache-{secrets.token_hex(4)}",
+            remove=True,
             network_mode="none",
-            labels=labels("cache"),
+            labels={LABEL: "cache"},
             environment={"CCACHE_DIR": str(CACHE_FOLDER)},
             volumes={volume: {"bind": str(CACHE_FOLDER), "mode": "ro"}},
         )
-        try:
-            container.start()
-            container.wait(timeout=_SECONDS)
-            return str(container.logs(stdout=True, stderr=False), "utf-8", "replace").splitlines()
-        finally:
-            container.remove(force=True)
-
-
-def _is_there(client: docker.DockerClient, volume: str) -> bool:
-    try:
-        client.volumes.get(volume)
-    except NotFound:
-        return False
-    return True
+        return told.decode("utf-8", "replace").splitlines()
 
 
 def make_volume(client: docker.DockerClient, volume: str) -> None:
@@ -136,7 +115,7 @@ def stored(
     """
     with engine_errors("ENGINE_FAILED", "what the farm keeps in the engine could not be listed"):
         containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
-        found = [thing for one in containers if (thing := _container(one))]
+        found = [_container(one) for one in containers if one.labels[LABEL] not in _OF_IMAGES]
         used = client.df()
         found += _images(client, images, used)
         sizes = {one["Name"]: one["UsageData"]["Size"] for one in used["Volumes"] or ()}
@@ -162,12 +141,8 @@ def _thing(name: str, size: int, kept: str, delete: Callable[[], object]) -> Sto
     return Stored(name, size, kept, partial(_deleted, name, delete))
 
 
-def _container(container: Any) -> Stored | None:
-    maker = maker_of(container)
-    if maker is None:
-        return None
-    ended = maker.is_gone() or container.status in _ENDED
-    kept = "" if ended else f"process {maker.pid} uses it"
+def _container(container: Any) -> Stored:
+    kept = "a run of the farm uses it" if container.status == "running" else ""
     return _thing(f"container {container.name}", 0, kept, partial(remove_container, container))
 
 
@@ -196,48 +171,6 @@ def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
     if LABEL not in (volume.attrs.get("Labels") or {}):
         kept = f"it has no label of the farm's; `docker volume rm {name}` removes it"
     return _thing(f"volume {name}", size, kept, volume.remove)
-
-
-def labels(key: str) -> dict[str, str]:
-    """Return the labels of a container of this process."""
-    maker = run_lock.me()
-    return {
-        LABEL: key,
-        HOST_LABEL: maker.host,
-        PID_LABEL: str(maker.pid),
-        STARTED_LABEL: str(maker.started),
-    }
-
-
-def sweep(client: docker.DockerClient, sink: LineSink) -> None:
-    """Remove this host's containers whose maker has ended, with a note, and no others.
-
-    Raises:
-        EngineError: the engine is out of reach.
-    """
-    host = run_lock.host()
-    if not host:
-        return
-    mine: dict[str, str | list[str] | bool] = {"label": f"{HOST_LABEL}={host}"}
-    with engine_errors("ENGINE_FAILED", "the containers could not be listed"):
-        listed = client.containers.list(all=True, filters=mine, ignore_removed=True)
-    for container in listed:
-        maker = maker_of(container)
-        if maker is not None and maker.is_gone():
-            remove_container(container)
-            sink(
-                f"note[LEFT_BEHIND]: removed container {container.name}: "
-                f"process {maker.pid}, which had made it, was killed"
-            )
-
-
-def maker_of(container: Any) -> run_lock.Maker | None:
-    """Return the process that made a container; None if no run of the farm did."""
-    told = container.labels
-    pid, started = told.get(PID_LABEL, ""), told.get(STARTED_LABEL, "")
-    if not (pid.isdecimal() and started.isdecimal()) or LABEL not in told:
-        return None
-    return run_lock.Maker(told.get(HOST_LABEL, ""), int(pid), int(started))
 
 
 def remove_container(container: Any) -> None:
@@ -314,7 +247,7 @@ class DockerImages:
                 entrypoint=["/bin/sh", "-c"],
                 remove=True,
                 network_mode="none",
-                labels=labels("probe"),
+                labels={LABEL: "probe"},
             )
         return tools_of(image.reference, told.decode("utf-8", "replace"))
 
