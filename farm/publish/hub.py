@@ -15,9 +15,17 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 import requests
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, hf_hub_url
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_url,
+    set_client_factory,
+)
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # in its __all__
+from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from farm.errors import PublishError, UsageError
@@ -83,7 +91,23 @@ def api() -> HfApi:
     # else it asks the server which of this user's variables it shall look for, and tells it
     constants.HF_HUB_DISABLE_TELEMETRY = True
     address = endpoint("HF_ENDPOINT", HUB)  # the library reads both only once
+    set_client_factory(partial(_client, httpx2.URL(address)))
     return _Api(address, token=token("HF_TOKEN"), library_name="llama-server-farm")
+
+
+def _client(hub: httpx2.URL) -> httpx2.Client:
+    """Return what the library sends with: the Hub names addresses, and they get no token.
+
+    Of a large file it names where to send it, and where to say that it was sent (git LFS).
+    """
+    client = default_client_factory()
+
+    def keep_token(request: httpx2.Request) -> None:
+        if (request.url.scheme, request.url.netloc) != (hub.scheme, hub.netloc):
+            request.headers.pop("Authorization", None)
+
+    client.event_hooks["request"].append(keep_token)
+    return client
 
 
 class Hub(Destination):

@@ -8,17 +8,13 @@ from collections import Counter
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
 from farm.errors import shown
 from llama_loader.errors import printable
-from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from huggingface_hub import SpaceHardware
@@ -46,36 +42,37 @@ def note(text: str) -> None:
     print(shown(text), file=sys.stderr)
 
 
-class _Table(Table):
-    """A table whose cells are texts from outside."""
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, narrowest: int = 0) -> None:
+    """Print texts from outside in columns, the first one ``narrowest`` characters wide or more.
 
-    def __init__(self, *columns: str) -> None:
-        super().__init__(*columns, box=None)
+    rich, which ``invoke --list`` need not load, would read ``[/x]`` in a text as its own markup.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    def row(self, *cells: str) -> None:
-        """Add a row; rich would read ``[/x]`` in a text as its own markup."""
-        self.add_row(*(Text(printable(cell)) for cell in cells))
+    first, *others = columns
+    table = Table(Column(first, overflow="fold", min_width=narrowest), *others, box=None)
+    for cells in rows:
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    Console(highlight=False).print(table)
 
 
 def targets(rows: Targets) -> None:
     """Print the lines, sets and groups of build/targets.toml."""
-    console = Console(highlight=False)
-    lines = _Table("line", "CUDA", "architectures", "driver", "devel image")
+    lines = []
     for name, row in rows.lines.items():
         span = f"{row.oldest} to {row.newest}" if row.is_cuda else ""
-        lines.row(name, row.toolkit or "", span, row.min_driver or "", row.image)
+        lines.append((name, row.toolkit or "", span, row.min_driver or "", row.image))
     for major, cuda in rows.cuda.items():
         span = f"{cuda.oldest} to {cuda.newest[-1][1]}"
-        lines.row(f"cu{major}N", f"{major}.N", span, cuda.min_driver, "any with its nvcc")
-    sets = _Table("set", "CMAKE_CUDA_ARCHITECTURES", "format")
-    for name, arch_set in rows.sets.items():
-        sets.row(name, arch_set.archs or "none", arch_set.format)
-    groups = _Table("group", "sets")
-    for name, members in rows.groups.items():
-        groups.row(name, ", ".join(members))
-    for table in (lines, sets, groups):
-        console.print(table)
-        console.print()
+        lines.append((f"cu{major}N", f"{major}.N", span, cuda.min_driver, "any with its nvcc"))
+    _table(("line", "CUDA", "architectures", "driver", "devel image"), lines)
+    line("")
+    sets = [(name, row.archs or "none", row.format) for name, row in rows.sets.items()]
+    _table(("set", "CMAKE_CUDA_ARCHITECTURES", "format"), sets)
+    line("")
+    _table(("group", "sets"), [(name, ", ".join(sets)) for name, sets in rows.groups.items()])
 
 
 def release_rows(rows: Targets) -> None:
@@ -85,22 +82,15 @@ def release_rows(rows: Targets) -> None:
 
 def status(manifest: Manifest) -> None:
     """Print a release's artifacts and the size of their parts, in MB (10^6 bytes)."""
-    console = Console(highlight=False)
     line(f"{manifest.release}  llama.cpp {manifest.source.version} build {manifest.source.build}")
-    table = _Table()
-    table.add_column("artifact", overflow="fold", min_width=24)
-    for column in ("download", "unpacked", "GPU code", "host code", "holds"):
-        table.add_column(column)
+    rows = []
     for artifact in manifest.artifacts:
         parts = _parts(artifact)
-        table.row(
-            artifact.name,
-            decimal(artifact.size),
-            decimal(artifact.unpacked_size),
-            *(decimal(parts[kind]) if kind in parts else "" for kind in ("gpu", "host")),
-            _holds(artifact),
-        )
-    console.print(table)
+        sizes = [decimal(artifact.size), decimal(artifact.unpacked_size)]
+        sizes += [decimal(parts[kind]) if kind in parts else "" for kind in ("gpu", "host")]
+        rows.append((artifact.name, *sizes, _holds(artifact)))
+    columns = ("artifact", "download", "unpacked", "GPU code", "host code", "holds")
+    _table(columns, rows, narrowest=24)
 
 
 def verified(names: Iterable[str]) -> None:
@@ -120,6 +110,8 @@ def leavings(left: Leavings) -> None:
 
 
 def _parts(artifact: Artifact) -> Counter[str]:
+    from llama_loader.manifest import LLAMA_SERVER
+
     sizes: Counter[str] = Counter()
     if artifact.kind != LLAMA_SERVER:
         return sizes
@@ -130,6 +122,8 @@ def _parts(artifact: Artifact) -> Counter[str]:
 
 
 def _holds(artifact: Artifact) -> str:
+    from llama_loader.manifest import CUDA_RUNTIME
+
     if artifact.cuda is None:
         return "no CUDA"
     if artifact.kind == CUDA_RUNTIME:
@@ -234,21 +228,20 @@ def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
 
 def overview(found: Overview) -> None:
     """Print the channels and releases of a place."""
-    console = Console(highlight=False)
     line(found.where)
     for title, rows in (("channel", found.channels), ("release", found.releases)):
         if not rows:
             line(f"no {title}s")
             continue
         named = (title,) if title == "release" else (title, "release")
-        table = _Table(*named, "serial", "age", "expires in", "tarballs", "size")
+        lines = []
         for row in rows:
             age = _span(datetime.now(timezone.utc) - row.manifest.created)
             held = row.manifest.artifacts
             size = decimal(sum(artifact.size for artifact in held))
             told = (str(row.manifest.serial), age, _left(row), str(len(held)), size)
-            table.row(*(row.name, row.manifest.release)[: len(named)], *told)
-        console.print(table)
+            lines.append((*(row.name, row.manifest.release)[: len(named)], *told))
+        _table((*named, "serial", "age", "expires in", "tarballs", "size"), lines)
     for row in found.channels:
         if row.left is not None and row.left <= WARNED:
             ends = f"expires in {_left(row)}" if row.left > timedelta(0) else "has expired"

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import fault_server
@@ -230,6 +231,36 @@ def test_server_that_answers_as_the_hub_learns_no_variable_of_this_user(
         place.require_there()
         assert place.releases() == ()
     assert asked == ["/api/models/me/builds", "/api/models/me/builds/tree/main"]
+
+
+def test_address_that_the_hub_names_for_large_files_gets_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str | None] = {}
+
+    def note(asked: Request) -> Answer:
+        seen[asked.path] = asked.headers.get("Authorization")
+        return Answer(200, {})
+
+    class Elsewhere(hub_repository.Hub):
+        def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, Any]:
+            status, code, told = super().answer(method, path, body)
+            for one in told.get("objects", ()) if isinstance(told, dict) else ():
+                one["actions"]["verify"] = {"href": f"{other}/verify"}
+            return status, code, told
+
+    (tmp_path / "large").write_bytes(bytes(hub_repository.LARGE))
+    with http_served.serving(note) as other, Elsewhere().serve() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        client = hub.api()
+        client.create_repo("me/builds")
+        client.upload_file(
+            path_or_fileobj=tmp_path / "large", path_in_repo="large", repo_id="me/builds"
+        )
+        assert served.sent
+    assert seen == {"/verify": None}
 
 
 @pytest.mark.parametrize("where", ["github-list", "github-upload", "hub-list"])
