@@ -45,6 +45,7 @@ _PACKAGES: Final = ("llama_loader", "llama_space", "translator")
 _CODES: Final = json.loads((_ROOT / "spaces/translator/sentences_ja.json").read_text("utf-8"))
 """All codes: a test compares them with the sources (tests/translator/test_sentences.py)."""
 _SENTENCES: Final = json.loads((_ROOT / "spaces/llama_loader/sentences.json").read_text("utf-8"))
+_FARM_SENTENCES: Final = json.loads((_ROOT / "farm/sentences.json").read_text("utf-8"))
 _KINDS: Final = {
     name: kind.exit_status
     for name, kind in vars(loader_errors).items()
@@ -86,6 +87,14 @@ def errors() -> str:
     return "".join(
         f"## {_STATUSES[status]}\n\n{section}" for status, section in sections.items() if section
     )
+
+
+def farm_errors() -> str:
+    """Return the farm's codes with their sentences and hints."""
+    found: dict[str, list[str]] = {}
+    for name, words in _FARM_SENTENCES.items():
+        found.setdefault(name.partition("/")[0], []).append(_definition(_told(words)))
+    return "".join(f"`{code}`\n{''.join(said)}\n" for code, said in sorted(found.items()))
 
 
 def _definition(said: tuple[str, str]) -> str:
@@ -225,6 +234,7 @@ _GENERATED: Final[dict[str, Callable[[], str]]] = {
     "commands": commands,
     "verbs": verbs,
     "errors": errors,
+    "farm_errors": farm_errors,
     "schema": schema,
     "doctor": doctor,
     "api": api,

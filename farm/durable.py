@@ -43,9 +43,11 @@ def writing(place: Path, *, hint: str = "") -> Iterator[None]:
     try:
         yield
     except shutil.Error as error:  # a list of all that went wrong in a whole tree
-        raise PackError("WRITE_FAILED", f"{place}: {error.args[0][0][2]}", hint=hint) from error
+        raise PackError("WRITE_FAILED", place=place, why=error.args[0][0][2], hint=hint) from error
     except OSError as error:
-        raise PackError("WRITE_FAILED", f"{place}: {error.strerror or error}", hint=hint) from error
+        raise PackError(
+            "WRITE_FAILED", place=place, why=error.strerror or error, hint=hint
+        ) from error
 
 
 def open_regular(path: Path) -> BinaryIO:

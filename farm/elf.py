@@ -135,15 +135,13 @@ def inspect(path: Path) -> Inspection:
         InspectError: it is no ELF file, or it is damaged.
     """
     if path.exists() and not path.is_file():
-        raise UsageError("FILE_MISSING", f"{path}: is not a regular file")
+        raise UsageError("FILE_MISSING", path=path)
     try:
         with path.open("rb") as stream:
             return inspect_stream(stream, _printable(path.name))
     except OSError as error:
         raise UsageError(
-            "FILE_MISSING",
-            f"{path}: {error.strerror or error}",
-            hint="give programs, shared libraries (.so) or object files (.o)",
+            "FILE_MISSING/unreadable", path=path, strerror=error.strerror or error
         ) from error
 
 
@@ -197,7 +195,7 @@ def check(inspections: Sequence[Inspection], asked: Asked) -> None:
         check_glibc(inspection, asked.line.glibc)
     merged = merge(inspections)
     if len(merged.machines) > 1:
-        raise InspectError("MACHINE_MIXED", f"binaries for {' and '.join(merged.machines)}")
+        raise InspectError("MACHINE_MIXED", machines=" and ".join(merged.machines))
     _check_libraries(inspections, merged, asked.line.toolkit)
     _check_code("machine code (SASS)", merged.sass, asked.sass)
     _check_code("PTX", merged.ptx, asked.ptx)
@@ -220,9 +218,7 @@ def _code(elf: ElfFile) -> fatbin.Contents:
     registration = [s for s in elf.sections if s.name == _REGISTRATION]
     for section in sections:
         if section.type == elf_file.SHT_NOBITS:
-            raise InspectError(
-                "CODE_STRIPPED", f"{elf.what}: its CUDA code was cut out into another file"
-            )
+            raise InspectError("CODE_STRIPPED", what=elf.what)
         if section.offset + section.size > elf.size:
             raise elf.corrupt(f"section {section.name} runs past the end of the file")
     if sum(section.size for section in (*sections, *registration)) > elf.size:
@@ -266,11 +262,7 @@ def _check_runpath(inspection: Inspection) -> None:
         return
     kind = "RUNPATH" if inspection.rpath is None else "RPATH"
     value = inspection.runpath if inspection.rpath is None else inspection.rpath
-    raise InspectError(
-        "RUNPATH_NOT_ORIGIN",
-        f"{inspection.file}: {kind} is {value!r}; it may only be a RUNPATH of $ORIGIN",
-        hint="build with CMAKE_INSTALL_RPATH=$ORIGIN and CMAKE_BUILD_WITH_INSTALL_RPATH=ON",
-    )
+    raise InspectError("RUNPATH_NOT_ORIGIN", file=inspection.file, kind=kind, value=value)
 
 
 def check_glibc(inspection: Inspection, promised: str) -> None:
@@ -281,14 +273,10 @@ def check_glibc(inspection: Inspection, promised: str) -> None:
     """
     unknown = [mark for mark in inspection.marks if mark not in _GLIBC_MARKS]
     if unknown:
-        raise InspectError(
-            "GLIBC_TOO_NEW", f"{inspection.file}: needs {unknown[0]}, tied to one glibc or newer"
-        )
+        raise InspectError("GLIBC_TOO_NEW", file=inspection.file, unknown=unknown[0])
     if inspection.glibc and version_key(inspection.glibc) > version_key(promised):
         raise InspectError(
-            "GLIBC_TOO_NEW",
-            f"{inspection.file}: needs glibc {inspection.glibc}; its line promises {promised}",
-            hint="build on an older system: the line's devel image, or one with an older glibc",
+            "GLIBC_TOO_NEW/line", file=inspection.file, glibc=inspection.glibc, promised=promised
         )
 
 
@@ -297,17 +285,11 @@ def _check_libraries(
 ) -> None:
     shipped = [i.file for i in inspections if i.file.startswith("libcuda.so")]
     if shipped:
-        raise InspectError(
-            "DRIVER_SHIPPED", f"{shipped[0]}: the driver's library must come from the host"
-        )
+        raise InspectError("DRIVER_SHIPPED", shipped=shipped[0])
     refused = [need for need in merged.needs if not _may_need(need, toolkit)]
     if refused:
         by = ", ".join(i.file for i in inspections if refused[0] in i.needs)
-        raise InspectError(
-            "LIBRARY_NOT_ALLOWED",
-            f"{by}: needs {refused[0]}, which is neither in the package nor on every host",
-            hint="turn the feature off that brings it, or link it statically",
-        )
+        raise InspectError("LIBRARY_NOT_ALLOWED", by=by, refused=refused[0])
 
 
 def _may_need(library: str, toolkit: str | None) -> bool:
@@ -323,16 +305,11 @@ def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> No
     answers = {arch: arch if arch in held else _turned(arch) for arch in asked}
     missing = [arch for arch in fatbin.sort_archs(asked) if answers[arch] not in held]
     if missing:
-        raise InspectError(
-            "ARCH_MISSING",
-            f"{kind} for {', '.join(missing)} was asked for; the binaries hold {_list(held)}",
-        )
+        raise InspectError("ARCH_MISSING", kind=kind, missing=", ".join(missing), held=_list(held))
     extra = [arch for arch in held if arch not in answers.values()]
     if extra:
         raise InspectError(
-            "CODE_NOT_ASKED",
-            f"the binaries hold {kind} for {', '.join(extra)}; asked for: {_list(tuple(asked))}",
-            hint="a bare 90 makes machine code and PTX, 90-real machine code, 90-virtual PTX",
+            "CODE_NOT_ASKED", kind=kind, extra=", ".join(extra), asked=_list(tuple(asked))
         )
 
 
@@ -346,13 +323,11 @@ def _check_whole(inspection: Inspection) -> None:
     if code.gaps:
         gaps = ", ".join(f"{gap.code} is missing in {gap.lacking}" for gap in code.gaps)
         raise InspectError(
-            "ARCH_PARTIAL",
-            f"{inspection.file}: of its {code.containers + code.empty} CUDA objects, {gaps}",
-            hint="objects of different builds were mixed; build again with --fresh",
+            "ARCH_PARTIAL", file=inspection.file, objects=code.containers + code.empty, gaps=gaps
         )
     if code.other:
         raise InspectError(
-            "CODE_NOT_ASKED", f"{inspection.file}: holds code of {', '.join(code.other)}"
+            "CODE_NOT_ASKED/whole", file=inspection.file, other=", ".join(code.other)
         )
 
 
@@ -364,7 +339,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print what each file holds and needs; return the exit status."""
     try:
         if not arguments or any(argument.startswith("-") for argument in arguments):
-            raise UsageError("USAGE", "usage: python -m farm.elf FILE...", hint=_USAGE_HINT)
+            raise UsageError("USAGE")
         found = [inspect(Path(argument)).as_json() for argument in arguments]
     except FarmError as error:
         print(error.render(), file=sys.stderr)
@@ -373,8 +348,6 @@ def main(arguments: Sequence[str]) -> int:
     print(msgspec.json.format(text, indent=2).decode())
     return 0
 
-
-_USAGE_HINT: Final = "it prints as JSON what programs, libraries and object files hold and need"
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -73,9 +73,7 @@ class ElfFile:
         bare = cls(stream, size, what, "", ())
         _, _, machine, _, _, _, at, _, _, _, _, entry, count, names = _HEADER.unpack(header)
         if at == 0:
-            raise InspectError(
-                "ELF_NO_SECTIONS", f"{what}: has no section table, so what it holds cannot be told"
-            )
+            raise InspectError("ELF_NO_SECTIONS", what=what)
         if entry != _SECTION.size:
             raise bare.corrupt(f"section headers of {entry} bytes")
         first = _SECTION.unpack(bare.take(at, _SECTION.size))
@@ -152,11 +150,7 @@ class ElfFile:
 
     def corrupt(self, problem: str) -> InspectError:
         """Return the error for a file that contradicts itself."""
-        return InspectError(
-            "ELF_CORRUPT",
-            f"{self.what}: damaged ELF file: {problem}",
-            hint="build or copy it again",
-        )
+        return InspectError("ELF_CORRUPT", what=self.what, problem=problem)
 
     def _only(self, kind: int) -> Section | None:
         found = [section for section in self.sections if section.type == kind]
@@ -197,15 +191,11 @@ class ElfFile:
 
 def _check_identity(header: bytes, what: str) -> None:
     if header[:4] != b"\x7fELF":
-        raise InspectError(
-            "NOT_ELF",
-            f"{what}: is not an ELF file",
-            hint="give programs, shared libraries (.so) or object files (.o)",
-        )
+        raise InspectError("NOT_ELF", what=what)
     if len(header) < _HEADER.size:
-        raise InspectError("ELF_CORRUPT", f"{what}: damaged ELF file: it ends in its header")
+        raise InspectError("ELF_CORRUPT/header", what=what)
     if header[4:6] != b"\x02\x01":
-        raise InspectError("ELF_UNSUPPORTED", f"{what}: is not a 64-bit little-endian ELF file")
+        raise InspectError("ELF_UNSUPPORTED", what=what)
 
 
 def _named(bare: ElfFile, rows: list[tuple[int, ...]], names: int) -> tuple[Section, ...]:

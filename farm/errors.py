@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from llama_loader.errors import printable, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-from llama_loader.errors import printable
+_SENTENCES: Final = json.loads(Path(__file__).with_name("sentences.json").read_text("utf-8"))
+"""``what`` happened and the ``hint`` by code, with ``{names}`` of values."""
 
 
 class FarmError(Exception):
@@ -19,11 +24,24 @@ class FarmError(Exception):
         hint: what to do about it, may be empty.
         log: the full log's path, where there is one.
         others: what else was found at the same time (``raise_all``).
+
+    The words are those of ``sentences.json``, filled in with ``values``, unless a ``message`` is
+    given. A code that has several sentences is given with the case: ``KEY_MISSING/file``.
     """
 
     exit_status: ClassVar[int] = 1
 
-    def __init__(self, code: str, message: str, *, hint: str = "", log: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str | None = None,
+        *,
+        hint: str = "",
+        log: str | None = None,
+        **values: object,
+    ) -> None:
+        if message is None:
+            code, message, hint = sentence(code, hint, values, _SENTENCES)
         super().__init__(message)
         self.code = code
         self.message = message

@@ -183,11 +183,7 @@ class _Section:
         return data
 
     def corrupt(self, offset: int, problem: str) -> InspectError:
-        return InspectError(
-            "FATBIN_CORRUPT",
-            f"{self.what}: CUDA code at byte {offset} of its section: {problem}",
-            hint="the file was damaged, or a newer CUDA toolkit stores code in another way",
-        )
+        return InspectError("FATBIN_CORRUPT", what=self.what, offset=offset, problem=problem)
 
 
 def _containers(section: _Section) -> Iterator[tuple[Entry, ...]]:

@@ -96,7 +96,7 @@ def told(
         if found := _ERROR.search(done.stderr):
             kind = UsageError if done.returncode == _USAGE else FarmError
             raise kind(found["code"], found["message"], hint=found["hint"] or "")
-        raise FarmError("LOADER_FAILED", f"llama_loader {argv[0]}: {done.stderr.strip()}")
+        raise FarmError("LOADER_FAILED", program=argv[0], output=done.stderr.strip())
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -117,7 +117,7 @@ def serving(*options: str, variables: Mapping[str, str] | None = None) -> Iterat
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line:
-                raise FarmError("LOADER_FAILED", "llama_loader serve ended before it was ready")
+                raise FarmError("LOADER_FAILED/serve")
             served: dict[str, Any] = json.loads(line)
             yield served
         finally:
@@ -163,10 +163,7 @@ def build_wheel(into: Path, source: Path = SOURCE) -> Path:
             check=False,
         )
         if built.returncode != 0:
-            raise PackError(
-                "WHEEL_FAILED",
-                f"the wheel cannot be built: {(built.stdout + built.stderr)[-_SHOWN:]}",
-            )
+            raise PackError("WHEEL_FAILED", output=(built.stdout + built.stderr)[-_SHOWN:])
         found = next(made.glob(PATTERN))
         durable.replace(into / found.name, found.read_bytes(), mode=0o644)
     return into / found.name

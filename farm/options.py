@@ -44,9 +44,7 @@ def number(option: str, text: str, least: int = 1, most: int = 999_999_999) -> i
         UsageError: names the option and what it takes.
     """
     if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
-        raise UsageError(
-            "NUMBER_INVALID", f"{option} {text[:40]!r} is not a number from {least} to {most}"
-        )
+        raise UsageError("NUMBER_INVALID", option=option, text=text[:40], least=least, most=most)
     return int(text)
 
 
@@ -70,7 +68,7 @@ def _sha256(option: str, text: str) -> str:
         UsageError: names the option and what it takes.
     """
     if not _SHA256.fullmatch(text):
-        raise UsageError("SHA256_INVALID", f"{option} {text[:80]!r} is not 64 hexadecimal digits")
+        raise UsageError("SHA256_INVALID", option=option, text=text[:80])
     return text.lower()
 
 
@@ -82,7 +80,7 @@ def given(option: str, value: str) -> str:
     """
     if not value:
         hint = f"give {_FORMS.get(option, f'{option} VALUE')}"
-        raise UsageError("OPTION_MISSING", f"{option} was not given", hint=hint)
+        raise UsageError("OPTION_MISSING", option=option, hint=hint)
     return value
 
 
@@ -104,9 +102,7 @@ def one_of(options: Mapping[str, str | None]) -> None:
     """
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
-        raise UsageError(
-            "OPTIONS_INVALID", f"give exactly one of {', '.join(options)}; {len(given)} were given"
-        )
+        raise UsageError("OPTIONS_INVALID", options=", ".join(options), given=len(given))
 
 
 Days = Annotated[int, _days]

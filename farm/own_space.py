@@ -88,11 +88,7 @@ def host_of(wanted: SpaceHardware) -> Host:
     for beginning, host in _HOSTS.items():
         if wanted.value.startswith(beginning):
             return host
-    raise UsageError(
-        "HARDWARE_UNKNOWN",
-        f"no architecture set is known for --hardware {wanted.value}",
-        hint="invoke build-cuda, invoke publish and invoke deploy-space do it step by step",
-    )
+    raise UsageError("HARDWARE_UNKNOWN/set", hardware=wanted.value)
 
 
 def make(wish: Wish, report: BuildReport) -> None:
@@ -203,10 +199,9 @@ def _require_runs(manifest: bytes, wish: Wish, host: Host, what: str) -> None:
     if said:
         raise PublishError(
             "RELEASE_CANNOT_RUN",
-            f"{what} cannot run on {wish.hardware or deploy_space.HARDWARE.value}: {said}",
-            hint="name another with --release or invoke pin-space. Without --release and"
-            " spaces/release.json this takes the newest that can run, or builds one; --hardware"
-            " cpu-basic needs no GPU",
+            what=what,
+            hardware=wish.hardware or deploy_space.HARDWARE.value,
+            said=said,
         )
 
 
@@ -291,9 +286,10 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         said = _refusal((folder / release.MANIFEST).read_bytes(), host)
     if said:
         raise PublishError(
-            "RELEASE_CANNOT_RUN",
-            f"{folder} cannot run on {wish.hardware or deploy_space.HARDWARE.value}: {said}",
-            hint="nothing was published; build with another --line, --image or --engine",
+            "RELEASE_CANNOT_RUN/built",
+            folder=folder,
+            hardware=wish.hardware or deploy_space.HARDWARE.value,
+            said=said,
         )
 
 
@@ -325,19 +321,14 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
         before = stage
         if is_new and stage in _ENDED:
             said = " ".join(str(runtime.raw.get("errorMessage") or "").split())[:300]
-            raise PublishError(
-                "SPACE_FAILED",
-                f"Space {space}: {stage}{said and ': '}{said}",
-                hint=f"its log is at {logs}; after a repair the same command resumes",
-            )
+            said = said and f": {said}"
+            raise PublishError("SPACE_FAILED", space=space, stage=stage, said=said, logs=logs)
         said = _silence(info.host or "", token) if is_new and stage == "RUNNING" else stage
         if not said:
             return
         if time.monotonic() >= until:
             raise PublishError(
-                "SPACE_NOT_READY",
-                f"Space {space} does not answer after {seconds / 60:.0f} minutes ({said})",
-                hint=f"its log is at {logs}; the same command waits again",
+                "SPACE_NOT_READY", space=space, minutes=seconds / 60, said=said, logs=logs
             )
         time.sleep(interval)
 

@@ -139,9 +139,7 @@ class Inventory:
         """
         merged = elf.merge(self.inspections)
         if len(merged.machines) != 1 or merged.glibc is None:
-            raise InspectError(
-                "NO_BINARIES", f"{self.name}: holds no programs for one machine and glibc"
-            )
+            raise InspectError("NO_BINARIES", name=self.name)
         return Artifact(
             name=self.name,
             urls=(self.name,),
@@ -173,11 +171,7 @@ class Inventory:
             PackError: ``TARBALL_RENAMED``.
         """
         if self.name != packed_as:
-            raise PackError(
-                "TARBALL_RENAMED",
-                f"{self.name} was packed as {packed_as}",
-                hint="rename it to that",
-            )
+            raise PackError("TARBALL_RENAMED", name=self.name, packed_as=packed_as)
 
 
 def pack(request: PackRequest) -> Artifact:
@@ -215,9 +209,7 @@ def select(tree: Path, programs: tuple[str, ...] = PROGRAMS) -> dict[str, Path]:
     present = _present(tree)
     missing = [name for name in programs if name not in present]
     if missing:
-        raise PackError(
-            "PROGRAM_MISSING", f"{tree}: has no {missing[0]}", hint="has the build finished?"
-        )
+        raise PackError("PROGRAM_MISSING", tree=tree, missing=missing[0])
     chosen: dict[str, Path] = {}
     _follow(programs, present, chosen)
     plugins = [n for n in sorted(present) if any(fnmatchcase(n, pattern) for pattern in PLUGINS)]
@@ -258,12 +250,14 @@ def read_inventory(
                 for member in archive.members(raw, archive_format, what=called, root=layout.root)
             ]
     except archive.DAMAGE as error:
-        raise PackError("ARCHIVE_DAMAGED", f"{called}: {error}", hint="pack it again") from error
+        raise PackError("ARCHIVE_DAMAGED/pack", called=called, error=error) from error
     except OSError as error:
         if error.errno in _FULL:
             full = f"{tempfile.gettempdir()}: {error.strerror}"
             raise PackError("WRITE_FAILED", full, hint=FREE_SPACE) from error
-        raise PackError("TARBALL_UNREADABLE", f"{path}: {error.strerror or error}") from error
+        raise PackError(
+            "TARBALL_UNREADABLE", path=path, strerror=error.strerror or error
+        ) from error
     return Inventory(
         name=called,
         format=archive_format,
@@ -281,7 +275,7 @@ def _examine(
     """Return a member's entry, what it holds and needs where it is ELF, and ``record``'s bytes."""
     is_record = member.path == record
     if member.size > (_IN_MEMORY if is_record else _LARGEST):
-        raise PackError("ARCHIVE_UNSOUND", f"{what}: {member.path} has {member.size} bytes")
+        raise PackError("ARCHIVE_UNSOUND/size", what=what, path=member.path, size=member.size)
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
         hasher, block = archive.ChunkHasher(chunk_size), member.stream.read(archive.BLOCK)
         is_elf = block.startswith(ELF_MAGIC)
@@ -304,7 +298,7 @@ def _examine(
             stream = cast("BinaryIO", copy)
             return entry, elf.inspect_stream(stream, PurePosixPath(member.path).name), b""
         if executable:
-            raise PackError("ARCHIVE_UNSOUND", f"{what}: {member.path} is no program")
+            raise PackError("ARCHIVE_UNSOUND/program", what=what, path=member.path)
         return entry, None, copy.read()
 
 
@@ -314,10 +308,10 @@ def _present(tree: Path) -> dict[str, Path]:
     try:
         named = {path.name: path.resolve() for path in sorted(tree.iterdir())}
     except OSError as error:
-        raise PackError("TREE_MISSING", f"{tree}: {error.strerror or error}") from error
+        raise PackError("TREE_MISSING", tree=tree, strerror=error.strerror or error) from error
     outside = [n for n, real in named.items() if not (real.is_relative_to(root) and real.exists())]
     if outside:
-        raise PackError("LINK_OUTSIDE", f"{tree / outside[0]}: leads out of the tree, or nowhere")
+        raise PackError("LINK_OUTSIDE", link=tree / outside[0])
     files = {name: real for name, real in named.items() if real.is_file()}
     libraries = {real for name, real in files.items() if ".so" in name and is_elf(real)}
     sonames = {elf.inspect(real).soname: real for real in sorted(libraries)}
@@ -376,5 +370,5 @@ def _cuda(name: str, merged: Merged, line: LineRecord) -> Cuda | None:
     if not (merged.sass or merged.ptx):
         return None
     if line.toolkit is None or line.min_driver is None:
-        raise InspectError("CODE_NOT_ASKED", f"{name}: holds CUDA code, but its line has no CUDA")
+        raise InspectError("CODE_NOT_ASKED/line", name=name)
     return Cuda(toolkit=line.toolkit, min_driver=line.min_driver, sass=merged.sass, ptx=merged.ptx)

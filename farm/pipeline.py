@@ -190,7 +190,7 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
             notes = (table.unchecked(line, listed=False),)
         raise_all(images.contradictions(line, tools))
     else:
-        raise EngineError("ENGINE_UNKNOWN", f"{engine.name} builds no line on this machine")
+        raise EngineError("ENGINE_UNKNOWN", name=engine.name)
     for note in filter(None, notes):
         report.say(note)
     return line
@@ -224,16 +224,17 @@ def promise_of_this_host(line: Line, report: BuildReport) -> Line:
 
 def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
     if request.image:
-        raise UsageError("IMAGE_WITHOUT_DOCKER", "--image needs the docker engine")
+        raise UsageError("IMAGE_WITHOUT_DOCKER")
     if line is not None and not line.is_cuda:
         return LocalEngine(jobs=request.jobs, cached=request.cached)
     found = toolkit.locate(request.toolkit)
     if line is not None and request.line and not line.accepts_toolkit(found.version):
         raise UsageError(
-            "TOOLKIT_NOT_OF_LINE",
-            f"line {line.name} is CUDA {line.toolkit}; the toolkit in {found.root} is "
-            f"{found.version}",
-            hint="choose the line of that toolkit, or point CUDA_PATH at another one",
+            "TOOLKIT_NOT_OF_LINE/folder",
+            name=line.name,
+            toolkit=line.toolkit,
+            root=found.root,
+            version=found.version,
         )
     return LocalEngine(cuda=found.root, jobs=request.jobs, cached=request.cached)
 
@@ -328,9 +329,7 @@ def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
     version = _NVCC.match(nvcc or "")
     if plan.line.is_cuda and not (version and plan.line.accepts_toolkit(version[1])):
         raise BuildError(
-            "TOOLKIT_NOT_OF_LINE",
-            f"line {plan.line.name} is CUDA {plan.line.toolkit}; nvcc of the image is {nvcc}",
-            hint="--line names the line of that image",
+            "TOOLKIT_NOT_OF_LINE/nvcc", name=plan.line.name, toolkit=plan.line.toolkit, nvcc=nvcc
         )
 
 
@@ -350,7 +349,9 @@ def _summary(failures: dict[str, FarmError], asked: int) -> FarmError:
     others = "; the others are built" if len(failures) < asked else ""
     return BuildError(
         "SETS_FAILED",
-        f"{len(failures)} of {asked} sets failed ({', '.join(failures)}){others}",
-        hint="the error of each set is printed above",
+        count=len(failures),
+        asked=asked,
+        failures=", ".join(failures),
+        others=others,
         log=first.log,
     )

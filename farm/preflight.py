@@ -160,13 +160,7 @@ def _plans(
 ) -> list[BuildPlan]:
     """Return the plans that can be made in spite of the findings."""
     if line is None and not findings.found:
-        findings.found.append(
-            UsageError(
-                "LINE_OF_IMAGE_UNKNOWN",
-                "the image's tag does not tell its CUDA, and hosts of a cluster are asked later",
-                hint="--line names it, e.g. --line cu126",
-            )
-        )
+        findings.found.append(UsageError("LINE_OF_IMAGE_UNKNOWN/tag"))
     if line is None or tree is None:
         return []
     chosen = options(request, tree.tree)
@@ -192,12 +186,10 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
     try:
         there = sorted(out.iterdir()) if out.exists() else []
     except NotADirectoryError:
-        return [UsageError("OUT_NOT_FOLDER", f"--out {out} is a file")]
+        return [UsageError("OUT_NOT_FOLDER", out=out)]
     found: list[FarmError] = []
     if not os.access(place := disk.nearest(out.absolute()), os.W_OK | os.X_OK):
-        found.append(
-            UsageError("OUT_NOT_WRITABLE", f"--out {out}: this user may not write {place}")
-        )
+        found.append(UsageError("OUT_NOT_WRITABLE", out=out, place=place))
     replaced = {plan.artifact_name for plan in plans}
     own = build_record.source_of(plans[0].source) if plans else None
     for path in there:
@@ -215,9 +207,7 @@ def _require_manifest(out: Path) -> None:
         release.load(out)
     except LoaderError as error:
         raise UsageError(
-            "OUT_MANIFEST_INVALID",
-            f"{out / release.MANIFEST}: {error}",
-            hint="remove it: invoke manifest writes it again from the tarballs",
+            "OUT_MANIFEST_INVALID", manifest=out / release.MANIFEST, error=error
         ) from error
 
 
@@ -228,17 +218,13 @@ def _require_source(path: Path, own: schema.Source | None) -> None:
     try:
         record = release.record_of(path)
     except FarmError as error:
-        raise UsageError(
-            "OUT_HAS_FOREIGN_FILE",
-            f"{path} is no tarball of this farm: {error.message}",
-            hint="move it away, or build into another folder with --out",
-        ) from error
+        raise UsageError("OUT_HAS_FOREIGN_FILE", path=path, why=error.message) from error
     if own is not None and record.source != own:
         raise UsageError(
-            "SOURCES_MIXED",
-            f"{path} is of {build_record.shown(record.source)}, and what will be built of "
-            f"{build_record.shown(own)}",
-            hint="one folder holds one release; build into another one with --out",
+            "SOURCES_MIXED/folder",
+            path=path,
+            source=build_record.shown(record.source),
+            own=build_record.shown(own),
         )
 
 
@@ -270,8 +256,9 @@ def room_findings(
     return [
         BuildError(
             "DISK_TOO_SMALL",
-            f"{where} has {free[where] / 1e9:.1f} GB free; about {size / 1e9:.1f} GB are needed",
-            hint="invoke status shows what the farm keeps; docs/building.md has the rule",
+            where=where,
+            free=free[where] / 1000000000.0,
+            needed=size / 1000000000.0,
         )
         for where, size in needed.items()
         if size > free[where]
@@ -288,11 +275,7 @@ def only(request: BuildRequest, publication: Publication, report: BuildReport) -
     whole = request.arch_set == RELEASE
     if not publication.check:
         if whole or publication.is_asked_for:
-            raise UsageError(
-                "OPTIONS_INVALID",
-                "--arch-set release, --release, --to, --channel and --key need --check",
-                hint="invoke targets --json lists the sets of a release; invoke publish sends one",
-            )
+            raise UsageError("OPTIONS_INVALID/check")
         return False
     if whole:
         require_release(request, publication, report)
@@ -368,17 +351,9 @@ def _require_name(name: str, source: Source | None) -> None:
     places.require_name("release", name)
     build = re.match(r"b(\d+)\b", name)
     if build and source and int(build[1]) != source.build:
-        raise UsageError(
-            "RELEASE_NAME_WRONG",
-            f"release {name} names b{build[1]}, and what will be built is b{source.build}",
-            hint=f"call it b{source.build}-1, or something that begins with no build number",
-        )
+        raise UsageError("RELEASE_NAME_WRONG", name=name, named=build[1], build=source.build)
 
 
 def _require_unpublished(place: Destination, name: str) -> None:
     if any(known.visible for known in place.present(name).values()):
-        raise PublishError(
-            "PUBLISHED_ALREADY",
-            f"{place.where} has a release {name}, and another build of it has other bytes",
-            hint="give the release another name, such as one with the next number",
-        )
+        raise PublishError("PUBLISHED_ALREADY", where=place.where, name=name)

@@ -63,11 +63,7 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
     try:
         build_json = (tree / BUILD_RECORD).read_bytes()
     except OSError as error:
-        raise UsageError(
-            "TREE_MISSING",
-            f"{tree} is not a built tree: {error.strerror}: {BUILD_RECORD}",
-            hint="builds leave theirs in .farm/trees/NAME",
-        ) from error
+        raise UsageError("TREE_MISSING/record", tree=tree, strerror=error.strerror) from error
     record = build_record.decode(build_json, what=str(tree))
     with durable.writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -158,11 +154,7 @@ def content(folder: Path) -> bytes:
     try:
         return durable.read_small(folder / MANIFEST)
     except OSError as error:
-        raise UsageError(
-            "RELEASE_MISSING",
-            f"{folder} is not a release folder: {error.strerror}: {MANIFEST}",
-            hint="invoke build-cuda or invoke build-cpu makes one",
-        ) from error
+        raise UsageError("RELEASE_MISSING", folder=folder, strerror=error.strerror) from error
 
 
 def verify(
@@ -243,11 +235,7 @@ def require_whole(manifest: Manifest, url: str) -> None:
             raise _mismatch(f"{artifact.name}: its SBOM is not {sbom.name_of(artifact.name)}")
         if artifact.urls[0] != artifact.name:
             own = urljoin(artifact.resolved_urls(url)[0], MANIFEST)
-            raise UsageError(
-                "CHANNEL_NOT_RELEASE",
-                f"{url} is a channel's manifest of {manifest.release}; a release is verified",
-                hint=f"invoke verify {own}",
-            )
+            raise UsageError("CHANNEL_NOT_RELEASE", url=url, release=manifest.release, own=own)
 
 
 def _compare(listed: Artifact, found: Artifact) -> None:
@@ -265,7 +253,7 @@ def _differs(listed: Artifact, field: str, said: object, found: object) -> PackE
 
 def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
     if listed.sbom is None:
-        raise PackError("SBOM_MISSING", f"{listed.name}: has no SBOM in the manifest", hint=_AGAIN)
+        raise PackError("SBOM_MISSING", name=listed.name)
     content = _bytes(folder / listed.sbom.url)
     if listed.sbom != _listed_sbom(listed, content):
         raise _mismatch(
@@ -295,12 +283,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
     for part in found.parts:
         wanted = {f"{ROOT}/{LICENCES}/{file}" for file in part.licence_files}
         if part.licence is None or not wanted or not wanted <= packed:
-            raise PackError(
-                "LICENCE_MISSING",
-                f"{name}: the licence of {part.name} ({part.path}) is not known, or its text is "
-                "not in the tarball",
-                hint="code without a licence must not be distributed (farm/tarball/parts.py)",
-            )
+            raise PackError("LICENCE_MISSING", name=name, part=part.name, path=part.path)
 
 
 def _json(document: bytes) -> object:
@@ -346,9 +329,7 @@ def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - 
         return Found(_with_sbom(libraries, document), document)
     inventory = read_inventory(path, chunking=chunking)
     if not inventory.build_json:
-        raise PackError(
-            "BUILD_RECORD_MISSING", f"{path.name}: has no {BUILD_RECORD}, so it is not ours"
-        )
+        raise PackError("BUILD_RECORD_MISSING/ours", name=path.name)
     record = build_record.decode(inventory.build_json, what=path.name)
     inventory.require_name(_name(record, inventory.format))
     elf.check(inventory.inspections, _asked(record))
@@ -356,7 +337,7 @@ def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - 
     try:
         document = sbom.of_server(server, record)
     except sbom.INVALID as error:
-        raise PackError("BUILD_RECORD_INVALID", f"{path.name}: {error}") from error
+        raise PackError("BUILD_RECORD_INVALID", name=path.name, error=error) from error
     variants = record.defined.get(recipe.DEFINITION, "")
     return Found(_with_sbom(server, document), document, record.source, record.parts, variants)
 
@@ -394,11 +375,7 @@ def tarballs(out: Path) -> list[Path]:
         path for archive_format in archive.FORMATS for path in out.glob(f"*.{archive_format}")
     )
     if all(cuda_runtime.is_one(path.name) for path in found):
-        raise UsageError(
-            "RELEASE_EMPTY",
-            f"{out} holds no tarballs of llama-server",
-            hint="invoke build-cuda or invoke build-cpu makes them",
-        )
+        raise UsageError("RELEASE_EMPTY", out=out)
     return found
 
 
@@ -420,8 +397,8 @@ def record_of(path: Path) -> BuildRecord:
                 if member.path == wanted:
                     return build_record.decode(member.stream.read(), what=path.name)
     except archive.DAMAGE as error:
-        raise PackError("ARCHIVE_DAMAGED", f"{path.name}: {error}") from error
-    raise PackError("BUILD_RECORD_MISSING", f"{path.name}: has no {BUILD_RECORD}")
+        raise PackError("ARCHIVE_DAMAGED", name=path.name, error=error) from error
+    raise PackError("BUILD_RECORD_MISSING", name=path.name)
 
 
 def _name(record: BuildRecord, archive_format: str) -> str:
@@ -431,9 +408,5 @@ def _name(record: BuildRecord, archive_format: str) -> str:
 def _one_source(sources: list[schema.Source]) -> schema.Source:
     if len(set(sources)) > 1:
         builds = ", ".join(sorted(map(build_record.shown, set(sources))))
-        raise PackError(
-            "SOURCES_MIXED",
-            f"the tarballs are of different sources: {builds}",
-            hint="one folder holds one release; build into another one with --out",
-        )
+        raise PackError("SOURCES_MIXED", builds=builds)
     return sources[0]

@@ -94,11 +94,7 @@ def prove(request: BuildRequest, report: BuildReport) -> None:
         request = replace(pipeline.with_image(request, line.name, report), line=line.name)
     differing = [one.name for one in sets if not _is_same_twice(request, line, one, report)]
     if differing:
-        raise BuildError(
-            "NOT_REPRODUCIBLE",
-            f"two builds are not the same: {', '.join(differing)}",
-            hint=f"the files that differ are listed above; both sides are in {KEPT}",
-        )
+        raise BuildError("NOT_REPRODUCIBLE", differing=", ".join(differing), kept=KEPT)
 
 
 def _is_same_twice(
@@ -187,12 +183,13 @@ def rebuild(asked: RebuildRequest, report: BuildReport) -> None:
     if found:
         raise BuildError(
             "NOT_IDENTICAL",
-            f"{listed.name}: {len(found)} of its {len(listed.files)} files differ when it is built "
-            "again",
-            hint=f"the rebuilt tarball is {rebuilt}",
+            name=listed.name,
+            found=len(found),
+            files=len(listed.files),
+            rebuilt=rebuilt,
         )
     if durable.sha256(rebuilt) != listed.sha256:
-        raise PackError("RELEASE_MISMATCH", f"{listed.name} was replaced while it was built again")
+        raise PackError("RELEASE_MISMATCH/replaced", name=listed.name)
     report.say(f"identical: {listed.name}, {listed.size} bytes, sha256 {listed.sha256}")
 
 
@@ -207,18 +204,12 @@ def choose(manifest: Manifest, name: str | None) -> Artifact:
     if name is None:
         if len(servers) == 1:
             return next(iter(servers.values()))
-        raise UsageError(
-            "ARTIFACT_NEEDED", f"which of {len(servers)} artifacts?", hint=f"--artifact: {known}"
-        )
+        raise UsageError("ARTIFACT_NEEDED", count=len(servers), known=known)
     if name in servers:
         return servers[name]
     if any(one.name == name for one in manifest.artifacts):
-        raise UsageError(
-            "ARTIFACT_NOT_BUILT",
-            f"{name} holds NVIDIA's own libraries: it was packed, not compiled",
-            hint="invoke cuda-runtime packs it from the pinned wheels",
-        )
-    raise UsageError("ARTIFACT_UNKNOWN", f"the release has no {name}", hint=known)
+        raise UsageError("ARTIFACT_NOT_BUILT", name=name)
+    raise UsageError("ARTIFACT_UNKNOWN", name=name, hint=known)
 
 
 def _build(
@@ -226,10 +217,7 @@ def _build(
 ) -> Path:
     if asked.engine != record.toolchain.engine:
         raise UsageError(
-            "ENGINE_DIFFERS",
-            f"{listed.name} was built by the engine {record.toolchain.engine!r}, not "
-            f"{asked.engine!r}",
-            hint="if you trust its source, --engine local builds it on this machine, as you",
+            "ENGINE_DIFFERS", name=listed.name, engine=record.toolchain.engine, asked=asked.engine
         )
     tree = source_of(record.source, asked.source, remote=asked.remote)
     if tree.note:
@@ -278,25 +266,17 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
             raise _not_trusted(match["remote"], "repository", "name it: --remote URL")
         found = source.from_ref(record.commit, remote=match["remote"])
     else:
-        raise SourceError(
-            "SOURCE_NOT_PUBLISHED",
-            f"it was built from {record.origin}, which only its builder has",
-            hint="--source DIR names that tree; its parts are compared with those of BUILD.json",
-        )
+        raise SourceError("SOURCE_NOT_PUBLISHED", origin=record.origin)
     return replace(source.patched(found, chosen), **msgspec.structs.asdict(record))
 
 
 def _not_trusted(named: str, kind: str, trusting: str) -> SourceError:
-    return SourceError(
-        "REMOTE_NOT_TRUSTED",
-        f"BUILD.json names {named!r} for its source, not llama.cpp's own {kind}",
-        hint=f"if you trust it, {trusting}; or give a tree that you have: --source DIR",
-    )
+    return SourceError("REMOTE_NOT_TRUSTED", named=named, kind=kind, trusting=trusting)
 
 
 def _pin(record: schema.Source, match: re.Match[str]) -> pins.SourcePin:
     if record.sha256 is None:
-        raise SourceError("SOURCE_NOT_PINNED", f"BUILD.json has no digest for {record.origin}")
+        raise SourceError("SOURCE_NOT_PINNED", origin=record.origin)
     return pins.SourcePin(
         package=match["package"],
         version=match["version"],
@@ -321,10 +301,7 @@ def _require_parts(record: BuildRecord, tree: Path) -> None:
     there = {part.path: part.sha256 for part in parts.survey(tree).parts}
     differing = [path for path in there if recorded.get(path) != there[path]]
     if differing:
-        raise SourceError(
-            "SOURCE_DIFFERS",
-            f"the source is not what BUILD.json names: {', '.join(sorted(differing))} differ",
-        )
+        raise SourceError("SOURCE_DIFFERS", differing=", ".join(sorted(differing)))
 
 
 def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan:
@@ -343,9 +320,7 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
     foreign = [one for one in added if not _OPTION.fullmatch(one)]
     foreign += [one for one in record.targets if one not in (*TARGETS, *SHIPPED)]
     if foreign:
-        raise BuildError(
-            "RECIPE_DIFFERS", f"no record alone can ask for {', '.join(foreign)[:200]}: BUILD.json"
-        )
+        raise BuildError("RECIPE_DIFFERS/record", foreign=", ".join(foreign)[:200])
     line = msgspec.structs.replace(
         targets.load().line(record.line.name),
         toolkit=record.line.toolkit,
@@ -361,12 +336,7 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
     if is_docker and record.inputs.get(builder) != images.builder_sha256():
         differing.append(f"inputs.{builder}")
     if differing:
-        raise BuildError(
-            "RECIPE_DIFFERS",
-            f"this checkout of the farm builds in another way: {', '.join(differing)} of BUILD.json"
-            " are not its own",
-            hint="check out the farm as it was when the release was made",
-        )
+        raise BuildError("RECIPE_DIFFERS", differing=", ".join(differing))
     return plan
 
 
@@ -390,19 +360,12 @@ def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> s
         if there and LABEL in there.labels:
             return recorded.image_digest
         if reference not in [pin.reference for pin in pins.load().images]:
-            raise EngineError(
-                "IMAGE_NOT_TRUSTED",
-                f"only BUILD.json names the image {reference!r}: build/pins.toml does not, and the "
-                "engine has none that the farm made",
-                hint="if you trust it, --image IMG builds on it",
-            )
+            raise EngineError("IMAGE_NOT_TRUSTED", reference=reference)
         found = found_by.find(reference) or found_by.pull(reference)
     if found.id == recorded.image_digest:
         return reference
     raise EngineError(
-        "IMAGE_DIFFERS",
-        f"it was built on {reference} as {recorded.image_digest}; here that name is {found.id}",
-        hint="--image IMG builds on another one and says what comes out differently",
+        "IMAGE_DIFFERS", reference=reference, image_digest=recorded.image_digest, id=found.id
     )
 
 
@@ -421,12 +384,7 @@ def _require_same_compilers(
     names = ", ".join(dict.fromkeys(name for name, _ in other))
     said = f"{names} of {recorded.compiler} are not the programs that BUILD.json names"
     if strict:
-        raise EngineError(
-            "COMPILER_DIFFERS",
-            f"another compiler is here: {said}",
-            hint="the distribution may have newer packages by now, or build/pins.toml other "
-            "wheels; in a container, --image IMG builds all the same and says what differs",
-        )
+        raise EngineError("COMPILER_DIFFERS", said=said)
     report.say(f"note[COMPILER_DIFFERS]: {said}")
 
 
@@ -496,7 +454,7 @@ def _unpack(tarball: Path, folder: Path) -> dict[str, _Facts]:
                 facts = (durable.sha256(place), f"{member.mode:04o}", str(member.mtime))
                 found[member.path] = facts
     except archive.DAMAGE as error:
-        raise PackError("ARCHIVE_DAMAGED", f"{tarball.name}: {error}") from error
+        raise PackError("ARCHIVE_DAMAGED", name=tarball.name, error=error) from error
     return found
 
 
@@ -520,12 +478,8 @@ def _explain(kept: Path, say: Callable[[str], None]) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise BuildError(
-            "DIFFOSCOPE_SLOW",
-            f"diffoscope had not ended after {_DIFFOSCOPE_SECONDS} s",
-            log=str(report),
-        ) from error
+        raise BuildError("DIFFOSCOPE_SLOW", seconds=_DIFFOSCOPE_SECONDS, log=str(report)) from error
     if done.returncode not in (0, _DIFFERENT):
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise BuildError("DIFFOSCOPE_FAILED", f"diffoscope: {last[0]}")
+        raise BuildError("DIFFOSCOPE_FAILED", last=last[0])
     say(f"diffoscope's report: {report}")

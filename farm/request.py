@@ -70,7 +70,7 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
     table = targets.load()
     line = _line(table, request)
     if request.arch_set and request.archs:
-        raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
+        raise UsageError("SET_AND_ARCHS")
     if request.format is not None:
         archive.require_format(request.format)
     require_known("ENGINE_UNKNOWN", "--worker-engine", request.worker_engine, ENGINES[:-1])
@@ -79,14 +79,14 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
     programs(request.also)
     _check_cluster(request)
     if request.jobs is not None and request.jobs < 1:
-        raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
+        raise UsageError("JOBS_INVALID", jobs=request.jobs)
     sets = (
         (targets.custom_set(request.archs, archive_format=request.format),)
         if request.archs is not None
         else table.resolve(request.arch_set or "zerogpu")
     )
     if request.copy is not None and len(sets) > 1:
-        raise UsageError("COPY_OF_SEVERAL", f"--copy is for one tarball; {len(sets)} are asked for")
+        raise UsageError("COPY_OF_SEVERAL", sets=len(sets))
     require_buildable(line, sets)
     if request.format is None:
         return line, sets
@@ -99,11 +99,7 @@ def _line(table: Targets, request: BuildRequest) -> Line | None:
         return table.line_of_image(request.image)
     line = table.line(request.line or targets.DEFAULT_LINE)
     if not line.image and not request.image and request.engine != "local":
-        raise UsageError(
-            "LINE_HAS_NO_IMAGE",
-            f"line {line.name} has no devel image in build/targets.toml",
-            hint=f"name one with --image, such as nvidia/cuda:{line.toolkit}.1-devel-ubuntu22.04",
-        )
+        raise UsageError("LINE_HAS_NO_IMAGE", line=line.name, toolkit=line.toolkit)
     return line
 
 
@@ -117,11 +113,7 @@ def require_buildable(line: Line | None, sets: tuple[ArchSet, ...]) -> None:
         if line is not None:
             targets.check_buildable(line, arch_set)
         if not arch_set.archs and (line is None or line.is_cuda):
-            raise UsageError(
-                "SET_HAS_NO_CUDA",
-                f"set {arch_set.name} holds no CUDA code",
-                hint="invoke build-cpu builds it",
-            )
+            raise UsageError("SET_HAS_NO_CUDA", name=arch_set.name)
 
 
 def _check_cluster(request: BuildRequest) -> None:
@@ -129,17 +121,9 @@ def _check_cluster(request: BuildRequest) -> None:
     if request.engine != "dask":
         given = [f"--{name}" for name in ("scheduler", "workers") if getattr(request, name)]
         if given:
-            raise UsageError(
-                "CLUSTER_WITHOUT_DASK",
-                f"{' and '.join(given)} without --engine dask",
-                hint="add --engine dask, or leave it out",
-            )
+            raise UsageError("CLUSTER_WITHOUT_DASK", given=" and ".join(given))
     if request.scheduler is not None and not _is_address(request.scheduler):
-        raise UsageError(
-            "SCHEDULER_INVALID",
-            f"--scheduler {request.scheduler!r} is no scheduler's address",
-            hint="it is tcp://HOST:PORT, or tls://, ws://, wss://",
-        )
+        raise UsageError("SCHEDULER_INVALID", scheduler=request.scheduler)
 
 
 def _is_address(text: str) -> bool:
@@ -170,13 +154,10 @@ def choose_source(request: BuildRequest) -> Source:
 def _unpatched(request: BuildRequest) -> tuple[Source, tuple[str, ...]]:
     """Return the source, and the names of the patches that ``pins.toml`` leaves out for it."""
     if request.ref and request.source:
-        raise UsageError("REF_AND_SOURCE", "--ref and --source exclude each other")
+        raise UsageError("REF_AND_SOURCE")
     if not (request.ref or request.source):
         if request.assume_build is not None:
-            raise UsageError(
-                "ASSUMED_BUILD_IS_KNOWN",
-                "--assume-build without --source or --ref: the pinned archive's build is known",
-            )
+            raise UsageError("ASSUMED_BUILD_IS_KNOWN")
         pin = pins.load().source
         return source.from_archive(pin), pin.without_patches
     found = (
@@ -200,10 +181,10 @@ def definitions(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
     for text in texts:
         parsed = _DEFINITION.fullmatch(text)
         if parsed is None:
-            raise UsageError("DEFINE_INVALID", f"--define {text[:80]!r} is not NAME=VALUE")
+            raise UsageError("DEFINE_INVALID", text=text[:80])
         name, value = parsed.groups()
         if found.setdefault(name, value) != value:
-            raise UsageError("DEFINE_INVALID", f"--define {name} is given two values")
+            raise UsageError("DEFINE_INVALID/twice", name=name)
         _refuse_contradiction(name, value)
     own = dict(HOST_DEFINES)
     return tuple(sorted((name, value) for name, value in found.items() if name not in own))
@@ -217,11 +198,7 @@ def _refuse_contradiction(name: str, value: str) -> None:
     elif own is not None:
         return
     if promises:
-        raise UsageError(
-            "DEFINE_CONTRADICTS",
-            f"--define {name}={value} contradicts what the manifest promises: {promises[0]}",
-            hint="leave it out; a build of your own, without the farm, can have it",
-        )
+        raise UsageError("DEFINE_CONTRADICTS", name=name, value=value, promises=promises[0])
 
 
 def programs(texts: Iterable[str]) -> tuple[str, ...]:
@@ -233,11 +210,7 @@ def programs(texts: Iterable[str]) -> tuple[str, ...]:
     names = sorted({name.strip() for text in texts for name in text.split(",") if name.strip()})
     for name in names:
         if name not in SHIPPED:
-            raise UsageError(
-                "TARGET_INVALID",
-                f"--also {name[:80]!r} is no program that a tarball can hold",
-                hint=f"it is one of {', '.join(ALSO)}",
-            )
+            raise UsageError("TARGET_INVALID", name=name[:80], also=", ".join(ALSO))
     return tuple(dict.fromkeys("rpc-server" if name == RPC_SERVER else name for name in names))
 
 

@@ -65,11 +65,14 @@ def _locked(folder: Path, name: str, how: int) -> Iterator[None]:
                 number = told.decode("ascii") if told.isdigit() else ""
             raise BuildError(
                 "SET_IS_BEING_BUILT",
-                f"{name} is being built into {folder}{number and f' by process {number}'}",
-                hint="wait for that run, or build in another checkout with another --out",
+                name=name,
+                folder=folder,
+                by=number and f" by process {number}",
             ) from taken
         except OSError as error:
-            raise BuildError("OUT_NOT_WRITABLE", f"{folder}: {error.strerror}") from error
+            raise BuildError(
+                "OUT_NOT_WRITABLE/disk", folder=folder, strerror=error.strerror
+            ) from error
         stack.callback(place.unlink, missing_ok=True)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -46,8 +46,7 @@ class ReleaseServer:
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         if not folder.is_dir():
-            hint = "invoke build-cuda or invoke build-cpu makes one"
-            raise UsageError("FOLDER_MISSING", f"there is no folder {folder}", hint=hint)
+            raise UsageError("FOLDER_MISSING", folder=folder)
         self._server = _bind(folder.resolve(), port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self.port: int = self._server.server_address[1]
@@ -213,14 +212,8 @@ def _bind(folder: Path, port: int) -> _Server:
     try:
         return _Server((HOST, port), partial(_Handler, folder=folder))
     except OverflowError as error:
-        raise UsageError("PORT_INVALID", f"port {port} is not between 0 and 65535") from error
+        raise UsageError("PORT_INVALID", port=port) from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise FarmError(
-                "PORT_IN_USE",
-                f"port {port} of {HOST} is taken",
-                hint="choose another with --port, or leave it out for a free one",
-            ) from error
-        raise FarmError(
-            "PORT_REFUSED", f"port {port} of {HOST}: {error.strerror or error}"
-        ) from error
+            raise FarmError("PORT_IN_USE", port=port) from error
+        raise FarmError("PORT_REFUSED", port=port, strerror=error.strerror or error) from error

@@ -236,22 +236,13 @@ def _require_layout(tree: Path, named: str) -> None:
     """
     old = (tree / "examples" / "server").is_dir() and not (tree / "tools").is_dir()
     if not (tree / "CMakeLists.txt").is_file() or not (old or (tree / "tools/server").is_dir()):
-        raise UsageError(
-            "SOURCE_NOT_LLAMA_CPP",
-            f"{named} is not a llama.cpp source tree (no CMakeLists.txt with tools/server)",
-            hint="give the folder that holds llama.cpp's own CMakeLists.txt",
-        )
+        raise UsageError("SOURCE_NOT_LLAMA_CPP", named=named)
     options = tree / "ggml" / "CMakeLists.txt"
     told = options.read_text("utf-8", "replace") if options.is_file() else ""
     lacking = [name for name in _NEEDED_OPTIONS if told and name not in told]
     if old or lacking:
         reason = "its server lies in examples/server" if old else f"it has no {lacking[0]}"
-        raise UsageError(
-            "SOURCE_TOO_OLD",
-            f"{named} is llama.cpp of before May 2025 ({reason}); the farm's tarballs need its "
-            "plugins and tools/server",
-            hint="take a llama.cpp from May 2025 (b5300) or later",
-        )
+        raise UsageError("SOURCE_TOO_OLD", named=named, reason=reason)
 
 
 def _require_own(tree: Path) -> None:
@@ -272,11 +263,7 @@ def _require_own(tree: Path) -> None:
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         why = "a name that is not UTF-8" if plain else "neither a file, a folder nor a link"
         why = why if inside else "a link that leads out of the tree"
-        raise UsageError(
-            "SOURCE_UNREADABLE",
-            f"{shown}: {why}",
-            hint="take it out of the source tree: no build needs it",
-        )
+        raise UsageError("SOURCE_UNREADABLE", shown=shown, why=why)
 
 
 def _leads_inside(path: Path, root: Path) -> bool:
@@ -299,7 +286,7 @@ def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
     listed = _git("ls-remote", "--tags", "--refs", remote, "refs/tags/b*")
     found = sorted(int(number) for number in re.findall(r"refs/tags/b(\d+)$", listed, re.MULTILINE))
     if not found:
-        raise SourceError("TAGS_MISSING", f"{remote} has no tags like b11549")
+        raise SourceError("TAGS_MISSING", remote=remote)
     return tuple(found)
 
 
@@ -397,11 +384,7 @@ def _require_https(remote: str) -> None:
     except ValueError:
         address = urlsplit("")
     if address.scheme != "https" or not address.hostname:
-        raise UsageError(
-            "REMOTE_NOT_HTTPS",
-            f"{remote!r} is not an https:// address",
-            hint="git's own url.<base>.insteadOf names a mirror of any kind",
-        )
+        raise UsageError("REMOTE_NOT_HTTPS", remote=remote)
 
 
 def _resolve_ref(repository: Path, ref: str) -> str:
@@ -410,11 +393,7 @@ def _resolve_ref(repository: Path, ref: str) -> str:
         found = _run_git(*verify, at=("-C", str(repository)))
         if found.returncode == 0 and _is_reachable(repository, found.stdout.strip()):
             return found.stdout.strip()
-    raise UsageError(
-        "REF_UNKNOWN",
-        f"llama.cpp's repository has no tag, branch or commit {ref!r}",
-        hint="a release tag looks like b11549",
-    )
+    raise UsageError("REF_UNKNOWN", ref=ref)
 
 
 def _is_reachable(repository: Path, commit: str) -> bool:
@@ -441,12 +420,7 @@ def _git(*argv: str, at: tuple[str, ...] = ()) -> str:
 
 
 def _failed(verb: str, why: str) -> SourceError:
-    return SourceError(
-        "GIT_FAILED",
-        f"git {verb} failed: {why}",
-        hint="is the repository reachable? Without it, leave --ref out: the pinned archive "
-        "needs none",
-    )
+    return SourceError("GIT_FAILED", verb=verb, why=why)
 
 
 def _run_git(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
@@ -470,7 +444,7 @@ def _run_git(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str
                 process.terminate()  # git then ends the programs that it started
                 raise _failed(argv[0], f"not done within {DEADLINE:g} s") from error
     except FileNotFoundError as error:
-        raise SourceError("GIT_MISSING", "git is not installed", hint="install git") from error
+        raise SourceError("GIT_MISSING") from error
     except OSError as error:
         raise _failed(argv[0], str(error)) from error
     return subprocess.CompletedProcess(command, process.returncode, told, problem)

@@ -146,9 +146,7 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return line
         if version.split(".", maxsplit=1)[0] not in self.cuda:
             raise UsageError(
-                "LINE_OF_IMAGE_UNKNOWN",
-                f"{what} has CUDA {version}, of which there is no line",
-                hint=f"the farm builds for CUDA {' and '.join(self.cuda)}",
+                "LINE_OF_IMAGE_UNKNOWN", what=what, version=version, cuda=" and ".join(self.cuda)
             )
         return self._line_of(version)
 
@@ -220,7 +218,7 @@ def load(path: Path = TARGETS_FILE) -> Targets:
             row["name"] = name
         told = msgspec.convert(tree, Targets)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError("TARGETS_INVALID", f"{path.name}: {error}") from error
+        raise UsageError("TARGETS_INVALID", name=path.name, error=error) from error
     lines = {name: _with_cuda(line, told.cuda) for name, line in told.lines.items()}
     targets = msgspec.structs.replace(told, lines=lines)
     _check_rows(targets, path.name)
@@ -235,7 +233,7 @@ def parse_archs(text: str) -> tuple[Arch, ...]:
     """
     entries = [entry.strip() for entry in text.split(";") if entry.strip()]
     if not entries:
-        raise UsageError("ARCHS_INVALID", "--archs is empty", hint=_ARCHS_HINT)
+        raise UsageError("ARCHS_INVALID/empty")
     return tuple(_parse_arch(entry, text) for entry in entries)
 
 
@@ -269,17 +267,16 @@ def check_buildable(line: Line, arch_set: ArchSet) -> None:
     if not arch_set.archs:
         return
     if not line.is_cuda:
-        raise UsageError(
-            "LINE_HAS_NO_CUDA",
-            f"line {line.name} has no CUDA toolkit, so it cannot build {arch_set.name}",
-            hint="choose a CUDA line such as --line cu128, or invoke build-cpu",
-        )
+        raise UsageError("LINE_HAS_NO_CUDA", line=line.name, arch_set=arch_set.name)
     for arch in arch_set.parsed:
         if not line.oldest <= arch.number <= line.newest:
             raise UsageError(
                 "ARCH_NOT_IN_LINE",
-                f"line {line.name} (CUDA {line.toolkit}) cannot build architecture {arch.name}",
-                hint=f"it builds {line.oldest} to {line.newest}; see invoke targets",
+                line=line.name,
+                toolkit=line.toolkit,
+                arch=arch.name,
+                oldest=line.oldest,
+                newest=line.newest,
             )
 
 
@@ -289,9 +286,7 @@ def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
         return line
     major, minor = line.toolkit.split(".")
     if major not in cuda:
-        raise UsageError(
-            "TARGETS_INVALID", f"lines.{line.name}.toolkit: there is no table cuda.{major}"
-        )
+        raise UsageError("TARGETS_INVALID/table", name=line.name, major=major)
     row = cuda[major]
     return msgspec.structs.replace(
         line,
@@ -301,18 +296,10 @@ def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
     )
 
 
-_ARCHS_HINT: Final = (
-    "it takes what CMAKE_CUDA_ARCHITECTURES takes: numbers joined by ';', each with an optional "
-    "-real (machine code only) or -virtual (PTX only), e.g. '80;86;89;90' or '90-real'"
-)
-
-
 def _parse_arch(entry: str, text: str) -> Arch:
     match = _ARCH.fullmatch(entry)
     if match is None:
-        raise UsageError(
-            "ARCHS_INVALID", f"--archs {text!r}: {entry!r} is not an architecture", hint=_ARCHS_HINT
-        )
+        raise UsageError("ARCHS_INVALID", text=text, entry=entry)
     kind = match["kind"]
     return Arch(int(match["number"]), match["suffix"], sass=kind != "-virtual", ptx=kind != "-real")
 
@@ -336,14 +323,14 @@ def _look_up(kind: str, name: str, rows: Mapping[str, _Row], *, others: Iterable
 def _check_rows(targets: Targets, file: str) -> None:
     for name, row in targets.sets.items():
         if row.format not in FORMATS:
-            raise UsageError("TARGETS_INVALID", f"{file}: sets.{name}.format: not in {FORMATS}")
+            raise UsageError("TARGETS_INVALID/format", file=file, name=name, formats=FORMATS)
         _ = row.parsed
     for name, members in targets.groups.items():
         _require_sets(targets, members, f"{file}: groups.{name}")
     for name, members in targets.release.items():
         where = f"{file}: release.{name}"
         if name not in targets.lines:
-            raise UsageError("TARGETS_INVALID", f"{where}: there is no such line")
+            raise UsageError("TARGETS_INVALID/line", where=where)
         sets = [member for member in members if member != CUDA_RUNTIME]
         _require_sets(targets, sets, where)
         for member in sets:
@@ -353,4 +340,4 @@ def _check_rows(targets: Targets, file: str) -> None:
 def _require_sets(targets: Targets, names: Iterable[str], where: str) -> None:
     unknown = [name for name in names if name not in targets.sets]
     if unknown:
-        raise UsageError("TARGETS_INVALID", f"{where}: no set {unknown[0]!r}")
+        raise UsageError("TARGETS_INVALID/set", where=where, unknown=unknown[0])

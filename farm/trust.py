@@ -72,13 +72,9 @@ def generate(place: Path) -> str:
             published.unlink()
             raise
     except FileExistsError as error:
-        raise UsageError(
-            "KEY_EXISTS",
-            f"{error.filename} is there already",
-            hint="name another file: without its old key a channel cannot be promoted any more",
-        ) from error
+        raise UsageError("KEY_EXISTS", filename=error.filename) from error
     except OSError as error:
-        raise PublishError("KEY_NOT_WRITTEN", f"{place}: {error.strerror}") from error
+        raise PublishError("KEY_NOT_WRITTEN", place=place, strerror=error.strerror) from error
     return public
 
 
@@ -90,11 +86,7 @@ def signer(file: Path | None) -> Signer:
     """
     text = os.environ.get(VARIABLE, "").encode() if file is None else _read(file)
     if not text.strip():
-        raise UsageError(
-            "KEY_MISSING",
-            f"no signing key: neither --key nor {VARIABLE} is given",
-            hint="invoke keygen makes one",
-        )
+        raise UsageError("KEY_MISSING")
     where = VARIABLE if file is None else str(file)
     try:
         key = _parse(text)
@@ -102,11 +94,7 @@ def signer(file: Path | None) -> Signer:
             key.decrypt(os.environ.get(PASSWORD, ""))
         key.get_public_key()
     except (minisign.Error, ValueError) as error:
-        raise UsageError(
-            "KEY_INVALID",
-            f"{where} does not hold a minisign secret key that can be opened: {error}",
-            hint=f"{VARIABLE} takes its text, --key its file; an encrypted one needs {PASSWORD}",
-        ) from error
+        raise UsageError("KEY_INVALID", where=where, error=error) from error
     return Signer(key)
 
 
@@ -136,12 +124,8 @@ def require_public(text: str) -> str:
     try:
         minisign.PublicKey.from_base64(line)
     except (minisign.Error, ValueError) as error:
-        raise UsageError(
-            "KEY_INVALID",
-            f"what was given is not a minisign public key: {error}",
-            # it is not quoted: it may be the secret one
-            hint="it begins with RW: the last line of what invoke keygen wrote beside the key",
-        ) from error
+        # the text is not quoted: it may be the secret key
+        raise UsageError("KEY_INVALID/public", error=error) from error
     return line
 
 
@@ -159,7 +143,7 @@ def _read(file: Path) -> bytes:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
             content = stream.read(_LARGEST)
     except OSError as error:
-        raise UsageError("KEY_MISSING", f"{file}: {error.strerror}") from error
+        raise UsageError("KEY_MISSING/file", file=file, strerror=error.strerror) from error
     if mode & 0o077:
         sys.stderr.write(f"note[KEY_READABLE]: others may read {file}: chmod 600 {file}\n")
     return content

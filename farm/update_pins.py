@@ -76,7 +76,7 @@ def main(
         before = path.read_text("utf-8")
         document = tomlkit.parse(before)
     except (OSError, TOMLKitError) as error:
-        raise UsageError("PINS_INVALID", f"{path.name}: {error}") from error
+        raise UsageError("PINS_INVALID", name=path.name, error=error) from error
     old = document.unwrap()
     _update_source(document["source"], say, tags_of, newest=newest)
     _update_packages(document)
@@ -144,7 +144,7 @@ def registry_digest(name: str) -> str:
             return str(client.images.get_registry_data(name).id)
     except requests.RequestException as error:  # docker's own errors are among them
         reason = getattr(error, "explanation", None) or error
-        raise EngineError("REGISTRY_UNREACHABLE", f"its registry: {reason}") from error
+        raise EngineError("REGISTRY_UNREACHABLE", reason=reason) from error
 
 
 def _take_newest(
@@ -167,10 +167,7 @@ def _take_newest(
         return
     if newest not in tags:
         raise SourceError(
-            "BUILD_NOT_TAGGED",
-            f"{row['package']} {builds[newest]} says that it is llama.cpp b{newest}, which is no "
-            "tag of llama.cpp's repository",
-            hint="look at that package before anything is built from it",
+            "BUILD_NOT_TAGGED", package=row["package"], builds=builds[newest], newest=newest
         )
     row["version"], row["build"] = builds[newest], newest
 
@@ -197,7 +194,7 @@ def _read_source(row: Any, say: Callable[[str], None]) -> None:
     tree = source.from_archive(pin).tree
     told = source.read_version(tree)
     if told is None:
-        raise SourceError("VERSION_UNKNOWN", f"{pin.filename}: tells no version of llama.cpp")
+        raise SourceError("VERSION_UNKNOWN", filename=pin.filename)
     row["llama_version"] = told
     row.pop("without_patches", None)
     misfits = patches.misfits(tree)
@@ -226,8 +223,10 @@ def _update_file(web: requests.Session, row: Any, kind: re.Pattern[str]) -> None
     if len(found) != 1 or found[0].size is None or "sha256" not in found[0].digests:
         raise SourceError(
             "PACKAGE_FILE_UNKNOWN",
-            f"the package index has {len(found)} files of {package} {version} like "
-            f"{kind.pattern}; one with size and sha256 is needed",
+            found=len(found),
+            package=package,
+            version=version,
+            pattern=kind.pattern,
         )
     row["filename"] = found[0].filename
     row["size"] = found[0].size

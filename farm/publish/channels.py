@@ -118,11 +118,7 @@ class Channel:
         newest = self.newest()
         before = next((one for one in self.kept(newest) if one.release != newest.release), None)
         if before is None:
-            raise PublishError(
-                "NOTHING_BEFORE",
-                f"{self.what} has had no release but {newest.release}",
-                hint="invoke promote RELEASE makes another one current",
-            )
+            raise PublishError("NOTHING_BEFORE", what=self.what, release=newest.release)
         return self._promote(before.release, newest, before, newest.serial, days)
 
     @property
@@ -167,7 +163,7 @@ class Channel:
         """
         found, serials = self.present(older=False), self.place.channel_serials(self.name)
         if found is None or not serials:
-            raise PublishError("CHANNEL_MISSING", f"{self.place.where} has no channel {self.name}")
+            raise PublishError("CHANNEL_MISSING/place", where=self.place.where, name=self.name)
         newest = serials[-1]
         if found.serial != newest or self._pair("manifest") != self._pair(str(newest)):
             raise _not_newest(self.place, self.name, newest)
@@ -178,11 +174,7 @@ class Channel:
         what = f"serial {serial} of {self.what}"
         found = self._signed(str(serial), what, older=older)
         if found.serial != serial:
-            raise PublishError(
-                "CHANNEL_MISMATCH",
-                f"{what} is the promotion to serial {found.serial}",
-                hint="other files were put there; invoke promote RELEASE names the release",
-            )
+            raise PublishError("CHANNEL_MISMATCH/serial", what=what, serial=found.serial)
         return found
 
     def _signed(self, name: str, what: str, *, older: bool) -> Manifest:
@@ -260,12 +252,7 @@ class Channel:
         pins.require_no_advisory(manifest.source.build)
         now = _now()
         if before is not None and before.created > now + _SKEW:
-            raise PublishError(
-                "CLOCK_BEHIND",
-                f"it is {now:%Y-%m-%d %H:%M} here, but channel {self.name} was promoted at"
-                f" {before.created:%Y-%m-%d %H:%M}",
-                hint="set this machine's clock: the expiry is counted from it",
-            )
+            raise PublishError("CLOCK_BEHIND", now=now, name=self.name, created=before.created)
         serial = last + 1
         expires = now + timedelta(days=days)
         pointer = msgspec.structs.replace(manifest, serial=serial, created=now, expires=expires)
@@ -326,11 +313,7 @@ def _pair(destination: Destination, channel: str, name: str) -> Signed:
 
 def _not_newest(destination: Destination, channel: str, newest: int = 1) -> PublishError:
     return PublishError(
-        "CHANNEL_NOT_NEWEST",
-        f"the manifest of channel {channel} of {destination.where} is missing, or is not its"
-        f" promotion to serial {newest}",
-        hint="that one was cut off, or older files were put back: find out which, then"
-        " invoke promote RELEASE",
+        "CHANNEL_NOT_NEWEST", channel=channel, where=destination.where, newest=newest
     )
 
 
@@ -344,17 +327,10 @@ def require_signed_for(
             another channel's or another project's.
     """
     if not comment.startswith("project ") and not older:
-        raise PublishError(
-            "CHANNEL_NOT_SIGNED_FOR",
-            f"{what} was signed by an older farm, which did not name the project",
-            hint="invoke promote RELEASE signs it anew",
-        )
+        raise PublishError("CHANNEL_NOT_SIGNED_FOR", what=what)
     if not comment.startswith((f"project {project} channel {channel} ", f"channel {channel} ")):
         raise PublishError(
-            "CHANNEL_MISMATCH",
-            f"{what} is signed as {comment!r}, not as channel {channel} of {project}",
-            hint="name the project with --project if the place was moved; otherwise the files of"
-            " another channel were put there",
+            "CHANNEL_MISMATCH", what=what, comment=comment, channel=channel, project=project
         )
 
 
@@ -377,8 +353,7 @@ def _read(destination: Destination, release: str, checked: str | None) -> Manife
     found = schema.parse(content, what=f"{release} of {destination.where}")
     if found.release != release:
         raise PublishError(
-            "RELEASE_MISNAMED",
-            f"{destination.where} has {found.release} under the name {release}",
+            "RELEASE_MISNAMED", where=destination.where, found=found.release, release=release
         )
     publishing.names_of(found)
     return found
@@ -400,10 +375,7 @@ def _substance(artifact: Artifact) -> Artifact:
 
 def _changed(destination: Destination, release: str, name: str, than: str) -> PublishError:
     return PublishError(
-        "RELEASE_CHANGED",
-        f"{name} of {release} at {destination.where} is missing, or is not what {than}",
-        hint="find out who changed it: what is published never changes. Publish a new release under"
-        " another name",
+        "RELEASE_CHANGED", name=name, release=release, where=destination.where, than=than
     )
 
 

@@ -126,8 +126,7 @@ def plan(
     """
     space, model = wanted.to, wanted.model
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", space, re.ASCII) or ".." in space:
-        hint = "give the Space's name on the Hub: your account, a slash, and a name of your choice"
-        raise UsageError("SPACE_INVALID", f"--to {space!r} is not OWNER/NAME", hint=hint)
+        raise UsageError("SPACE_INVALID", space=space)
     files: dict[str, Path | bytes] = {
         path.relative_to(root).as_posix(): path
         for path in sorted(root.rglob("*"))
@@ -135,11 +134,7 @@ def plan(
     }
     keys = [name for name in files if _is_key(root / name)]
     if keys:
-        raise PublishError(
-            "SPACE_HAS_KEY",
-            f"{root.name}/{keys[0]} is a secret key: everything in the folder would be public",
-            hint="move it out of the folder; a Space needs the public key alone",
-        )
+        raise PublishError("SPACE_HAS_KEY", name=root.name, keys=keys[0])
     if release is not None:
         files.pop("release.json", None)
     if release:
@@ -148,7 +143,7 @@ def plan(
     _require_public("release.json", pin if isinstance(pin, bytes) else pin.read_bytes())
     missing = [name for name in NEEDED if name not in files]
     if missing:
-        raise PublishError("SPACE_INCOMPLETE", f"{root.name}/ has no {', '.join(missing)}")
+        raise PublishError("SPACE_INCOMPLETE", name=root.name, missing=", ".join(missing))
     asked = dict(_variable(text) for text in wanted.variable)
     for name, value in asked.items():
         if name.endswith(("LLAMA_CPP_URL", "LLAMA_CPP_MANIFEST_URL")):
@@ -164,7 +159,7 @@ def plan(
     named = chosen.variables()
     twice = [name for name in named if asked.get(name, named[name]) != named[name]]
     if twice:
-        raise UsageError("VARIABLE_TWICE", f"--model and --variable {twice[0]} exclude each other")
+        raise UsageError("VARIABLE_TWICE", twice=twice[0])
     files["README.md"] = chosen.front_matter((root / "README.md").read_text("utf-8")).encode()
     replaced |= _both(_OF_MODEL)
     told = _made_by(f"{chosen.repo} {chosen.file}")
@@ -216,11 +211,7 @@ def require_model(text: str | None) -> None:
         return
     with hub.hub_errors(f"--model {text}"):
         if not hub.api().file_exists(chosen.repo, chosen.file):
-            raise UsageError(
-                "MODEL_INVALID",
-                f"--model {text}: the Hub has no file {chosen.file} in {chosen.repo}",
-                hint="check both names; a private repository needs a token that may read it",
-            )
+            raise UsageError("MODEL_INVALID/hub", text=text, file=chosen.file, repo=chosen.repo)
 
 
 def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
@@ -246,10 +237,8 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
     if record is None and not adopt and there.keys() - _EMPTY_SPACE:
         raise PublishError(
             "SPACE_NOT_OURS",
-            f"Space {deployment.space} holds files that no deployment uploaded:"
-            f" {', '.join(sorted(there.keys() - _EMPTY_SPACE)[:5])}",
-            hint="give --adopt to upload beside them; files of the same name are replaced, nothing"
-            " is deleted",
+            space=deployment.space,
+            theirs=", ".join(sorted(there.keys() - _EMPTY_SPACE)[:5]),
         )
     ours = record or {}
     gone = [name for name in ours if name in there and name not in deployment.files]
@@ -344,11 +333,7 @@ def _record(api: HfApi, space: str, revision: str | None) -> dict[str, list[str]
     try:
         found = msgspec.json.decode(content, type=_Record)
     except msgspec.MsgspecError as error:
-        raise PublishError(
-            "SPACE_RECORD_DAMAGED",
-            f"{what} cannot be read: {error}",
-            hint=f"delete {_RECORD} in the Space and give --adopt",
-        ) from error
+        raise PublishError("SPACE_RECORD_DAMAGED", what=what, error=error) from error
     return found.files
 
 
@@ -369,24 +354,18 @@ def hardware(name: str | None) -> SpaceHardware | None:
     except ValueError as error:
         known = ", ".join(one.value for one in SpaceHardware if one is not HARDWARE)
         raise UsageError(
-            "HARDWARE_UNKNOWN",
-            f"the Hub has no --hardware {name!r}",
-            hint=f"it is {HARDWARE.value} (ZeroGPU), or one of {known}",
+            "HARDWARE_UNKNOWN", name=name, zero_gpu=HARDWARE.value, known=known
         ) from error
 
 
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:  # not quoted: it may be a secret whose name was forgotten
-        raise UsageError("VARIABLE_INVALID", "--variable takes NAME=VALUE, and one has no '='")
+        raise UsageError("VARIABLE_INVALID")
     if not _VARIABLE.fullmatch(name):
-        raise UsageError("VARIABLE_INVALID", f"--variable {name[:64]!r} is no variable's name")
+        raise UsageError("VARIABLE_INVALID/name", name=name[:64])
     if _SECRET.search(name) or _TOKEN.search(value):
-        raise UsageError(
-            "VARIABLE_IS_SECRET",
-            f"{name} looks like a secret: it is not set from a command line, which others can read",
-            hint="set it as a secret on the Space's settings page",
-        )
+        raise UsageError("VARIABLE_IS_SECRET", name=name)
     return name, value
 
 
@@ -406,12 +385,7 @@ class _Model:
     def parse(cls, text: str, *, mount: bool) -> _Model:
         found = _MODEL.fullmatch(_BY_SIZE.format(text) if text in _SIZES else text)
         if found is None or ".." in text:
-            raise UsageError(
-                "MODEL_INVALID",
-                f"--model {text[:200]!r}",
-                hint=f"it is {', '.join(_SIZES)} (TranslateGemma, Q4_K_M), OWNER/REPO:FILE, or"
-                " bucket:OWNER/NAME:FILE",
-            )
+            raise UsageError("MODEL_INVALID", text=text[:200], sizes=", ".join(_SIZES))
         mounted: Literal["bucket", "model"] | None = "model" if mount else None
         return cls(found["repo"], found["file"], "bucket" if found["bucket"] else mounted)
 
@@ -437,12 +411,7 @@ def _require_public(what: str, pin: bytes) -> None:
     """Refuse a value that names a file of this machine: no Space could read it."""
     found = re.search(r'"manifest_url"\s*:\s*"([^"]*)"', pin.decode("utf-8", "replace"))
     if found and _LOCAL_PIN.match(found[1]):
-        raise PublishError(
-            "PIN_IS_LOCAL",
-            f"{what} names {found[1]}, which only this machine can read",
-            hint="put an archive at an https address; publish a release, then pin it: invoke"
-            " pin-space --to hf:OWNER/REPO --release NAME",
-        )
+        raise PublishError("PIN_IS_LOCAL", what=what, url=found[1])
 
 
 def _is_key(path: Path) -> bool:

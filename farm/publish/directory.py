@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 60.0
 """Seconds to wait for the lock of a folder, which every user who may read the folder can hold."""
-_TAKEN: Final = "--to takes a folder that invoke publish made, github:OWNER/REPO or hf:OWNER/REPO"
 
 
 class Directory(Destination):
@@ -48,22 +47,17 @@ class Directory(Destination):
         """See that the folder exists, and that it is not a release itself."""
         self._require_folder()
         if (self._root / MANIFEST).is_file():
-            raise UsageError(
-                "DESTINATION_INVALID",
-                f"{self.where} is a release folder, not a place with releases",
-                hint=f"invoke status --folder {self.where} shows it; {_TAKEN}",
-            )
+            raise UsageError("DESTINATION_INVALID/release", where=self.where)
 
     def _require_folder(self) -> None:
         if not self._root.is_dir():
-            what = f"there is no folder {self.where}"
-            raise UsageError("DESTINATION_MISSING", what, hint=_TAKEN)
+            raise UsageError("DESTINATION_MISSING", where=self.where)
 
     def require_writable(self) -> None:
         """Ask for this user's rights in the folder, or where it will be made."""
         place = self._root if self._root.is_dir() else self._root.absolute().parent
         if not os.access(place, os.W_OK):
-            raise PublishError("DESTINATION_NOT_WRITABLE", f"this user may not write to {place}")
+            raise PublishError("DESTINATION_NOT_WRITABLE", place=place)
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the parts in the release's folder, else those gathered for it."""
@@ -176,10 +170,7 @@ class Directory(Destination):
                 what = f"{_holder(handle)} has locked {self.where}"
                 if time.monotonic() >= end:
                     raise PublishError(
-                        "DESTINATION_LOCKED",
-                        f"{what} for more than {_PATIENCE:g} s",
-                        hint="wait for it, or end it: it publishes there, or only reads. Then the"
-                        " same command resumes",
+                        "DESTINATION_LOCKED", what=what, patience=_PATIENCE
                     ) from error
             else:
                 return
@@ -226,9 +217,7 @@ def _disk(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PublishError(
-            "DESTINATION_NOT_WRITABLE",
-            f"{place}: {error.strerror or error}",
-            hint="is there room, and may this user write there? Publishing again resumes",
+            "DESTINATION_NOT_WRITABLE/disk", place=place, strerror=error.strerror or error
         ) from error
 
 

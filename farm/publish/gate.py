@@ -81,7 +81,7 @@ class Report(NamedTuple):
         """
         failed = [check.name for check in self.checks if not check.passed]
         if failed:
-            raise PublishError("GATE_FAILED", f"{self.release} did not pass: {'; '.join(failed)}")
+            raise PublishError("GATE_FAILED", release=self.release, failed="; ".join(failed))
 
 
 def run(folder: Path, tell: Callable[[Check], None]) -> Report:
@@ -121,7 +121,7 @@ def check_published(destination: Destination, name: str, tell: Callable[[Check],
     names, present = publishing.names_of(manifest), destination.present(name)
     missing = [file for file in names if file not in present]
     if missing:
-        raise PublishError("RELEASE_INCOMPLETE", f"{what} has no {', '.join(missing)}")
+        raise PublishError("RELEASE_INCOMPLETE", what=what, missing=", ".join(missing))
     sizes = {one.name: one.size for one in manifest.artifacts}
     with tempfile.TemporaryDirectory(prefix="llama-farm-gate-") as place:
         for file in names:
@@ -175,11 +175,11 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
             try:
                 fetched = loader.told("fetch", *_only(folder, artifact, store), variables=_NO_GPU)
             except FarmError as error:
-                raise FarmError("SMOKE_FAILED", f"{artifact.name}: {error.message}") from error
+                raise FarmError("SMOKE_FAILED", name=artifact.name, why=error.message) from error
         trial = fetched["test_run"]
         if trial is None or trial["devices"]:
             tried = trial and trial["devices"]
-            raise FarmError("SMOKE_FAILED", f"{artifact.name}: was not tried on the CPU: {tried}")
+            raise FarmError("SMOKE_FAILED/gpu", name=artifact.name, tried=tried)
         yield f"ok {artifact.name}: answers on the CPU in {trial['seconds']:.1f} s"
 
 
@@ -225,7 +225,7 @@ def _ask(folder: Path, artifact: Artifact) -> str:
     ):
         said: str = loader.complete(served, PROMPT, 1)["content"]
     if not said.startswith(EXPECTED):
-        raise FarmError("GATE_WRONG_ANSWER", f"{PROMPT!r} was completed with {said!r}")
+        raise FarmError("GATE_WRONG_ANSWER", prompt=PROMPT, said=said)
     return f"{PROMPT}{said}"
 
 
@@ -262,11 +262,7 @@ def opened(
             yield folder
         return
     if parts.scheme not in {"", "file"}:
-        raise UsageError(
-            "RELEASE_URL_UNKNOWN",
-            f"{address}: neither a folder nor a URL of a manifest",
-            hint="it is https://…, file:///…, or hf://OWNER/REPO[@REVISION]/PATH",
-        )
+        raise UsageError("RELEASE_URL_UNKNOWN", address=address)
     path = Path(unquote(parts.path)) if parts.scheme else Path(address)
     folder = path.parent if path.name == MANIFEST else path
     if sha256 is not None:
@@ -287,7 +283,9 @@ def read_manifest(url: str) -> bytes:
         try:
             return durable.read_small(Path(unquote(parts.path)))
         except OSError as error:
-            raise SourceError("RELEASE_UNREACHABLE", f"{url}: {error.strerror}") from error
+            raise SourceError(
+                "RELEASE_UNREACHABLE/file", url=url, strerror=error.strerror
+            ) from error
     _require_safe(address)
     with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as name, packages.session() as web:
         _fetch(web, (address,), Path(name) / MANIFEST, schema.MAX_MANIFEST_BYTES)
@@ -345,11 +343,7 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
             problems.append(f"{shown(url)}: {error}")
         else:
             return
-    raise SourceError(
-        "RELEASE_UNREACHABLE",
-        f"{place.name} cannot be fetched: {'; '.join(problems)}",
-        hint="is the URL right, and does this machine reach it without a token?",
-    )
+    raise SourceError("RELEASE_UNREACHABLE", name=place.name, problems="; ".join(problems))
 
 
 def _write(blocks: Iterable[bytes], place: Path, limit: int, what: str) -> None:
@@ -358,13 +352,13 @@ def _write(blocks: Iterable[bytes], place: Path, limit: int, what: str) -> None:
             with durable.writing(place, hint=FREE_SPACE):
                 out.write(block)
             if out.tell() > limit:
-                raise PackError("RELEASE_MISMATCH", f"{what}: is longer than {limit} bytes")
+                raise PackError("RELEASE_MISMATCH/longer", what=what, limit=limit)
 
 
 def _require_pin(content: bytes, sha256: str, what: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256.lower():
-        raise PackError("RELEASE_MISMATCH", f"{shown(what)}: is {found}, not the pinned {sha256}")
+        raise PackError("RELEASE_MISMATCH", what=shown(what), found=found, sha256=sha256)
 
 
 def _require_safe(url: str) -> None:
@@ -373,11 +367,7 @@ def _require_safe(url: str) -> None:
     ``packages`` does so for redirects.
     """
     if not is_allowed_web(url):
-        path = not urlsplit(url).scheme
-        needed = "https is needed, or http on loopback"
         raise UsageError(
-            "RELEASE_URL_UNSAFE",
-            f"{shown(url)}: {'a path is no URL' if path else needed}",
-            hint="invoke publish prints the URL of a published release, and invoke serve-release"
-            " one for this machine: http://127.0.0.1:PORT/manifest.json",
+            "RELEASE_URL_UNSAFE" if urlsplit(url).scheme else "RELEASE_URL_UNSAFE/path",
+            url=shown(url),
         )

@@ -51,11 +51,7 @@ class _UnansweredError(PublishError):
     """
 
     def __init__(self, method: str, url: str, why: str, pause: float | None = None) -> None:
-        super().__init__(
-            "GITHUB_UNREACHABLE",
-            f"{method} {packages.shown(url)}: {why}",
-            hint="nothing visible changed; publishing again sends only what is missing",
-        )
+        super().__init__("GITHUB_UNREACHABLE", method=method, url=packages.shown(url), why=why)
         self.pause = pause
 
 
@@ -103,11 +99,7 @@ class Api:
     ) -> None:
         found = token("GITHUB_TOKEN")
         if found is None:
-            raise UsageError(
-                "TOKEN_MISSING",
-                "GITHUB_TOKEN is not set",
-                hint="set it to a token that may write the contents of the repository",
-            )
+            raise UsageError("TOKEN_MISSING/github")
         root = endpoint("GITHUB_API_URL", "https://api.github.com")
         self._root = f"{root}/repos/{repository}"
         own = urljoin(root, "/")
@@ -222,11 +214,7 @@ class Api:
             return answer
         answer.close()
         if pause > _LONGEST_WAIT:
-            raise PublishError(
-                "GITHUB_LIMIT",
-                f"{packages.shown(url)}: GitHub's rate limit ends in {pause / 60:.0f} minutes",
-                hint="after that, publishing again sends what is missing",
-            )
+            raise PublishError("GITHUB_LIMIT", url=packages.shown(url), minutes=pause / 60)
         raise _UnansweredError(method, url, "its rate limit did not end", pause)
 
     def _limit(self, answer: requests.Response) -> float | None:
@@ -262,11 +250,11 @@ def _require_success(method: str, url: str, answer: requests.Response) -> None:
     finally:
         answer.close()
     raise PublishError(
-        "GITHUB_REFUSED",
-        f"{method} {packages.shown(url)}: status {answer.status_code}: {told}",
-        hint="does the repository exist, and may GITHUB_TOKEN write its contents?"
-        if answer.status_code != _EXISTS
-        else "publishing again sends what is missing",
+        "GITHUB_REFUSED/exists" if answer.status_code == _EXISTS else "GITHUB_REFUSED",
+        method=method,
+        url=packages.shown(url),
+        status=answer.status_code,
+        told=told,
     )
 
 
@@ -297,12 +285,7 @@ class GitHub(Destination):
         private = self._api.get("", Repository).private
         attests = os.environ.get("GITHUB_ACTIONS") == "true"  # release.yml does, after the build
         if private and attests and os.environ.get("FARM_ATTEST_PRIVATE") != "1":
-            raise PublishError(
-                "ATTESTATION_UNAVAILABLE",
-                f"{self.where} is private: GitHub attests for private repositories with "
-                "Enterprise Cloud only",
-                hint="set the repository variable FARM_ATTEST_PRIVATE to 1 if yours has it",
-            )
+            raise PublishError("ATTESTATION_UNAVAILABLE", where=self.where)
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the uploaded assets of a release or its draft."""
@@ -324,7 +307,7 @@ class GitHub(Destination):
         ids = {asset.name: asset for asset in self._assets(release)}
         for part in plan.parts:
             if part.name not in ids:
-                raise PublishError("READ_BACK_DIFFERS", f"{self.where} did not keep {part.name}")
+                raise PublishError("READ_BACK_DIFFERS/lost", where=self.where, name=part.name)
             with self._api.asset(ids[part.name]) as content:
                 publishing.compare(part, content)
         if release.draft:
@@ -367,13 +350,7 @@ class GitHub(Destination):
         if release is None and not self._freezes():
             release = self._create(tag, draft=False)
         if release is None or release.immutable:
-            raise PublishError(
-                "CHANNEL_IMMUTABLE",
-                f"{tag} of {self.where} cannot be a channel: a release that is published while the"
-                " repository has immutable releases never changes",
-                hint="turn them off in the repository's settings, promote to a channel of a new"
-                " name, and turn them on again: they apply only to releases from then on",
-            )
+            raise PublishError("CHANNEL_IMMUTABLE", tag=tag, where=self.where)
         there = {asset.name: asset for asset in self._assets(release)}
         if f"{serial}.json" in there:
             raise self.moved(channel, serial)

@@ -43,20 +43,12 @@ if TYPE_CHECKING:
     from farm.publish.places import Signed
     from farm.publish.publishing import Plan
 
-_HINT: Final = (
-    "does the repository exist, and may HF_TOKEN write to it? Publishing again sends only what is"
-    " missing"
-)
 _UNREACHED: Final = (
     httpx2.TransportError,
     requests.ConnectionError,
     requests.Timeout,
     ConnectionError,
     TimeoutError,
-)
-_NETWORK: Final = (
-    "no answer came: check the network, its DNS, HF_ENDPOINT and the proxy (HTTPS_PROXY). The same"
-    " command resumes"
 )
 
 
@@ -135,12 +127,11 @@ class Hub(Destination):
             " (https://huggingface.co/settings/tokens), or log in with `hf auth login`"
         )
         if token("HF_TOKEN") is None and get_token() is None:
-            told = "HF_TOKEN is not set, and there is no login"
-            raise UsageError("TOKEN_MISSING", told, hint=hint)
+            raise UsageError("TOKEN_MISSING/hub", hint=hint)
         with hub_errors(self.where, hint), _understood("whoami"):
             role = self._api.whoami().get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
-            raise UsageError("TOKEN_INVALID", "the Hub's token may only read", hint=hint)
+            raise UsageError("TOKEN_INVALID/reads", hint=hint)
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the files of a release on the main branch."""
@@ -244,9 +235,7 @@ class Hub(Destination):
             publishing.compare(manifest, self._content(path, plan.release))
         except FileNotFoundError as error:
             raise PublishError(
-                "TAG_IS_ANOTHER_S",
-                f"{self.where} has a tag {plan.release} of something else: {path} is not there",
-                hint="remove that tag, or give the release another name",
+                "TAG_IS_ANOTHER_S", where=self.where, release=plan.release, path=path
             ) from error
 
     def _folder(self, release: str, revision: str) -> Mapping[str, Known]:
@@ -359,7 +348,7 @@ def _understood(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def hub_errors(where: str, hint: str = _HINT) -> Iterator[None]:
+def hub_errors(where: str, hint: str = "") -> Iterator[None]:
     """Turn errors of the Hub and of the network into one error.
 
     Raises:
@@ -368,11 +357,10 @@ def hub_errors(where: str, hint: str = _HINT) -> Iterator[None]:
     try:
         yield
     except _UNREACHED as error:
-        message = f"{where}: {_said(error)}"
-        raise PublishError("HUB_UNREACHABLE", message, hint=_NETWORK) from error
+        raise PublishError("HUB_UNREACHABLE", where=where, said=_said(error)) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
         # RuntimeError: what the client makes of whatever stopped the upload of a large file
-        raise PublishError("HUB_REFUSED", f"{where}: {_said(error)}", hint=hint) from error
+        raise PublishError("HUB_REFUSED", where=where, said=_said(error), hint=hint) from error
 
 
 def _said(error: BaseException) -> str:

@@ -80,7 +80,7 @@ def channel(
     content = destination.channel_file(name, MANIFEST)
     what = f"channel {name} of {destination.where}"
     if content is None:
-        raise PublishError("CHANNEL_MISSING", f"there is no {what}", hint="invoke promote makes it")
+        raise PublishError("CHANNEL_MISSING", what=what)
     signature = destination.channel_file(name, f"{MANIFEST}.minisig") or b""
     project = project or destination.project
     comment = trust.require_signed(content, signature, public_key, what=what)
@@ -117,13 +117,7 @@ class Archive:
             PublishError: ``ARCHIVE_CANNOT_RUN``: no supposed host can run it.
         """
         if not any(can_run for _, _, can_run in self.answers):
-            raise PublishError(
-                "ARCHIVE_CANNOT_RUN",
-                f"{self.url} cannot run there",
-                hint="take an archive of another CUDA version or architecture, or build one:"
-                " invoke space without --url; for another machine: invoke pin-space --url URL"
-                " --suppose FACTS",
-            )
+            raise PublishError("ARCHIVE_CANNOT_RUN", url=self.url)
         return {_URL: self.url, _SHA256: self.sha256}
 
 
@@ -190,9 +184,7 @@ def _listed(url: str, sha256: str, size: int, found: tuple[elf.Inspection, ...])
     try:
         return inventory.entry(_cuda(found, elf.merge(found)))
     except InspectError as error:
-        raise PublishError(
-            "ARCHIVE_NOT_LINUX", f"{url}: holds no programs for one Linux machine"
-        ) from error
+        raise PublishError("ARCHIVE_NOT_LINUX", url=url) from error
 
 
 def _cuda(found: tuple[elf.Inspection, ...], merged: elf.Merged) -> schema.Cuda | None:
@@ -222,7 +214,7 @@ def write(pin: dict[str, Any], file: Path = FILE) -> None:
     try:
         durable.replace(file, f"{json.dumps(pin, indent=2)}\n".encode(), 0o644)
     except OSError as error:
-        raise PublishError("PIN_NOT_WRITTEN", f"{file}: {error.strerror}") from error
+        raise PublishError("PIN_NOT_WRITTEN", file=file, strerror=error.strerror) from error
 
 
 def manifest_url() -> str:
@@ -234,8 +226,7 @@ def manifest_url() -> str:
     try:
         return str(json.loads(FILE.read_bytes())["manifest_url"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = "delete it, or write it again with invoke pin-space"
-        raise UsageError("PIN_INVALID", f"{FILE} names no manifest_url", hint=hint) from error
+        raise UsageError("PIN_INVALID", file=FILE) from error
 
 
 def _pin(manifest_url: str, content: bytes, *, what: str) -> Pin:

@@ -33,7 +33,6 @@ _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.AS
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _PROJECT: Final = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}", re.ASCII)
 _RESERVED: Final = re.compile(r"channels|channel-.*", re.IGNORECASE)
-_ACCEPTED: Final = "a folder, github:OWNER/REPO or hf:OWNER/REPO"
 T = TypeVar("T")
 
 
@@ -172,15 +171,11 @@ class Destination(ABC):
             others = self.releases()[::-1]
             named = ", ".join([*others[:5], *(["…"] if others[5:] else [])])
             hint = f"there is: {named}" if named else "no release is published there"
-        return PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {folder}", hint=hint)
+        return PublishError("NOT_PUBLISHED", where=self.where, name=name, folder=folder, hint=hint)
 
     def moved(self, channel: str, serial: int) -> PublishError:
         """Return the error of a promotion that another one overtook."""
-        return PublishError(
-            "CHANNEL_MOVED",
-            f"another run promoted channel {channel} of {self.where} to serial {serial} meanwhile",
-            hint="invoke status --to PLACE shows its current release",
-        )
+        return PublishError("CHANNEL_MOVED", channel=channel, where=self.where, serial=serial)
 
 
 def small(blocks: Iterable[bytes], what: str) -> bytes:
@@ -193,7 +188,7 @@ def small(blocks: Iterable[bytes], what: str) -> bytes:
     for block in blocks:
         content += block
         if len(content) > durable.SMALL:
-            raise PublishError("FILE_TOO_LARGE", f"{what}: more than 8 MiB")
+            raise PublishError("FILE_TOO_LARGE", what=what)
     return content
 
 
@@ -205,11 +200,7 @@ def endpoint(variable: str, usual: str) -> str:
     """
     found = (os.environ.get(variable) or usual).rstrip("/")
     if not is_allowed_web(found):
-        raise UsageError(
-            "ENDPOINT_REFUSED",
-            f"{variable} is neither https nor http to an address of this machine",
-            hint="a token is sent there: give https, or for this machine http://127.0.0.1:PORT",
-        )
+        raise UsageError("ENDPOINT_REFUSED", variable=variable)
     return found
 
 
@@ -248,11 +239,7 @@ def require_own(url: str, *own: str) -> str:
 
 def unusable(what: str, why: str) -> PublishError:
     """Return the error of a server that answers otherwise than its API documents."""
-    return PublishError(
-        "PLACE_UNUSABLE",
-        f"{what} answers otherwise than its API: {why}",
-        hint="does a proxy or a login page answer, or is the address another server's?",
-    )
+    return PublishError("PLACE_UNUSABLE", what=what, why=why)
 
 
 def token(variable: str) -> str | None:
@@ -266,11 +253,7 @@ def token(variable: str) -> str | None:
     """
     found = os.environ.get(variable, "").strip()
     if found and not _TOKEN.fullmatch(found):
-        raise UsageError(
-            "TOKEN_INVALID",
-            f"{variable} holds spaces, line breaks or letters that no token has",
-            hint="set it again; it is not shown here, because logs are read by others",
-        )
+        raise UsageError("TOKEN_INVALID", variable=variable)
     return found or None
 
 
@@ -281,7 +264,7 @@ def parse(text: str | None) -> Destination:
         UsageError: none was given, or it is of another kind.
     """
     if not text:
-        raise UsageError("OPTION_MISSING", "--to was not given", hint=f"it takes {_ACCEPTED}")
+        raise UsageError("OPTION_MISSING/to")
     from farm.publish.directory import Directory  # noqa: PLC0415 - places are made of this module
     from farm.publish.github import GitHub  # noqa: PLC0415
     from farm.publish.hub import Hub  # noqa: PLC0415
@@ -290,10 +273,10 @@ def parse(text: str | None) -> Destination:
     kind = kind.lower()
     if colon and kind in {"github", "hf"}:
         if not _REPOSITORY.fullmatch(rest) or ".." in rest:
-            raise UsageError("DESTINATION_INVALID", f"--to {text!r} is not {kind}:OWNER/REPO")
+            raise UsageError("DESTINATION_INVALID/name", text=text, kind=kind)
         return GitHub(rest) if kind == "github" else Hub(rest)
     if re.match(r"[a-z][a-z0-9+.-]+:", text, re.IGNORECASE):
-        raise UsageError("DESTINATION_INVALID", f"--to {text!r} is not {_ACCEPTED}")
+        raise UsageError("DESTINATION_INVALID", text=text)
     return Directory(_folder(text))
 
 
@@ -304,12 +287,13 @@ def _folder(text: str) -> Path:
     """
     folder = Path(text).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UsageError("DESTINATION_INVALID", f"--to {text!r} is a file, not {_ACCEPTED}")
+        raise UsageError("DESTINATION_INVALID/file", text=text)
     if not folder.absolute().parent.is_dir():
         raise UsageError(
-            "DESTINATION_MISSING",
-            f"--to {text!r}: there is no folder {folder.parent} to make it in",
-            hint=f"it takes {_ACCEPTED}{f': hf:{text}?' if _REPOSITORY.fullmatch(text) else ''}",
+            "DESTINATION_MISSING/parent",
+            text=text,
+            parent=folder.parent,
+            meant=f": hf:{text}?" if _REPOSITORY.fullmatch(text) else "",
         )
     return folder
 
@@ -321,15 +305,9 @@ def require_name(kind: str, name: str | None) -> str:
         UsageError: it cannot be one.
     """
     if kind == "release" and name and _RESERVED.fullmatch(name):
-        raise UsageError(
-            "NAME_INVALID", f"{name!r} is not a release's name: places keep their channels there"
-        )
+        raise UsageError("NAME_INVALID/reserved", name=name)
     if not name or not _NAME.fullmatch(name) or ".." in name:
-        raise UsageError(
-            "NAME_INVALID",
-            f"{name!r} is not a {kind}'s name" if name else f"no {kind} was named",
-            hint="letters, digits, '.', '_' and '-', 64 at most: b11549-1, stable",
-        )
+        raise UsageError("NAME_INVALID" if name else "NAME_INVALID/none", kind=kind, name=name)
     return name
 
 
@@ -340,5 +318,5 @@ def project(name: str | None) -> str | None:
         UsageError: it is not ``OWNER/REPO``.
     """
     if name is not None and not _PROJECT.fullmatch(name):
-        raise UsageError("NAME_INVALID", f"--project {name!r} is not OWNER/REPO")
+        raise UsageError("NAME_INVALID/project", name=name)
     return name

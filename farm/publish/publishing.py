@@ -145,11 +145,7 @@ def _require_verified(manifest: Manifest, found: Iterable[Part]) -> None:
     digests = {one.name: one.sha256 for one in manifest.artifacts}
     for part in found:
         if digests.get(part.name, part.sha256) != part.sha256:
-            raise PublishError(
-                "RELEASE_CHANGED",
-                f"{part.path} has changed since it was verified",
-                hint="publish a folder that no other program writes to",
-            )
+            raise PublishError("RELEASE_CHANGED/verified", path=part.path)
 
 
 def _unpublished(
@@ -209,10 +205,7 @@ def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, 
                 else f"{known.size} bytes, not {part.size}"
             )
             raise PublishError(
-                "PUBLISHED_DIFFERS",
-                f"{where} has other bytes as {part.name} of {release}: {differ}",
-                hint="a published file never changes: give the release another name"
-                " (invoke manifest --release b…-2)",
+                "PUBLISHED_DIFFERS", where=where, name=part.name, release=release, differ=differ
             )
         there.append(part)
     return Plan(release, where, tuple(there), tuple(new))
@@ -228,9 +221,11 @@ def compare(part: Part, content: Iterable[bytes]) -> None:
     if not found.is_of(part):
         raise PublishError(
             "READ_BACK_DIFFERS",
-            f"{part.name} was read back as {found.size} bytes with sha256 {found.sha256}, not"
-            f" {part.size} with {part.sha256}",
-            hint="nothing points at it yet; publish again",
+            name=part.name,
+            size=found.size,
+            sha256=found.sha256,
+            part_size=part.size,
+            part_sha256=part.sha256,
         )
 
 
@@ -242,12 +237,7 @@ def require_digest(manifest: bytes, sha256: str, *, what: str) -> None:
     """
     found = hashlib.sha256(manifest).hexdigest()
     if found != sha256.lower():
-        raise PublishError(
-            "RELEASE_CHANGED",
-            f"the manifest of {what} has sha256 {found}; the one that was checked has {sha256}",
-            hint="find out who changed it: what is published never changes. invoke gate --to PLACE"
-            " --release NAME checks what is there now",
-        )
+        raise PublishError("RELEASE_CHANGED/manifest", what=what, found=found, sha256=sha256)
 
 
 def hashed(content: Iterable[bytes], *, visible: bool = True) -> Known:
@@ -276,9 +266,7 @@ def of_file(path: Path) -> Part:
         found = hashed(blocks(path))
     except OSError as error:
         raise PublishError(
-            "RELEASE_INCOMPLETE",
-            f"{path}: {error.strerror}",
-            hint="invoke manifest writes what stands beside the tarballs again",
+            "RELEASE_INCOMPLETE/unreadable", path=path, strerror=error.strerror
         ) from error
     return Part(path.name, path, found.size, found.sha256)
 
@@ -286,11 +274,7 @@ def of_file(path: Path) -> Part:
 def _beside(url: str, name: str | None) -> str:
     """Return a relative URL that is a plain file name; refuse any other."""
     if "/" in url or ":" in url or (name is not None and url != name):
-        raise PublishError(
-            "MANIFEST_POINTS_ELSEWHERE",
-            f"the manifest has {url!r} where a file beside it is meant",
-            hint="publish a release folder as invoke manifest writes it",
-        )
+        raise PublishError("MANIFEST_POINTS_ELSEWHERE", url=url)
     return url
 
 

@@ -142,11 +142,11 @@ class Writer:
         try:
             self._tar.addfile(info, member.stream)
         except ValueError as error:
-            raise PackError("NAME_TOO_LONG", f"{member.path}: {error}") from error
+            raise PackError("NAME_TOO_LONG", path=member.path, error=error) from error
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise PackError("FILE_CHANGED", f"{member.path}: changed while packing") from error
+            raise PackError("FILE_CHANGED", path=member.path) from error
 
 
 @contextmanager
@@ -195,15 +195,15 @@ def members(
             left -= info.size
             if left < 0 or len(names) == MAX_FILES:
                 most = f"more than {MAX_BYTES} bytes or {MAX_FILES} files"
-                raise PackError("ARCHIVE_UNSOUND", f"{what}: has {most}")
+                raise PackError("ARCHIVE_UNSOUND/most", what=what, most=most)
             if info.name.casefold() in names:
                 twice = f"{info.name} stands in it twice, or differs in case only"
-                raise PackError("ARCHIVE_UNSOUND", f"{what}: {twice}")
+                raise PackError("ARCHIVE_UNSOUND/twice", what=what, twice=twice)
             names.add(info.name.casefold())
             yield _member(tar, info, what, root)
         # The compressor's checksum stands at the very end: read up to it.
         if unpacked.read(BLOCK).strip(b"\0") or unpacked.read(1):
-            raise PackError("ARCHIVE_UNSOUND", f"{what}: something follows the archive's end")
+            raise PackError("ARCHIVE_UNSOUND/end", what=what)
 
 
 def require_format(asked: str) -> None:
@@ -243,7 +243,7 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str, root: str) -
     problem = _unsound(info, root)
     stream = tar.extractfile(info) if not problem else None
     if stream is None:
-        raise PackError("ARCHIVE_UNSOUND", f"{what}: {info.name!r} {problem}")
+        raise PackError("ARCHIVE_UNSOUND", what=what, name=info.name, problem=problem)
     return Member(info.name, info.size, info.mode, cast("BinaryIO", stream), int(info.mtime))
 
 
@@ -283,6 +283,4 @@ def _decompressor(raw: BinaryIO, archive_format: str) -> gzip.GzipFile | zstd.Zs
 
 
 def _unknown(name: str) -> PackError:
-    return PackError(
-        "FORMAT_UNKNOWN", f"{name}: is neither {' nor '.join(FORMATS)}", hint="see --format"
-    )
+    return PackError("FORMAT_UNKNOWN", name=name, formats=" nor ".join(FORMATS))

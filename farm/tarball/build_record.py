@@ -136,9 +136,9 @@ def decode(data: bytes, *, what: str) -> BuildRecord:
     try:
         record = msgspec.json.decode(data[: _LARGEST + 1], type=BuildRecord)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise PackError("BUILD_RECORD_INVALID", f"{what}: BUILD.json: {error}") from error
+        raise PackError("BUILD_RECORD_INVALID/json", what=what, error=error) from error
     lists = (record.parts or (), record.inputs, record.toolchain.programs)
     if len(data) > _LARGEST or max(map(len, lists)) > _MOST:
         most = f"{_LARGEST >> 20} MiB, or {_MOST} parts, inputs or programs"
-        raise PackError("BUILD_RECORD_INVALID", f"{what}: BUILD.json has more than {most}")
+        raise PackError("BUILD_RECORD_INVALID/long", what=what, most=most)
     return record

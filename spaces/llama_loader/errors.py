@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Final, TextIO
 
-_SENTENCES: Final[Mapping[str, Mapping[str, str]]] = json.loads(
+_Sentences = Mapping[str, Mapping[str, str]]
+_SENTENCES: Final[_Sentences] = json.loads(
     Path(__file__).with_name("sentences.json").read_text("utf-8")
 )
 """``what`` happened and the ``hint`` by code, with ``{names}`` of values: read once, at import, for
@@ -97,9 +98,11 @@ class ServerError(LoaderError):
     exit_status = 7
 
 
-def sentence(name: str, hint: str, values: Mapping[str, object]) -> tuple[str, str, str]:
+def sentence(
+    name: str, hint: str, values: Mapping[str, object], known: _Sentences = _SENTENCES
+) -> tuple[str, str, str]:
     """Return the code, the sentence and the hint of a code, or of a case of it; ``hint`` wins."""
-    told = _SENTENCES[name]
+    told = known[name]
     hint = hint or told.get("hint", "").format(**values)
     return name.partition("/")[0], told["what"].format(**values), hint
 

@@ -3,14 +3,10 @@
 Each sentence of ``sentences.json`` is used, and gets all of its values where it is.
 """
 
-import ast
 import copy
 import io
-import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from string import Formatter
 
 import pytest
 
@@ -18,6 +14,7 @@ from llama_loader import errors, selection, server_log, settings
 from llama_loader.console import Console
 from llama_loader.errors import LoaderError, SettingError, mistyped, without_secrets
 from llama_loader.events import Downloading
+from tests.rigs.sentences import uses, values
 
 SECRET = "s3cret"
 
@@ -114,33 +111,16 @@ SOURCES = [
 ]
 
 
-def values(name: str) -> set[str]:
-    told = "".join(SENTENCES[name].values())
-    return {re.split(r"[.[]", field)[0] for _, field, _, _ in Formatter().parse(told) if field}
-
-
-def uses() -> Iterator[tuple[str, set[str]]]:
-    """Yield the names of sentences that a call may use, and the values that it gives."""
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            match node:
-                case ast.Call(args=[ast.Constant() | ast.IfExp() as first], keywords=given):
-                    for one in ast.walk(first):
-                        name = one.value if isinstance(one, ast.Constant) else None
-                        if isinstance(name, str) and re.fullmatch("[A-Z_0-9]+(/[a-z-]+)?", name):
-                            yield name, {str(keyword.arg) for keyword in given}
-
-
 def test_each_sentence_gets_all_of_its_values_where_an_error_or_a_note_is_made() -> None:
-    found = list(uses())
+    found = [(name, given) for _, names, given in uses(SOURCES) for name in names]
     assert len(found) > 90
     for name, given in found:
         if name in SENTENCES:
-            assert values(name) <= given, name
+            assert values(SENTENCES[name]) <= given, name
         else:
             assert "/" not in name, name
     for kind, name, _ in server_log._CAUSES:
-        assert values(name) <= {"end", "when", "lines"}, name
+        assert values(SENTENCES[name]) <= {"end", "when", "lines"}, name
         assert kind(name, end="e", when="w", lines="l").code == name.partition("/")[0]
 
 

@@ -1,0 +1,37 @@
+"""Each sentence of ``farm/sentences.json`` is used, and gets exactly its values where it is."""
+
+import ast
+import copy
+from pathlib import Path
+
+from farm import errors
+from farm.errors import FarmError, UsageError
+from tests.rigs.sentences import uses, values
+
+SENTENCES = errors._SENTENCES
+SOURCES = sorted(Path(errors.__file__).parent.rglob("*.py"))
+
+
+def test_each_sentence_gets_exactly_its_values_where_an_error_is_made() -> None:
+    found = 0
+    for call, names, given in uses(SOURCES):
+        made = ast.unparse(call.func)
+        if made.endswith(("Error", "super().__init__")):
+            found += 1
+            assert names <= SENTENCES.keys(), made
+            needed = [values(SENTENCES[name]) for name in names]
+            assert set().union(*needed) == given - {"hint", "log"}, names
+    assert found > 200
+
+
+def test_each_sentence_is_said_somewhere() -> None:
+    source = "".join(path.read_text("utf-8") for path in SOURCES)
+    assert [name for name in SENTENCES if f'"{name}"' not in source] == []
+
+
+def test_case_is_no_part_of_the_code_and_an_error_can_be_sent_to_another_host() -> None:
+    error = UsageError("KEY_MISSING/file", file="a.key", strerror="No such file")
+    assert error.render() == "error[KEY_MISSING]: a.key: No such file"
+    again = copy.copy(error)  # as pickle does
+    assert (type(again), again.render()) == (UsageError, error.render())
+    assert FarmError("KEY_MISSING", hint="find it").hint == "find it"
