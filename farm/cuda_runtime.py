@@ -16,7 +16,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
 
 import msgspec
 
@@ -35,15 +35,13 @@ from farm.plan import SOURCE_DATE_EPOCH
 from farm.tarball import archive
 from farm.tarball.archive import Chunking, Member
 from farm.tarball.build_record import LineRecord
-from llama_loader.manifest import CUDA_RUNTIME, Cuda
+from llama_loader.manifest import CUDA_RUNTIME, Artifact, Cuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import IO, BinaryIO
 
     from farm.inputs.pins import PackagePin
     from farm.targets import Line
-    from llama_loader.manifest import Artifact
 
 ROOT: Final = "cuda-runtime"
 RECORD: Final = "CUDA_RUNTIME.json"

@@ -6,7 +6,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Final
 from farm import durable
 from farm.engines import shared_cache
 from farm.errors import BuildError, EngineError
-from farm.plan import Toolchain
+from farm.plan import BuildPlan, Engine, Step, Toolchain, Workspace
 from farm.tarball import parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from farm.plan import BuildPlan, Engine, Step, Workspace
     from farm.tarball.parts import Part
 
 SHOWN_LINES: Final = 20

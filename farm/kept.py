@@ -19,13 +19,12 @@ from farm.durable import folder_digest
 from farm.errors import PackError
 from farm.inputs import recipe
 from farm.pack import BUILD_RECORD, LICENCES
-from farm.plan import CONTAINER_LAYOUT
+from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from farm.plan import BuildPlan
     from farm.source import Source
 
 

@@ -15,13 +15,13 @@ from collections import deque
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
 
 from farm import durable, elf
 from farm.errors import InspectError, PackError
 from farm.plan import SOURCE_DATE_EPOCH, TARGETS
 from farm.tarball import archive
-from farm.tarball.archive import Chunking, Member
+from farm.tarball.archive import Chunking, Digests, Member
 from llama_loader.manifest import (
     LLAMA_SERVER,
     Artifact,
@@ -32,10 +32,8 @@ from llama_loader.manifest import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import IO, BinaryIO
 
     from farm.elf import Inspection, Merged
-    from farm.tarball.archive import Digests
     from farm.tarball.build_record import LineRecord
 
 ROOT: Final = "runtime"

@@ -18,24 +18,21 @@ from farm.elf import version_key
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
-from farm.execute import execute
+from farm.execute import BuiltTree, execute
 from farm.inputs import images, pins, toolkit
 from farm.kept import Journal, KeptTree, digest
-from farm.options import require_known
+from farm.options import BuildRequest, require_known
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
-from farm.terminal.progress import BUILT, FAILED, Fleet
+from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from farm.execute import BuiltTree
-    from farm.options import BuildRequest
     from farm.plan import BuildPlan, Engine
     from farm.tarball.parts import Part, Survey
     from farm.targets import Line
-    from farm.terminal.progress import BuildReport
 
 STATE: Final = STATE_FOLDER
 _NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")

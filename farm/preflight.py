@@ -21,11 +21,12 @@ from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
 from farm.inputs import pins
-from farm.plan import BuildPlan
+from farm.plan import BuildPlan, Engine
 from farm.publish import channels, places
 from farm.request import choose_source, options, require_buildable, resolve
 from farm.tarball import build_record
 from llama_loader import disk
+from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
 from llama_loader.manifest import CUDA_RUNTIME
 
@@ -34,12 +35,10 @@ if TYPE_CHECKING:
 
     from farm.options import BuildRequest, Publication
     from farm.pipeline import Made
-    from farm.plan import Engine
     from farm.publish.places import Destination
     from farm.source import Source
     from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
-    from llama_loader import manifest as schema
 
 RELEASE: Final = "release"
 """What ``--check --arch-set`` takes for all sets of the table ``[release]``."""

@@ -33,7 +33,7 @@ from farm.plan import artifact_name
 from farm.tarball import archive, build_record, sbom
 from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
-from llama_loader.manifest import Manifest
+from llama_loader.manifest import Artifact, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from farm.tarball.build_record import BuildRecord
     from farm.tarball.parts import Part
-    from llama_loader.manifest import Artifact
 
 MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "manifest.schema.json"

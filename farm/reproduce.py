@@ -25,27 +25,23 @@ from farm.engines.docker import LABEL, DockerImages, connect
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
 from farm.inputs import images, patches, pins, recipe, toolkit
 from farm.kept import fill
-from farm.options import BuildRequest, require_known
+from farm.options import BuildRequest, RebuildRequest, require_known
 from farm.pack import ROOT, SHIPPED, read_inventory
-from farm.plan import TARGETS, BuildPlan
+from farm.plan import TARGETS, BuildPlan, Engine, Toolchain
 from farm.publish.gate import opened
 from farm.request import ENGINES, RPC, choose_source, definitions, resolve
 from farm.tarball import archive, build_record, parts
-from farm.terminal.progress import BUILT, Fleet
+from farm.terminal.progress import BUILT, BuildReport, Fleet
 from llama_loader import cgroups
-from llama_loader.manifest import LLAMA_SERVER
+from llama_loader import manifest as schema
+from llama_loader.manifest import LLAMA_SERVER, Artifact, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from farm.options import RebuildRequest
-    from farm.plan import Engine, Toolchain
     from farm.source import Source
     from farm.tarball.build_record import BuildRecord
     from farm.targets import ArchSet, Line
-    from farm.terminal.progress import BuildReport
-    from llama_loader import manifest as schema
-    from llama_loader.manifest import Artifact, Manifest
 
 KEPT: Final = pipeline.STATE / "reproducible"
 """Both versions of the files that differ, for a person to look at."""

@@ -16,7 +16,7 @@ import msgspec
 from farm import source, targets
 from farm.errors import UsageError
 from farm.inputs import patches, pins, recipe
-from farm.options import require_known
+from farm.options import BuildRequest, require_known
 from farm.pack import ALSO, RPC_SERVER, SHIPPED
 from farm.plan import HOST_DEFINES, TARGETS
 from farm.tarball import archive
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from farm.options import BuildRequest
     from farm.source import Source
     from farm.targets import ArchSet, Line, Targets
 

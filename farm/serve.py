@@ -15,7 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 from urllib.parse import unquote, urlsplit
 
 from farm import durable
@@ -23,7 +23,6 @@ from farm.errors import FarmError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import BinaryIO
 
 HOST: Final = "127.0.0.1"
 _NAMES: Final = frozenset({HOST, "localhost"})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 from farm import pipeline
 from farm.errors import BuildError, EngineError, FarmError, UsageError
 from farm.kept import Journal, KeptTree, digest, source_digest
-from farm.terminal.progress import BUILT, FAILED, Fleet
+from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
 try:
     from farm.cluster import host
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from farm.options import BuildRequest
     from farm.pipeline import Made
     from farm.plan import BuildPlan
-    from farm.terminal.progress import BuildReport
 
 TRIES: Final = 2
 LOSSES: Final = 3

@@ -26,7 +26,7 @@ from rich.console import Console
 from farm import PROJECT_ROOT, pipeline
 from farm.durable import new_folder, write_tar
 from farm.errors import BuildError, EngineError, FarmError, PackError
-from farm.execute import execute
+from farm.execute import BuiltTree, execute
 from farm.inputs.packages import cache_folder
 from farm.pack import ROOT, select, write
 from farm.tarball import archive
@@ -35,7 +35,6 @@ from farm.terminal.progress import BuildReport
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from farm.execute import BuiltTree
     from farm.options import BuildRequest
     from farm.plan import BuildPlan
     from farm.tarball.archive import Member

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import requests
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 
 from farm.cluster import host
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from distributed import Future
 
     from farm.cluster.host import Job, Outcome
     from farm.options import BuildRequest

@@ -26,13 +26,12 @@ from farm.engines import shared_cache
 from farm.errors import EngineError
 from farm.inputs import recipe
 from farm.inputs.packages import cache_folder
-from farm.plan import BuildPlan, Layout, Workspace
+from farm.plan import BuildPlan, Layout, LineSink, Workspace
 from llama_loader import cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from farm.plan import LineSink
 
 PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 """The only variables that a step gets from outside: CFLAGS and the like would change

@@ -23,7 +23,7 @@ import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import platformdirs
@@ -31,6 +31,7 @@ import requests
 import urllib3
 from pypi_simple import (
     PYPI_SIMPLE_ENDPOINT,
+    DistributionPackage,
     NoSuchProjectError,
     PyPISimple,
     UnsupportedContentTypeError,
@@ -45,9 +46,6 @@ from llama_loader.concurrency import Background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import IO
-
-    from pypi_simple import DistributionPackage
 
     from farm.inputs.pins import ModelPin, PackagePin
 

@@ -17,7 +17,7 @@ from farm import trust
 from farm.errors import FarmError, PublishError
 from farm.inputs import pins
 from farm.publish import publishing
-from farm.publish.places import Signed, require_name
+from farm.publish.places import Destination, Signed, require_name
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
@@ -26,7 +26,6 @@ from llama_loader.trust import signed_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from farm.publish.places import Destination
     from farm.trust import Signer
     from llama_loader.manifest import Artifact, Manifest
 

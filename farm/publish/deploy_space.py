@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, SpaceHardware, Volume
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceHardware, Volume
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from farm import PROJECT_ROOT, loader
@@ -26,8 +26,6 @@ from farm.publish import hub, places
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
-
-    from huggingface_hub import HfApi
 
     from farm.options import Deploy
 

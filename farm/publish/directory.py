@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING, Final
 from farm import durable
 from farm.errors import PublishError, UsageError
 from farm.publish import publishing
-from farm.publish.places import SIGNATURE, Destination
-from farm.publish.publishing import Known
+from farm.publish.places import SIGNATURE, Destination, Signed
+from farm.publish.publishing import Known, Plan
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from farm.publish.places import Signed
-    from farm.publish.publishing import Plan
 
 _PATIENCE: Final = 60.0
 """Seconds to wait for the lock of a folder, which every user who may read the folder can hold."""

@@ -30,13 +30,12 @@ from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
 from llama_loader.locations import is_allowed_web
-from llama_loader.manifest import LLAMA_SERVER
+from llama_loader.manifest import LLAMA_SERVER, Artifact, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from farm.publish.places import Destination
-    from llama_loader.manifest import Artifact, Manifest
 
     Choice = Callable[[Manifest], Artifact]
 

@@ -20,16 +20,14 @@ import requests
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import places, publishing
-from farm.publish.places import SIGNATURE, Destination, endpoint, token
-from farm.publish.publishing import Known
+from farm.publish.places import SIGNATURE, Destination, Signed, endpoint, token
+from farm.publish.publishing import Known, Plan
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from farm.publish.places import Signed
-    from farm.publish.publishing import Plan
 
 _NEXT: Final = ".next"
 """The end of the name of an asset that will replace another one."""

@@ -31,8 +31,8 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import places, publishing
-from farm.publish.places import Destination, endpoint, token
-from farm.publish.publishing import Known
+from farm.publish.places import Destination, Signed, endpoint, token
+from farm.publish.publishing import Known, Plan
 from farm.release import MANIFEST
 from llama_loader.locations import HUB
 
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from farm.publish.places import Signed
-    from farm.publish.publishing import Plan
 
 _UNREACHED: Final = (
     httpx2.TransportError,

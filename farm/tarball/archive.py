@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, Self, cast
 
 from farm.errors import PackError
 from farm.options import require_known
@@ -25,7 +25,6 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import IO, BinaryIO
 
 ZSTD_LEVEL: Final = 19
 ZSTD_WINDOW_LOG: Final = 23

@@ -15,14 +15,13 @@ from msgspec import Meta
 
 from farm.errors import PackError
 from farm.inputs import recipe
-from farm.plan import TARGETS, Layout, Toolchain
+from farm.plan import TARGETS, BuildPlan, Layout, Toolchain
 from farm.tarball.parts import Part
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from farm.plan import BuildPlan
     from farm.source import Source
 
 LAYOUT: Final = Layout(

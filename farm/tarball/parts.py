@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -23,7 +23,6 @@ from farm import durable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path, PurePath
 
 SOURCE_SUFFIXES: Final = (".h", ".hpp", ".c", ".cpp", ".cu", ".cuh")
 COMPILED: Final = (

@@ -29,14 +29,13 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 from farm.plan import SOURCE_DATE_EPOCH
-from farm.tarball.parts import PUBLIC_DOMAIN
+from farm.tarball.parts import PUBLIC_DOMAIN, Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from farm.cuda_runtime import RuntimeRecord
     from farm.tarball.build_record import BuildRecord
-    from farm.tarball.parts import Part
     from llama_loader.manifest import Artifact
 
 SUFFIX: Final = ".cdx.json"

@@ -9,16 +9,13 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from rich.console import RenderableType
-    from rich.progress import Task
 
 
 PLAIN_SECONDS: Final = 15.0

@@ -13,7 +13,7 @@ import re
 import shutil
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
@@ -31,7 +31,6 @@ from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import timedelta
 
     from farm.engines.shared_cache import Statistics
     from farm.publish.places import Destination

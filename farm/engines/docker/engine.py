@@ -10,7 +10,7 @@ import os
 import secrets
 import tarfile
 import tempfile
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -29,16 +29,13 @@ from farm.engines.docker.inventory import (
 from farm.errors import EngineError
 from farm.inputs import recipe
 from farm.inputs.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
-from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan, Workspace
+from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan, Layout, LineSink, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from contextlib import AbstractContextManager
     from pathlib import Path, PurePath
 
     import docker
-
-    from farm.plan import Layout, LineSink
 
 
 class DockerEngine:
