@@ -1,16 +1,13 @@
 """Build a set twice from nothing, or a published tarball again from its ``BUILD.json``; compare.
 
-No build of a comparison uses a compiler cache or changes the checkout's own trees and journal.
-Files that differ are kept, and diffoscope explains them if that program is installed. The commands
-of a record are never run: this checkout's own plan must give the same commands
+No build of a comparison uses a compiler cache or changes the checkout's own trees and journal. The
+commands of a record are never run: this checkout's own plan must give the same commands
 (docs/decisions/0030-rebuild-from-own-recipe.md).
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import tempfile
 from contextlib import closing
 from dataclasses import replace
@@ -21,24 +18,23 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from farm import durable, execute, pipeline, release, source, targets
+from farm.compare import SIDES, compare
 from farm.engines.docker import LABEL, DockerImages, connect
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
 from farm.inputs import images, patches, pins, recipe, toolkit
 from farm.kept import fill
 from farm.options import BuildRequest, RebuildRequest, require_known
-from farm.pack import ROOT, SHIPPED, read_inventory
+from farm.pack import SHIPPED, read_inventory
 from farm.plan import TARGETS, BuildPlan, Engine, Toolchain
 from farm.publish.gate import opened
 from farm.request import ENGINES, RPC, choose_source, definitions, resolve
-from farm.tarball import archive, build_record, parts
+from farm.tarball import build_record, parts
 from farm.terminal.progress import BUILT, BuildReport, Fleet
 from llama_loader import cgroups
 from llama_loader import manifest as schema
 from llama_loader.manifest import LLAMA_SERVER, Artifact, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from farm.source import Source
     from farm.tarball.build_record import BuildRecord
     from farm.targets import ArchSet, Line
@@ -47,16 +43,7 @@ KEPT: Final = pipeline.STATE / "reproducible"
 """Both versions of the files that differ, for a person to look at."""
 OUT: Final = pipeline.STATE / "rebuilt"
 """Where a rebuilt tarball stays."""
-REPORT: Final = "diffoscope.txt"
 _LOGS: Final = pipeline.STATE / "logs"
-_SIDES: Final = ("first", "second")
-_DIFFOSCOPE: Final = "diffoscope"
-_DIFFOSCOPE_SECONDS: Final = 600
-_DIFFERENT: Final = 1
-"""diffoscope's exit status when it did its work and found differences."""
-_FACTS: Final = ("other bytes, sha256", "mode", "time in the archive")
-"""What is compared of two members of one name."""
-_Facts = tuple[str, str, str]
 _OF_PLAN: Final = ("defines", "commands", "environment", "recipe_sha256")
 """The fields of a record that a plan decides."""
 _PYPI: Final = re.compile(
@@ -101,7 +88,7 @@ def _is_same_twice(
     with tempfile.TemporaryDirectory(prefix="llama-farm-twice-") as name:
         first, second = (
             _built(replace(request, jobs=jobs + more, cached=False), line, arch_set, report, folder)
-            for more, folder in enumerate(Path(name) / side for side in _SIDES)
+            for more, folder in enumerate(Path(name) / side for side in SIDES)
         )
         found = compare(first, second, KEPT / key, report.say)
     if not found:
@@ -382,100 +369,3 @@ def _require_same_compilers(
     if strict:
         raise EngineError("COMPILER_DIFFERS", said=said)
     report.say(f"note[COMPILER_DIFFERS]: {said}")
-
-
-def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -> tuple[str, ...]:
-    """Compare two release tarballs; report, keep and explain what differs.
-
-    Args:
-        first: a tarball.
-        second: the other one.
-        kept: the folder for both versions of what differs, and diffoscope's report; is replaced.
-        say: takes one line for a person at a time.
-
-    Returns:
-        A line for each file that differs; none if the tarballs are identical.
-
-    Raises:
-        PackError: one of them is damaged, or holds what no release may.
-        BuildError: diffoscope failed, or took more than ten minutes.
-        OSError: a file cannot be read or written.
-    """
-    if durable.sha256(first) == durable.sha256(second):
-        return ()
-    if kept.exists():
-        shutil.rmtree(kept)
-    one, other = (
-        _unpack(tarball, kept / side) for tarball, side in zip((first, second), _SIDES, strict=True)
-    )
-    paths = sorted({*one, *other})
-    found = [f"{path}: {_difference(one.get(path), other.get(path))}" for path in paths
-             if one.get(path) != other.get(path)]  # fmt: skip
-    if not found:
-        order = "members in another order" if [*one] != [*other] else "the same members"
-        found = [f"{second.name}: {order}, in other compressed bytes"]
-    for line in found:
-        say(f"  differs: {line}")
-    for path in one.keys() & other.keys():
-        if one[path][0] == other[path][0]:
-            for side in _SIDES:
-                (kept / side / path).unlink()
-    _explain(kept, say)
-    return tuple(found)
-
-
-def _difference(first: _Facts | None, second: _Facts | None) -> str:
-    """Return how two members of one name differ."""
-    if first is None or second is None:
-        return f"only the {'second' if first is None else 'first'} has it"
-    facts = zip(_FACTS, first, second, strict=True)
-    return next(f"{what} {one} / {other}" for what, one, other in facts if one != other)
-
-
-def _unpack(tarball: Path, folder: Path) -> dict[str, _Facts]:
-    """Unpack a release's tarball, and return the ``_FACTS`` of each member.
-
-    Members are checked as everywhere (``archive.members``).
-    """
-    found = {}
-    folder.mkdir(parents=True)
-    try:
-        with tarball.open("rb") as raw:
-            archive_format = archive.format_of(tarball.name)
-            for member in archive.members(raw, archive_format, what=tarball.name, root=ROOT):
-                place = folder / member.path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with place.open("wb") as out:
-                    shutil.copyfileobj(member.stream, out, archive.BLOCK)
-                facts = (durable.sha256(place), f"{member.mode:04o}", str(member.mtime))
-                found[member.path] = facts
-    except archive.DAMAGE as error:
-        raise PackError("ARCHIVE_DAMAGED", name=tarball.name, error=error) from error
-    return found
-
-
-def _explain(kept: Path, say: Callable[[str], None]) -> None:
-    """Let diffoscope write its report on both versions, if it is installed."""
-    if shutil.which(_DIFFOSCOPE) is None:
-        say(
-            f"note[NO_DIFFOSCOPE]: {_DIFFOSCOPE} is not installed (apt-get install "
-            f"diffoscope-minimal), so nothing explains what differs; both sides are in {kept}"
-        )
-        return
-    report = kept / REPORT
-    options = ("--exclude-directory-metadata=recursive", "--text", str(report))
-    sides = (str(kept / side) for side in _SIDES)
-    try:
-        done = subprocess.run(
-            [_DIFFOSCOPE, *options, *sides],
-            capture_output=True,
-            text=True,
-            timeout=_DIFFOSCOPE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BuildError("DIFFOSCOPE_SLOW", seconds=_DIFFOSCOPE_SECONDS, log=str(report)) from error
-    if done.returncode not in (0, _DIFFERENT):
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise BuildError("DIFFOSCOPE_FAILED", last=last[0])
-    say(f"diffoscope's report: {report}")

@@ -6,7 +6,6 @@ manifest show them. Patches change a copy, which is kept in the cache.
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import os
 import re
@@ -288,20 +287,6 @@ def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
     if not found:
         raise SourceError("TAGS_MISSING", remote=remote)
     return tuple(found)
-
-
-def differences(tree: Path, upstream: Path) -> tuple[str, ...]:
-    """Return the files of a tree that upstream does not have, or has with other bytes.
-
-    Files that only upstream has are not listed: an archive may leave some out.
-    """
-    files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
-    names = [path.relative_to(tree) for path in files]
-    return tuple(str(name) for name in names if not _same(tree / name, upstream / name))
-
-
-def _same(first: Path, second: Path) -> bool:
-    return second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def read_version(tree: Path) -> str | None:

@@ -6,6 +6,7 @@ package index, digests of images from their registry, through the Docker engine.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import re
 import zipfile
@@ -99,11 +100,25 @@ def compared(remote: str = source.GIT_REMOTE) -> str:
     """
     pin = pins.load().source
     tag = source.from_ref(f"b{pin.build}", remote=remote)
-    differing = source.differences(source.from_archive(pin).tree, tag.tree)
+    differing = differences(source.from_archive(pin).tree, tag.tree)
     more = [f"and {len(differing) - _SHOWN} more"] if differing[_SHOWN:] else []
     first = f"{pin.filename}: not as in llama.cpp's tag b{pin.build} ({tag.commit}) are"
     names = [f"- {name}" for name in (*differing[:_SHOWN], *more)]
     return "\n".join((f"{first} {len(differing)} of its files", *names))
+
+
+def differences(tree: Path, upstream: Path) -> tuple[str, ...]:
+    """Return the files of a tree that upstream does not have, or has with other bytes.
+
+    Files that only upstream has are not listed: an archive may leave some out.
+    """
+    files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+    names = [path.relative_to(tree) for path in files]
+    return tuple(str(name) for name in names if not _same(tree / name, upstream / name))
+
+
+def _same(first: Path, second: Path) -> bool:
+    return second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from farm import kept, pipeline, preflight, release, reproduce, source
+from farm import kept, pipeline, preflight, release, reproduce, source, update_pins
 from farm.durable import folder_digest
 from farm.errors import SourceError, UsageError
 from farm.inputs import patches, pins
@@ -88,7 +88,7 @@ def test_a_patch_changes_a_copy_and_leaves_the_folder_as_it_is(folder: Path, tre
     assert lines[at : at + 2] == [ANCHOR, "target_sources(llama PRIVATE src/more.cpp)"]
     assert (found.tree / "src" / "more.cpp").read_text("utf-8") == CODE
     assert not (found.tree / "tools" / ".git").exists()
-    assert source.differences(found.tree, tree) == ("CMakeLists.txt", "src/more.cpp")
+    assert update_pins.differences(found.tree, tree) == ("CMakeLists.txt", "src/more.cpp")
     assert (folder_digest(tree), found.tree == tree) == (before, False)
     assert [one.name for one in found.patches] == ["more"]
 
