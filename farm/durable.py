@@ -14,16 +14,14 @@ import shutil
 import stat
 import tarfile
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, BinaryIO, Final
+from typing import IO, BinaryIO, Final
 
 import msgspec
 
 from farm.errors import PackError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 SMALL: Final = 8 << 20
 """Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""

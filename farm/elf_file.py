@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from farm.errors import InspectError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # Names and numbers: System V ABI, chapters 4 and 5; LSB, "Symbol Versioning".
 SHT_DYNAMIC: Final = 6

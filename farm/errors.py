@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from llama_loader.errors import printable, sentence
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _SENTENCES: Final = json.loads(Path(__file__).with_name("sentences.json").read_text("utf-8"))
 """``what`` happened and the ``hint`` by code, with ``{names}`` of values."""

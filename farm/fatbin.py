@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from farm.errors import InspectError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 MAGIC: Final = 0xBA55ED50
 CONTAINER_VERSION: Final = 1

@@ -16,18 +16,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import requests
 
 from farm import PROJECT_ROOT, durable
 from farm.errors import FarmError, PackError, UsageError
 from farm.plan import SOURCE_DATE_EPOCH
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 _PYTHON: Final = (sys.executable, "-P", "-m")
 """Runs an installed module, or one on ``PYTHONPATH``; none of the folder where a verb is typed."""

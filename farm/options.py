@@ -7,14 +7,12 @@ The module imports nothing of the work, so that ``invoke --list`` is quick.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from farm.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")

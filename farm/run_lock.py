@@ -10,14 +10,12 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Final
+from pathlib import Path
+from typing import IO, Final
 
 from farm.errors import BuildError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 IN_USE: Final = ".in-use"
 """The file of a folder that a run holds open, and locked, while it uses the folder."""

@@ -7,7 +7,9 @@ anything starts.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 import tomllib
@@ -17,10 +19,6 @@ from farm import PROJECT_ROOT
 from farm.errors import UsageError
 from farm.tarball.archive import FORMATS
 from llama_loader.manifest import CUDA_RUNTIME
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 TARGETS_FILE: Final = PROJECT_ROOT / "build" / "targets.toml"
 DEFAULT_LINE: Final = "cu128"

@@ -11,16 +11,14 @@ import os
 import stat
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import minisign
 
 from farm.errors import PublishError, UsageError
 from llama_loader.errors import LoaderError
 from llama_loader.trust import signed_comment
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 VARIABLE: Final = "FARM_SIGNING_KEY"
 PASSWORD: Final = "FARM_SIGNING_PASSWORD"  # noqa: S105 - the variable's name

@@ -10,9 +10,11 @@ import filecmp
 import hashlib
 import re
 import zipfile
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import requests
 import tomlkit
@@ -22,10 +24,6 @@ from farm import source, targets
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import packages, patches, pins
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 SDIST: Final = re.compile(r".*\.tar\.gz")
 ANY_WHEEL: Final = re.compile(r".*-py3-none-any\.whl")

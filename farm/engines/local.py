@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from farm import durable, run_lock
 from farm.engines import shared_cache
@@ -28,10 +29,6 @@ from farm.inputs import recipe
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan, Layout, LineSink, Workspace
 from llama_loader import cgroups
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
 
 PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 """The only variables that a step gets from outside: CFLAGS and the like would change

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
 import msgspec
 import tomllib
@@ -19,10 +21,6 @@ from msgspec import Meta
 from farm import PROJECT_ROOT
 from farm.errors import SourceError, UsageError
 from llama_loader.manifest import Patch, RelativePath
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 FOLDER: Final = PROJECT_ROOT / "build" / "patches"
 CHOICES: Final = ("auto", "none")

@@ -9,7 +9,9 @@ digest is refused when it is read, so nothing can be fetched that is not pinned.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import msgspec
 import tomllib
@@ -18,10 +20,6 @@ from msgspec import Meta
 from farm import PROJECT_ROOT
 from farm.errors import PublishError, UsageError
 from llama_loader import manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 PINS_FILE: Final = PROJECT_ROOT / "build" / "pins.toml"
 ADVISORIES_FILE: Final = PROJECT_ROOT / "build" / "advisories.toml"

@@ -12,17 +12,15 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from farm.durable import new_folder
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import pins
 from farm.inputs.packages import cache_folder, extract_wheel, fetch_package
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 WHEELS: Final = "pypi"
 """What ``--toolkit`` takes for NVIDIA's wheels; anything else is a folder."""

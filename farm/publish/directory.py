@@ -12,11 +12,12 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from farm import durable
 from farm.errors import PublishError, UsageError
@@ -24,10 +25,6 @@ from farm.publish import publishing
 from farm.publish.places import SIGNATURE, Destination, Signed
 from farm.publish.publishing import Known, Plan
 from farm.release import MANIFEST
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
 
 _PATIENCE: Final = 60.0
 """Seconds to wait for the lock of a folder, which every user who may read the folder can hold."""

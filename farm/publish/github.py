@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urljoin
 
 import msgspec
@@ -23,11 +25,6 @@ from farm.publish import places, publishing
 from farm.publish.places import SIGNATURE, Destination, Signed, endpoint, token
 from farm.publish.publishing import Known, Plan
 from farm.release import MANIFEST
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
 
 _NEXT: Final = ".next"
 """The end of the name of an asset that will replace another one."""

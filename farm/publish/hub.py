@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx2
@@ -35,11 +37,6 @@ from farm.publish.places import Destination, Signed, endpoint, token
 from farm.publish.publishing import Known, Plan
 from farm.release import MANIFEST
 from llama_loader.locations import HUB
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
 
 _UNREACHED: Final = (
     httpx2.TransportError,

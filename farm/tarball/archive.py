@@ -11,9 +11,10 @@ import hashlib
 import sys
 import tarfile
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, Self, cast
+from typing import IO, BinaryIO, Final, Self, cast
 
 from farm.errors import PackError
 from farm.options import require_known
@@ -23,8 +24,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ZSTD_LEVEL: Final = 19
 ZSTD_WINDOW_LOG: Final = 23

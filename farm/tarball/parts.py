@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from farm import durable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 SOURCE_SUFFIXES: Final = (".h", ".hpp", ".c", ".cpp", ".cu", ".cuh")
 COMPILED: Final = (

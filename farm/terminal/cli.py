@@ -9,11 +9,12 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
+from types import FrameType
 from typing import (
-    TYPE_CHECKING,
     Annotated,
     Any,
     Final,
@@ -31,10 +32,6 @@ from invoke.program import Program
 from farm import options
 from farm.errors import FarmError
 from llama_loader.errors import LoaderError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
 
 USAGE: Final = 2
 INTERRUPTED: Final = 130

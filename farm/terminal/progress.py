@@ -6,17 +6,14 @@ rich draws the rows and estimates the time that is left. A file gets plain lines
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from rich.console import Console, RenderableType
 from rich.progress import Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
 
 PLAIN_SECONDS: Final = 15.0
 """Between two plain progress lines: a CI log of an hour's build stays readable."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator  # noqa: TC003 - gradio reads the handlers' hints
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import gradio as gr

@@ -15,10 +15,11 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import docker
@@ -31,9 +32,6 @@ from docker.tls import TLSConfig
 from docker.utils import kwargs_from_env, parse_host
 
 from farm.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _DEFAULT: Final = "default"
 """The context's name that stands for the variables or the usual socket."""
