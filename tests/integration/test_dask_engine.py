@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cut_proxy
 import dask
 import psutil
 import pytest
@@ -44,6 +43,7 @@ from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport, Fleet
 from llama_loader.server import free_port
 from tests.rigs.refusals import refused
+from tests.rigs.relays import Relay, to_port
 
 pytestmark = MARKS
 
@@ -279,13 +279,13 @@ def test_a_host_whose_network_is_cut_gives_its_set_back(
     hosts: Hosts, held: Held, request_: BuildRequest
 ) -> None:
     hosts.scheduler()
-    with cut_proxy.before_port(hosts.port) as (port, cut):
-        hosts.worker("far", f"tcp://127.0.0.1:{port}")
+    with Relay(to_port(hosts.port)) as relay:
+        hosts.worker("far", f"tcp://127.0.0.1:{relay.port}")
         run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
         run.start()
         held.await_begun(1)
         hosts.worker("near")
-        cut()
+        relay.cut()
         held.await_begun(2, run)
         held.let_go()
         run.succeed("one")

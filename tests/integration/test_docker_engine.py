@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-import cut_proxy
 import pytest
 import small_disk
 from docker import DockerClient
@@ -30,6 +29,7 @@ from farm.execute import execute
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.terminal.progress import BuildReport
+from tests.rigs import relays
 from tests.rigs.heard import heard
 from tests.rigs.refusals import refused
 
@@ -170,7 +170,7 @@ def test_an_engine_that_dies_in_the_middle_is_one_line_and_the_next_run_goes_on(
     engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     address = tmp_path / "engine.sock"
     with (
-        cut_proxy.before_file(address, Path(engine.removeprefix("unix://"))) as cut,
+        relays.before_file(address, Path(engine.removeprefix("unix://"))) as cut,
         slow_build(client, base_image, tmp_path, DOCKER_HOST=f"unix://{address}") as process,
     ):
         cut()

@@ -13,7 +13,8 @@ from llama_loader.errors import IntegrityError, LoaderError, NetworkError, Setti
 from llama_loader.locations import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import CHUNK, DATA, IMPATIENT, OTHER, Reader, ranges, refused
-from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
+from tests.rigs.fault_server import FaultServer, make_certificate
+from tests.rigs.relays import Proxy, Relay, to_port
 
 pytestmark = pytest.mark.usefixtures("no_certificates_of_this_machine")
 
@@ -177,7 +178,10 @@ def test_a_tls_handshake_that_drips_is_left_for_the_next_mirror(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     patience = replace(IMPATIENT, connect=1.0)
-    with FaultServer(certificate) as server, Trickle(server.port, every=0.05) as trickle:
+    with (
+        FaultServer(certificate) as server,
+        Relay(to_port(server.port), most=1, every=0.05) as trickle,
+    ):
         good = server.put("/a", DATA)
         began = time.monotonic()
         slow = f"https://127.0.0.1:{trickle.port}/a"

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import select
-import socket
 import ssl
 import subprocess
 import threading
@@ -356,80 +354,6 @@ def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
     return Handler
-
-
-class _Relay:
-    """Leads every connection to a port of this machine; ``most`` bytes at a time come back."""
-
-    def __init__(self, to: int, most: int = 65536, every: float = 0.0) -> None:
-        self._to, self._most, self._every = to, most, every
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-
-    def __enter__(self) -> Any:
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join(5)
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._socket.accept()
-                threading.Thread(target=self._relay, args=(client,), daemon=True).start()
-
-    def _begin(self, client: socket.socket) -> None:
-        """Say nothing before the other end does."""
-
-    def _relay(self, client: socket.socket) -> None:
-        with (
-            contextlib.suppress(OSError),
-            client,
-            socket.create_connection(("127.0.0.1", self._to)) as server,
-        ):
-            self._begin(client)
-            while True:
-                ready = select.select([client, server], [], [])[0]
-                for end, other, most in ((client, server, 65536), (server, client, self._most)):
-                    if end not in ready:
-                        continue
-                    data = end.recv(most)
-                    if not data:
-                        return
-                    other.sendall(data)
-                if server in ready:
-                    time.sleep(self._every)
-
-
-class Proxy(_Relay):
-    """A CONNECT proxy that leads every host to one port of this machine.
-
-    Attributes:
-        targets: the ``host:port`` of every tunnel that was asked for.
-    """
-
-    def __init__(self, to: int) -> None:
-        super().__init__(to)
-        self.targets: list[str] = []
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def _begin(self, client: socket.socket) -> None:
-        request = b""
-        while b"\r\n\r\n" not in request:
-            request += client.recv(4096)
-        self.targets.append(request.split()[1].decode())
-        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-
-
-class Trickle(_Relay):
-    """Leads to a port of this machine; what comes back from there comes a byte at a time."""
-
-    def __init__(self, to: int, every: float) -> None:
-        super().__init__(to, 1, every)
 
 
 def make_certificate(folder: Path, *names: str) -> Path:
