@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from farm import trust
-from tests.rigs import published, tiny_release
+from tests.rigs import hub_repository, published, tiny_release
+from tests.rigs.package_index import PackageIndex
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,31 @@ def place(
 ) -> Iterator[published.Place]:
     """Give each kind of place in turn, empty."""
     with published.serving(request.param, tmp_path / "published", monkeypatch) as served:
+        yield served
+
+
+@pytest.fixture
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the farm's cache lie in the test's folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def index(private_cache: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageIndex]:
+    """Serve a package index, empty; the cache is empty too."""
+    del private_cache
+    with PackageIndex().serve() as served:
+        monkeypatch.setenv("PIP_INDEX_URL", served.url)
+        yield served
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_repository.Hub]:
+    """Serve a Hub, and point the farm at it."""
+    with hub_repository.Hub().serve() as served:
+        monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield served
 
 

@@ -1,7 +1,6 @@
 """Uploading a Space: its folder alone, its variables, never a secret."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +13,6 @@ from farm.publish import deploy_space
 from farm.publish.deploy_space import Changes
 from tests.rigs import hub_repository
 from tests.rigs.refusals import refused
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_repository.Hub]:
-    with hub_repository.Hub().serve() as hub:
-        monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        yield hub
 
 
 @pytest.fixture
@@ -240,53 +230,45 @@ def test_pin_that_only_this_machine_can_read_is_refused(url: str, space: Path) -
         deploy_space.plan(Deploy("me/space"), space)
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "MY_SECRET", "OPENAI_API_KEY", "DB_PASSWORD"])
-def test_a_secret_is_refused_and_not_repeated(name: str, space: Path) -> None:
-    with refused("VARIABLE_IS_SECRET", UsageError) as caught:
-        deploy_space.plan(Deploy("me/space", variable=(f"{name}=hush",)), space)
-    assert "hush" not in caught.value.render()
+TOKENS = ("hf_abcdefgh1", "ghp_abcdefgh1", "github_pat_1234567890", "sk-12345678")
 
 
 @pytest.mark.parametrize(
-    "value", ["hf_abcdefgh1", "ghp_abcdefgh1", "github_pat_1234567890", "sk-12345678"]
+    ("text", "secret"),
+    [
+        *((f"{name}=hush", "hush") for name in ("HF_TOKEN", "MY_SECRET")),
+        *((f"{name}=hush", "hush") for name in ("OPENAI_API_KEY", "DB_PASSWORD")),
+        *((f"HARMLESS={token}", token) for token in TOKENS),
+    ],
 )
-def test_a_token_under_any_name_is_refused_and_not_repeated(value: str, space: Path) -> None:
-    for text in (f"HARMLESS={value}", value):
-        with pytest.raises(UsageError) as caught:
-            deploy_space.plan(Deploy("me/space", variable=(text,)), space)
-        assert value not in caught.value.render()
-
-
-@pytest.mark.parametrize("text", ["x", "lower=1", "=1", "A B=1"])
-def test_what_is_no_variable(text: str, space: Path) -> None:
-    with pytest.raises(UsageError):
+def test_a_secret_is_refused_and_not_repeated(text: str, secret: str, space: Path) -> None:
+    with refused("VARIABLE_IS_SECRET", UsageError) as caught:
         deploy_space.plan(Deploy("me/space", variable=(text,)), space)
+    assert secret not in caught.value.render()
 
 
-@pytest.mark.parametrize("name", ["me", "me/a/b", "../x", "me/.."])
-def test_what_is_no_space(name: str, space: Path) -> None:
-    with pytest.raises(UsageError):
-        deploy_space.plan(Deploy(name), space)
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [
+        *((name, "A=1") for name in ("me", "me/a/b", "../x", "me/..")),
+        *(("me/space", text) for text in ("x", "lower=1", "=1", "A B=1", *TOKENS)),
+    ],
+)
+def test_what_is_no_space_or_no_variable(name: str, variable: str, space: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        deploy_space.plan(Deploy(name, variable=(variable,)), space)
+    assert variable not in TOKENS or variable not in caught.value.render()
 
 
 def test_a_folder_that_is_no_space(space: Path) -> None:
     (space / "app.py").unlink()
-    with pytest.raises(PublishError) as caught:
+    with pytest.raises(PublishError, match=r"app\.py"):
         deploy_space.plan(Deploy("me/space"), space)
-    assert "app.py" in caught.value.message
 
 
 def test_a_signing_key_is_not_uploaded(space: Path) -> None:
     trust.generate(space / "farm.key")
-    with refused("SPACE_HAS_KEY", PublishError) as caught:
+    with refused("SPACE_HAS_KEY", PublishError, r"farm\.key"):
         deploy_space.plan(Deploy("me/space"), space)
-    assert "farm.key" in caught.value.message
     (space / "farm.key").unlink()
     assert "farm.key.pub" in deploy_space.plan(Deploy("me/space"), space).files
-
-
-def test_a_hub_that_refuses(hub: hub_repository.Hub, space: Path) -> None:
-    hub.refuse = "/commit/"
-    with refused("HUB_REFUSED", PublishError):
-        deploy_space.deploy(compared(space))
-    assert len(hub.repositories["me/space"].commits) == 1

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import re
 import sys
 import warnings
 from contextlib import closing
@@ -52,10 +53,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_current_context_is_asked_and_its_address_is_named(config: Path) -> None:
-    with refused("ENGINE_NOT_RUNNING", EngineError) as caught:
-        connect()
     told = f"{config.parent}/colima.sock (context 'colima', the current context)"
-    assert f"at unix://{told}: " in caught.value.message
+    with refused("ENGINE_NOT_RUNNING", EngineError, re.escape(f"at unix://{told}: ")):
+        connect()
 
 
 def test_variables_come_before_the_current_context(
@@ -85,9 +85,8 @@ def test_a_context_that_cannot_be_read_is_one_error_that_names_it(
     else:
         for meta in config.rglob("meta.json"):
             meta.write_text("[]")
-    with refused("ENGINE_CONTEXT_INVALID", EngineError) as caught:
+    with refused("ENGINE_CONTEXT_INVALID", EngineError, r"gone|\.json"):
         connect()
-    assert "gone" in caught.value.message or ".json" in caught.value.message
 
 
 def test_a_context_brings_its_certificates(config: Path) -> None:
@@ -151,10 +150,9 @@ def test_an_ssh_that_cannot_log_in_is_one_error_with_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _ssh(tmp_path, monkeypatch, "import sys\nsys.exit('Permission denied (publickey).')\n")
-    with refused("ENGINE_NOT_RUNNING", EngineError) as caught:
+    words = r"ssh://me@builder\.example:2222(.|\n)*Permission denied \(publickey\)\."
+    with refused("ENGINE_NOT_RUNNING", EngineError, words):
         connect()
-    assert "ssh://me@builder.example:2222" in caught.value.message
-    assert "Permission denied (publickey)." in caught.value.message
 
 
 def test_a_machine_without_ssh_is_told_what_to_install(

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,15 +36,11 @@ CPU = Wish(SPACE, model="4b", hardware="cpu-basic", wait=1)
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_repository.Hub]:
-    """Serve a Hub, and the pages of its Spaces; no release is pinned in the checkout."""
-    with (
-        hub_repository.Hub().serve() as hub,
-        http_served.serving(lambda _: Answer(200, b"a page")) as hub.host,
-    ):
-        monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+def hub(
+    hub: hub_repository.Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[hub_repository.Hub]:
+    """Serve the pages of its Spaces too; no release is pinned in the checkout."""
+    with http_served.serving(lambda _: Answer(200, b"a page")) as hub.host:
         monkeypatch.setattr(pin_space, "FILE", tmp_path / "no" / "release.json")
         monkeypatch.setattr(own_space, "_INTERVAL_S", 0.01)
         monkeypatch.setattr(loader, "build_wheel", _a_wheel)
@@ -56,14 +53,18 @@ def _a_wheel(folder: Path) -> Path:
     return place
 
 
-def make(wish: Wish, capsys: pytest.CaptureFixture[str], *, dry_run: bool = False) -> str:
-    own_space.make(replace(wish, dry_run=dry_run), BuildReport())
-    told = capsys.readouterr()
-    return told.err + told.out
+Make = Callable[..., str]
 
 
-def with_folder(wish: Wish, folder: Path) -> Wish:
-    return Wish(**{**vars(wish), "folder": folder})
+@pytest.fixture
+def make(capsys: pytest.CaptureFixture[str]) -> Make:
+    """Run `invoke space`; gives what it printed."""
+
+    def told(wish: Wish, *, dry_run: bool = False) -> str:
+        own_space.make(replace(wish, dry_run=dry_run), BuildReport())
+        return "".join(reversed(capsys.readouterr()))
+
+    return told
 
 
 def fetched_by(hub: hub_repository.Hub, space: Path, store: Path) -> str:
@@ -87,11 +88,7 @@ def fetched_by(hub: hub_repository.Hub, space: Path, store: Path) -> str:
 
 
 def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
-    hub: hub_repository.Hub,
-    kept: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    hub: hub_repository.Hub, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
     """What compiles is another test's; here the folder is filled by a small real build."""
     folder = tmp_path / "dist"
@@ -101,13 +98,13 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
 
     monkeypatch.setattr(preflight, "build", build)
     hub.stages = [{"stage": "BUILDING"}, {"stage": "APP_STARTING"}, {"stage": "RUNNING"}]
-    wish = with_folder(CPU, folder)
-    said = make(wish, capsys, dry_run=True)
+    wish = replace(CPU, folder=folder)
+    said = make(wish, dry_run=True)
     for told in ("cpu would be built into", "engine: ", "hardware cpu-basic", "mradermacher's"):
         assert told in said
     assert hub.repositories == {}
     files = re.findall(r"Space .*: (\d+) files", said)
-    said = make(wish, capsys)
+    said = make(wish)
     assert files == re.findall(r"Space .*: (\d+) files", said)
     assert said.splitlines()[-1] == hub.host
     assert said.count("SHA256SUMS") == 1
@@ -118,27 +115,24 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     assert '"verified": true' in fetched_by(hub, tmp_path / "space", tmp_path / "home")
 
     released = hub.repositories.pop(RELEASES)
-    said = make(with_folder(CPU, tmp_path / "none"), capsys, dry_run=True)
+    said = make(replace(CPU, folder=tmp_path / "none"), dry_run=True)
     assert "change release.json" in said
     assert "delete" not in said
     hub.repositories[RELEASES] = released
     commits = {name: len(one.commits) for name, one in hub.repositories.items()}
-    assert "release: b11549-1 of hf:me/llama-server" in make(wish, capsys, dry_run=True)
-    sent, again = list(hub.sent), make(Wish(**{**vars(wish), "folder": tmp_path / "none"}), capsys)
+    assert "release: b11549-1 of hf:me/llama-server" in make(wish, dry_run=True)
+    sent, again = list(hub.sent), make(replace(wish, folder=tmp_path / "none"))
     assert "release: b11549-1 of hf:me/llama-server" in again
     assert hub.sent == sent
     assert len(hub.repositories[RELEASES].commits) == commits[RELEASES]
 
 
 def test_build_that_the_hardware_cannot_run_is_not_published(
-    hub: hub_repository.Hub,
-    released: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    hub: hub_repository.Hub, released: Path, monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
     monkeypatch.setattr(preflight, "build", lambda *_: None)
     with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: release b11549-1 has") as caught:
-        make(Wish(SPACE, model="4b", folder=released), capsys)
+        make(Wish(SPACE, model="4b", folder=released))
     assert "NO_ARTIFACT" in caught.value.message
     assert hub.repositories == {}
 
@@ -148,65 +142,58 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
     released: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    make: Make,
 ) -> None:
     pinned = tmp_path / "release.json"
     monkeypatch.setattr(pin_space, "FILE", pinned)
     pin_space.write(pin_space.url((released / "manifest.json").as_uri()).content, pinned)
     with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: release .*NO_ARTIFACT") as caught:
-        make(Wish(SPACE), capsys, dry_run=True)
+        make(Wish(SPACE), dry_run=True)
     assert "invoke pin-space" in caught.value.hint
     assert "\n" not in caught.value.message
     named = Wish(SPACE, releases=str(released.parent), release=released.name)
     with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: release .*NO_ARTIFACT"):
-        make(named, capsys, dry_run=True)
+        make(named, dry_run=True)
     with refused("NOT_PUBLISHED", PublishError, hint=f"there is: {released.name}"):
-        make(replace(named, release="b1-1"), capsys, dry_run=True)
-    said = make(replace(named, release=None), capsys, dry_run=True)
+        make(replace(named, release="b1-1"), dry_run=True)
+    said = make(replace(named, release=None), dry_run=True)
     assert f"release: {released.name} of {released.parent} is passed over: release" in said
     assert "yet" not in said
     allowed = Wish(
         SPACE, variable=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1", "N_CTX=1")
     )
-    said = make(allowed, capsys, dry_run=True)
+    said = make(allowed, dry_run=True)
     assert "hardware zero-a10g (ZeroGPU)" in said
     assert "warning[SETTING_UNKNOWN]: LLAMA_SPACE_NCTX is no setting" in said
     assert "N_CTX is no setting: did you mean YAKULINGO_SPACES_N_CTX?" in said
     (released / "manifest.json").unlink()
-    assert "note[RELEASE_UNREACHABLE]: not compared" in make(allowed, capsys, dry_run=True)
+    assert "note[RELEASE_UNREACHABLE]: not compared" in make(allowed, dry_run=True)
     pinned.write_text("{}")
     with refused("PIN_INVALID", UsageError):
-        make(allowed, capsys, dry_run=True)
+        make(allowed, dry_run=True)
     assert hub.repositories == {}
 
 
 @pytest.mark.parametrize("step", ["/llama-server/tag/", "/space/variables", "/space/commit/"])
 def test_run_that_a_step_stopped_is_resumed_by_the_next(
-    step: str,
-    hub: hub_repository.Hub,
-    released: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    step: str, hub: hub_repository.Hub, released: Path, tmp_path: Path, make: Make
 ) -> None:
     hub.refuse = f"POST .*{step}"
-    wish = with_folder(CPU, released)
+    wish = replace(CPU, folder=released)
     with refused("HUB_REFUSED") as caught:
-        make(wish, capsys)
+        make(wish)
     assert caught.value.hint
     hub.refuse = ""
-    assert make(wish, capsys).splitlines()[-1] == hub.host
+    assert make(wish).splitlines()[-1] == hub.host
     fetched_by(hub, tmp_path / "space", tmp_path / "home")
 
 
 def test_what_can_be_refused_at_once_is_refused_before_a_build(
-    hub: hub_repository.Hub,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    hub: hub_repository.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
     hub.repositories[SPACE] = hub_repository.Repository(commits=[{"app.py": b"theirs"}])
     with refused("SPACE_NOT_OURS", PublishError):
-        make(CPU, capsys)
+        make(CPU)
     for change, code in (
         ({"model": "70b"}, "MODEL_INVALID"),
         ({"model": "me/nothing:x.gguf"}, "MODEL_INVALID"),
@@ -214,19 +201,19 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
         ({"variable": ("HF_TOKEN=x",)}, "VARIABLE_IS_SECRET"),
     ):
         with refused(code, UsageError):
-            make(Wish(**{**vars(CPU), **change}), capsys)
+            make(replace(CPU, **change))
     hub.role = "read"
     with refused("TOKEN_INVALID", UsageError):
-        make(CPU, capsys)
+        make(CPU)
     monkeypatch.setenv("HF_TOKEN", "hf_w0rng")
     with refused("HUB_REFUSED", PublishError, "Invalid user token"):
-        make(CPU, capsys)
+        make(CPU)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
     with refused("TOKEN_MISSING", UsageError):
-        make(CPU, capsys)
+        make(CPU)
     hub.repositories.clear()
-    said = make(replace(CPU, model="27b"), capsys, dry_run=True)
+    said = make(replace(CPU, model="27b"), dry_run=True)
     assert "warning[MODEL_TOO_LARGE]: it has 17 GB" in said
     assert "note[TOKEN_MISSING]: without --dry-run it ends here: HF_TOKEN is not set" in said
     assert RELEASES not in hub.repositories
@@ -281,9 +268,7 @@ def test_token_goes_to_no_page_of_another_server(hub: hub_repository.Hub) -> Non
     assert tokens == [None]
 
 
-def test_hub_without_dns_is_unreachable_and_not_a_refusal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_hub_without_dns_is_unreachable_and_not_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
     with refused("HUB_UNREACHABLE", PublishError, hint="DNS"):
@@ -337,13 +322,13 @@ def test_archive_says_beforehand_whether_a_host_can_run_it(
 
 
 def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(
-    hub: hub_repository.Hub, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: hub_repository.Hub, archive: Path, tmp_path: Path, make: Make
 ) -> None:
     hub.repositories["me/archives"] = hub_repository.Repository(
         commits=[{"llama.tar.gz": archive.read_bytes()}]
     )
     url = "hf://me/archives/llama.tar.gz"
-    make(Wish(SPACE, model="4b", url=url, wait=0), capsys)
+    make(Wish(SPACE, model="4b", url=url, wait=0))
     repository = hub.repositories[SPACE]
     assert repository.variables["YAKULINGO_SPACES_LLAMA_CPP_URL"] == url
     assert "release.json" not in repository.commits[-1]

@@ -5,33 +5,24 @@ import io
 import socket
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fault_server
 import pytest
 import requests
-from package_index import PackageIndex
 
 from farm import durable, run_lock
 from farm.errors import SourceError
 from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.publish import pin_space
-from tests.rigs import http_served
+from tests.rigs import fault_server, http_served
 from tests.rigs.archives import Entry, compress, link, tar
+from tests.rigs.fault_server import FaultServer
+from tests.rigs.package_index import PackageIndex
 from tests.rigs.refusals import refused
 
 CONTENT = b"what was pinned " * 5000
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageIndex]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with PackageIndex().serve() as served:
-        monkeypatch.setenv("PIP_INDEX_URL", served.url)
-        yield served
 
 
 @pytest.fixture
@@ -330,27 +321,30 @@ def test_pin_of_a_manifest_that_redirects_to_plain_http_is_refused() -> None:
     assert "secret" not in caught.value.message
 
 
+def looked_up(
+    server: FaultServer, patch: pytest.MonkeyPatch, fault: fault_server.Fault, size: int
+) -> None:
+    """Ask for a project whose page has so many bytes, and comes with a fault."""
+    patch.setenv("PIP_INDEX_URL", server.put("/simple/", b""))
+    server.put("/simple/thing/", bytes(size))
+    server.fail("/simple/thing/", fault, always=True)
+    with packages.session() as web:
+        packages.project_files(web, "thing")
+
+
 @pytest.mark.parametrize("fault", [fault_server.drip(1, 0.1), fault_server.drips_head(1, 0.1)])
 def test_index_that_sends_a_byte_now_and_then_is_not_awaited(
-    monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
 ) -> None:
     monkeypatch.setattr(packages, "ANSWER", 0.5)
-    with fault_server.FaultServer() as server, packages.session() as web:
-        monkeypatch.setenv("PIP_INDEX_URL", server.put("/simple/", b""))
-        server.put("/simple/thing/", bytes(100))
-        server.fail("/simple/thing/", fault, always=True)
-        with refused("PACKAGE_UNREACHABLE", SourceError, "not done within 0.5 s"):
-            packages.project_files(web, "thing")
+    with refused("PACKAGE_UNREACHABLE", SourceError, "not done within 0.5 s"):
+        looked_up(server, monkeypatch, fault, 100)
 
 
 @pytest.mark.parametrize("fault", [fault_server.healthy, fault_server.encoded])
 def test_page_of_an_index_is_not_read_without_end(
-    monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
 ) -> None:
     monkeypatch.setattr(packages, "_LARGEST", 1 << 20)
-    with fault_server.FaultServer() as server, packages.session() as web:
-        monkeypatch.setenv("PIP_INDEX_URL", server.put("/simple/", b""))
-        server.put("/simple/thing/", bytes(2 << 20))
-        server.fail("/simple/thing/", fault, always=True)
-        with refused("PACKAGE_UNREACHABLE", SourceError, "more than 1 MiB"):
-            packages.project_files(web, "thing")
+    with refused("PACKAGE_UNREACHABLE", SourceError, "more than 1 MiB"):
+        looked_up(server, monkeypatch, fault, 2 << 20)

@@ -5,10 +5,10 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,21 +146,9 @@ def test_names(server: ReleaseServer, target: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "/../secret",
-        "/%2e%2e/secret",
-        "/sub/../../secret",
-        "/..%2fsecret",
-        "/%2e%2e%2f%2e%2e%2fetc/passwd",
-        "//etc/passwd",
-        "/way-out",
-        "/sub",
-        "/",
-        "/none",
-        "/a.tar.zst%00",
-        "/%ff",
-        "/" + "x" * 5000,
-        "/sub\\x",
-        "*",
+        *("/../secret", "/%2e%2e/secret", "/sub/../../secret", "/..%2fsecret", "/way-out"),
+        *("/%2e%2e%2f%2e%2e%2fetc/passwd", "//etc/passwd", "/sub", "/", "/none", "*"),
+        *("/a.tar.zst%00", "/%ff", "/" + "x" * 5000, "/sub\\x"),
     ],
 )
 def test_nothing_else_is_served(server: ReleaseServer, target: str) -> None:
@@ -203,26 +191,18 @@ def test_its_own_address_leads_to_the_manifest(server: ReleaseServer, tmp_path: 
         assert (response.url, response.read()) == (f"{server.url}manifest.json", b"{}")
 
 
-def test_other_methods_are_refused(server: ReleaseServer) -> None:
-    assert ask(server, "/a.tar.zst", "POST")[0].status == 501
-    assert ask(server, "/a.tar.zst", "DELETE")[0].status == 501
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_other_methods_are_refused(server: ReleaseServer, method: str) -> None:
+    assert ask(server, "/a.tar.zst", method)[0].status == 501
 
 
 def test_many_at_once(server: ReleaseServer) -> None:
-    bodies: list[bytes] = []
-
-    def fetch() -> None:
-        bodies.append(ask(server, "/a.tar.zst")[1])
-
-    threads = [threading.Thread(target=fetch) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert bodies == [CONTENT] * 16
+    with ThreadPoolExecutor(16) as pool:
+        bodies = pool.map(lambda _: ask(server, "/a.tar.zst")[1], range(16))
+    assert list(bodies) == [CONTENT] * 16
 
 
-def test_client_that_goes_away_leaves_the_server_well(
+def test_client_that_goes_away_or_sends_garbage_leaves_the_server_well(
     server: ReleaseServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for request in (b"GET /a.tar.zst HTTP/1.1\r\n\r\n", b"GET /a.t", b""):
@@ -230,21 +210,9 @@ def test_client_that_goes_away_leaves_the_server_well(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         client.sendall(request)
         client.close()
-    assert ask(server, "/sub/x")[1] == b"x"
-    assert "Traceback" not in capfd.readouterr().err
-
-
-def test_garbage_is_answered_or_dropped(
-    server: ReleaseServer, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for garbage in (
-        b"\x16\x03\x01\r\n\r\n",
-        b"GET\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET http://[/ HTTP/1.1\r\n\r\n",
-    ):
+    for garbage in (b"\x16\x03\x01", b"GET", b"GET / HTTP/9.9", b"GET http://[/ HTTP/1.1"):
         with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.sendall(garbage)
+            client.sendall(garbage + b"\r\n\r\n")
             client.recv(100)
     assert ask(server, "/sub/x")[1] == b"x"
     assert "Traceback" not in capfd.readouterr().err

