@@ -218,13 +218,8 @@ def test_folder_that_its_group_can_write_is_trusted_if_this_user_is_its_only_mem
         (Path(name) / "group").write_text(f"{groups}\n")
         Path(name).chmod(0o755)
         (Path(name) / "home").mkdir()
-        mounted = [
-            "unshare",
-            "--mount",
-            "sh",
-            "-c",
-            'mount --bind "$0/group" /etc/group && exec "$@"',
-        ]
+        mount = 'mount --bind "$0/group" /etc/group && exec "$@"'
+        mounted = ["unshare", "--mount", "sh", "-c", mount]
         command = [sys.executable, "-c", TRUSTED, f"{name}/home", str(uid), str(gid)]
         environ = {**os.environ, "PYTHONPATH": str(Path(disk.__file__).parents[1])}
         done = heard([*mounted, name, *command], env=environ)

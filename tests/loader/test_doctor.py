@@ -73,6 +73,8 @@ def test_a_gpu_that_can_serve(clinic: Clinic) -> None:
     clinic.host = replace(H200, complaints=("GPU 1 is left out: NVML: GPU is lost (15)",))
     found = clinic.examine()
     assert (found.exit_status, failures(found)) == (0, {})
+    names = ["settings", "gpu", "store", "runtime", "libraries", "devices", "test run", "model"]
+    assert [check.name for check in found.checks] == names
     page = found.as_text()
     for words in (
         "NVIDIA H200, compute capability 9.0, 150 GB",

@@ -22,16 +22,9 @@ from llama_loader import hub_client as client
 from llama_loader import model, model_file, self_test
 from llama_loader.errors import LoaderError
 from llama_loader.events import Note
-from llama_loader.settings import load
+from llama_loader.settings import Settings, load
 from tests.loader.test_doctor import Clinic, clinic, failures
-from tests.loader.test_model import (
-    PRINT_PATH,
-    TINY,
-    environment,
-    from_hub,
-    path_from_hub,
-    refused,
-)
+from tests.loader.test_model import PRINT_PATH, TINY, environment, from_hub, path_from_hub, refused
 from tests.rigs import fault_server, http_served, hub, refusals
 from tests.rigs.fault_server import FaultServer
 from tests.rigs.heard import heard
@@ -51,6 +44,12 @@ TELL = (
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's client of this process keeps files in the test's folder."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def asking(url: str, home: Path | str = "/nowhere", **more: str | None) -> Settings:
+    """Settings for a model of the Hub at an address."""
+    named = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", **more}
+    return load({}, {"HOME": str(home)}, hf_endpoint=url, **named)
 
 
 def test_model_on_a_read_only_volume_is_used_without_writing_to_it(tmp_path: Path) -> None:
@@ -132,13 +131,9 @@ def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.Monkey
         for path in ("/me/model/resolve/main/m.gguf", "/api/models/me/model"):
             server.put(path, b"[]")
             server.fail(path, fault_server.drips_head(1, 0.1), always=True)
-        for model_ in (
-            {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf"},
-            {"gguf_repo_id": "me/model:Q4_K_M"},
-        ):
-            asked = {**model_, "hf_endpoint": server.url}
+        for named in ({}, {"gguf_repo_id": "me/model:Q4_K_M", "gguf_filename": None}):
             with refusals.refused("HUB_UNREACHABLE", match="no whole answer within 0.5 s"):
-                model.size_on_hub(load({}, {"HOME": "/nowhere"}, **asked))
+                model.size_on_hub(asking(server.url, **named))
 
         def left() -> list[str]:
             names = [one.name for one in {*threading.enumerate()} - before]
@@ -188,8 +183,7 @@ def test_list_of_files_without_end_takes_neither_memory_nor_time(
             gone.set()
 
     with http_served.serving(answer) as url, refusals.refused("HUB_UNREACHABLE", match=words):
-        wanted = load({}, {"HOME": "/nowhere"}, gguf_repo_id="me/model:Q4_K_M", hf_endpoint=url)
-        model.size_on_hub(wanted)
+        model.size_on_hub(asking(url, gguf_repo_id="me/model:Q4_K_M", gguf_filename=None))
     assert gone.wait(60)
     assert asked_for == ["identity"]
     assert sent[0] < 2000
@@ -332,8 +326,7 @@ def test_hub_that_names_a_path_when_its_own_client_asks_is_refused(
     then = {header: named} if header != "404" else {"X-Repo-Commit": path}
     served = Turncoat(files={"m.gguf": TINY}, then=then, refuses_then=header == "404")
     with serving(served), refusals.refused("HUB_UNUSABLE", match=path[:40]):
-        asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf"}
-        model.get(load({}, {"HOME": str(tmp_path)}, hf_endpoint=served.url, **asked))
+        model.get(asking(served.url, tmp_path))
     assert not [*tmp_path.rglob("code.py"), *tmp_path.rglob("snapshots/*")]
 
 
@@ -392,19 +385,13 @@ WITHOUT = Answer(200, TINY.ljust(300_000), {"Content-Length": None})
     ],
 )
 def test_mirror_that_sends_something_else_than_it_named_leaves_nothing(
-    tmp_path: Path,
-    changed: dict[str, str | None],
-    sent: Answer,
-    code: str,
-    words: str,
+    tmp_path: Path, changed: dict[str, str | None], sent: Answer, code: str, words: str
 ) -> None:
     """Kept, it would be found in the cache by every later start."""
-    with serving(Half(files={"m.gguf": TINY}, changed=changed, sent=sent)) as hub:
-        asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", "hf_endpoint": hub.url}
-        with pytest.raises(LoaderError, match=words) as caught:
-            model.get(load({}, {"HOME": str(tmp_path)}, **asked))
-    assert caught.value.code == code
-    assert caught.value.exit_status == (4 if "SHA256" in code else 3)
+    half = Half(files={"m.gguf": TINY}, changed=changed, sent=sent)
+    status = 4 if "SHA256" in code else 3
+    with serving(half) as hub, refusals.refused(code, match=words, status=status):
+        model.get(asking(hub.url, tmp_path))
     assert not list((tmp_path / "hub").rglob("blobs/*"))
 
 
@@ -418,9 +405,8 @@ def test_file_of_unknown_size_that_is_too_large_leaves_nothing(
     sent = Answer(200, bytes(9_000_000), {"Content-Length": None})
     served = Half(files={"m.gguf": TINY}, changed=NO_SIZE, sent=sent)
     with mounted(tmp_path / "disk", "1m"), serving(served):
-        asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", "hf_endpoint": served.url}
         with refusals.refused(code):
-            model.get(load({}, {"HOME": str(tmp_path)}, **asked))
+            model.get(asking(served.url, tmp_path))
         assert not list((tmp_path / "disk").rglob("blobs/*"))
 
 
@@ -439,9 +425,7 @@ def test_download_of_which_no_byte_comes_is_told(
     monkeypatch.setattr(hub_module, "_SILENCE", 0.1)
     told: list[object] = []
     with serving(Slow(files={"m.gguf": content})) as hub:
-        variables = {"GGUF_REPO_ID": "me/model", "GGUF_FILENAME": "m.gguf"}
-        names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
-        wanted = load(environ={"HOME": str(tmp_path), "HF_ENDPOINT": hub.url, **names})
+        wanted = asking(hub.url, tmp_path)
         assert model.get(wanted, sink=told.append).read_bytes() == content
     notes = [event for event in told if isinstance(event, Note)]
     assert {(note.code, note.message) for note in notes} == {
@@ -449,10 +433,11 @@ def test_download_of_which_no_byte_comes_is_told(
     }
 
 
+@dataclass
 class Mirror(Hub):
     """Answers everything with one status."""
 
-    status = 0
+    status: int = 0
 
     def judge(self, path: str, authorization: str | None) -> tuple[int, str, bytes]:
         del path, authorization
@@ -470,22 +455,11 @@ class Mirror(Hub):
     ],
 )
 def test_what_a_mirror_refuses_is_told_as_what_it_is(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    answer: int,
-    code: str,
-    exit_status: int,
-    words: str,
+    tmp_path: Path, answer: int, code: str, exit_status: int, words: str
 ) -> None:
-    monkeypatch.setattr(Mirror, "status", answer)
-    with serving(Mirror()) as mirror:
-        wanted = load(environ={"HOME": str(tmp_path), "HF_ENDPOINT": mirror.url})
-        with pytest.raises(LoaderError) as caught:
-            model.get(wanted)
-    error = caught.value
-    assert (error.code, error.exit_status) == (code, exit_status)
-    assert words in error.hint
-    assert str(answer) in error.message
+    told = refusals.refused(code, match=str(answer), hint=words, status=exit_status)
+    with serving(Mirror(status=answer)) as mirror, told:
+        model.get(load(environ={"HOME": str(tmp_path), "HF_ENDPOINT": mirror.url}))
 
 
 NAMES = (
@@ -507,9 +481,8 @@ def test_quantisation_names_the_file_that_is_fetched(
     tmp_path: Path, wanted: str, file: str
 ) -> None:
     with serving(Hub(files=dict.fromkeys(NAMES, TINY))) as hub:
-        environ = {"HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
-        environ["YAKULINGO_SPACES_GGUF_REPO_ID"] = f"me/model:{wanted}"
-        assert str(model.get(load(environ=environ))).endswith(f"/{file}")
+        asked = asking(hub.url, tmp_path, gguf_repo_id=f"me/model:{wanted}", gguf_filename=None)
+        assert str(model.get(asked)).endswith(f"/{file}")
 
 
 def test_file_of_a_quantisation_is_found_again_without_the_hub(tmp_path: Path) -> None:
@@ -532,9 +505,8 @@ def test_file_of_a_quantisation_is_found_again_without_the_hub(tmp_path: Path) -
 def test_list_of_files_that_cannot_be_read_is_no_defect_of_the_loader(
     tmp_path: Path, listed: object
 ) -> None:
-    names = {"HOME": str(tmp_path), "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model:Q8_0"}
     with serving(Hub(listed=listed)) as hub, pytest.raises(LoaderError) as caught:
-        model.get(load(environ={**names, "HF_ENDPOINT": hub.url}))
+        model.get(asking(hub.url, tmp_path, gguf_repo_id="me/model:Q8_0", gguf_filename=None))
     assert caught.value.code in {"HUB_UNREACHABLE", "FILE_NOT_FOUND"}
     assert caught.value.exit_status in {2, 3}
 
@@ -542,20 +514,19 @@ def test_list_of_files_that_cannot_be_read_is_no_defect_of_the_loader(
 def test_quantisation_that_the_repository_does_not_have_is_told_with_those_that_it_has(
     tmp_path: Path,
 ) -> None:
+    there = r"no GGUF file of Q2_K; there are: m\.i1-Q4_K_M"
     with (
         serving(Hub(files=dict.fromkeys(NAMES, TINY))) as hub,
-        pytest.raises(AssertionError, match=r"no GGUF file of Q2_K; there are: m\.i1-Q4_K_M"),
+        refusals.refused("FILE_NOT_FOUND", match=there),
     ):
-        path_from_hub(hub, tmp_path, GGUF_REPO_ID="me/model:Q2_K", GGUF_FILENAME="")
+        model.get(asking(hub.url, tmp_path, gguf_repo_id="me/model:Q2_K", gguf_filename=None))
 
 
 __all__ = ["clinic"]
 
 
 def test_doctor_finds_that_the_disk_has_no_room_for_the_model(
-    clinic: Clinic,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with mounted(tmp_path / "disk", "1m"), serving(Hub(files={"m.gguf": bytes(9_000_000)})) as hub:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "disk/hub"))
@@ -577,13 +548,10 @@ def test_doctor_finds_that_the_disk_has_no_room_for_the_model(
 def test_client_of_the_hub_that_cannot_be_used_is_a_finding_and_no_defect(
     tmp_path: Path, variable: str, value: str, words: str
 ) -> None:
-    environ = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-    }
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), variable: value}
     argv = [sys.executable, "-m", "llama_loader", "doctor", "--url", "file:///nowhere/x.tar.gz"]
-    done = heard(argv, cwd=PROJECT / "spaces", env={**environ, variable: value})
+    here = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = heard(argv, cwd=PROJECT / "spaces", env={**environ, **here})
     assert done.stderr == ""
     (line,) = (line for line in done.stdout.splitlines() if "FAIL model: " in line)
     assert words in line.lower()

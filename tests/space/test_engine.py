@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -25,14 +26,7 @@ from llama_loader import client, processes, self_test
 from llama_loader import server as server_module
 from llama_loader.errors import NetworkError, ServerError, SettingError
 from llama_loader.events import Event, Note, Stage
-from llama_space import (
-    Engine,
-    Failure,
-    Piece,
-    Progress,
-    worker,
-    zerogpu,
-)
+from llama_space import Engine, Failure, Piece, Progress, worker, zerogpu
 from llama_space.request import Request
 from llama_space.values import Item, Reserved
 from tests.rigs.heard import heard
@@ -315,18 +309,16 @@ def test_doctor_looks_at_what_was_prepared_and_fetches_nothing(rig: Rig, tmp_pat
     assert sorted(path.name for path in (tmp_path / "store" / "runtimes").iterdir()) == installed
 
 
+def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
+    """Do something in so many threads; returns what came of each."""
+    with ThreadPoolExecutor(count) as pool:
+        return [one.result(30) for one in [pool.submit(work) for _ in range(count)]]
+
+
 def test_prepare_gives_every_caller_all_events_and_waits(rig: Rig) -> None:
     engine = rig.behaving(loading=0.3)
-    told: list[list[Event]] = []
-    threads = [
-        threading.Thread(target=lambda: told.append(list(engine.prepare()))) for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    told: list[list[Event]] = at_once(3, lambda: list(engine.prepare()))
     assert engine.status().phase == "ready"
-    assert len(told) == 3
     assert told[0] == told[1] == told[2]
     stages = {one.name: one.seconds for one in told[0] if isinstance(one, Stage)}
     assert {"fetch", "start", "first token"} <= set(stages)
@@ -347,15 +339,7 @@ def test_messages_that_make_no_sense_are_refused_before_anything_starts(
 
 def test_two_first_calls_at_once_start_one_server(rig: Rig) -> None:
     engine = rig.behaving(loading=0.3)
-    told: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: told.append("".join(engine.chat(CHAT)))) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert told == ["one two three"] * 2
+    assert at_once(2, lambda: "".join(engine.chat(CHAT))) == ["one two three"] * 2
     assert len({call.warm for call in engine.status().calls}) == 1
     assert engine.status().server_pid is not None
 
