@@ -29,7 +29,7 @@ from farm.plan import BuildPlan
 from farm.tarball import build_record
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport
-from tests.rigs.heard import heard
+from tests.rigs.heard import heard, script
 from tests.rigs.refusals import refused
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -190,10 +190,7 @@ def test_the_folder_of_cmake_is_no_part_of_the_local_engines_identity(
     plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
     told = []
     for name in ("one", "two"):
-        program = tmp_path / name / "cmake"
-        program.parent.mkdir()
-        program.write_text("#!/bin/sh\necho cmake version 3.31.10\n")
-        program.chmod(0o755)
+        program = script(tmp_path / name / "cmake", "#!/bin/sh\necho cmake version 3.31.10\n")
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
         told.append(LocalEngine().identity(plan))
     assert told[0] == told[1]
@@ -204,8 +201,7 @@ def test_a_ccache_that_is_installed_beside_python_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("python", "ccache"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
+        script(tmp_path / name, "#!/bin/sh\n")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert shared_cache.program() == str(tmp_path / "ccache")
@@ -258,13 +254,12 @@ def test_a_journal_that_cannot_be_read_is_no_journal(tmp_path: Path, content: by
 def test_the_run_after_an_interrupted_one_goes_on(
     tiny: Path, tmp_path: Path, end: signal.Signals
 ) -> None:
-    marker, slow = tmp_path / "compiling", tmp_path / "slow_step"
-    slow.write_text(f"#!/bin/sh\ntouch {marker}\nexec sleep 120\n", "utf-8")
-    slow.chmod(0o755)
+    marker = tmp_path / "compiling"
+    slow = script(tmp_path / "slow_step", f"#!/bin/sh\ntouch {marker}\nexec sleep 120\n")
     with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as file:
         file.write(f'\nadd_custom_target(slow ALL COMMAND "{slow}")\n')
         file.write("add_dependencies(llama-cli slow)\n")
-    script = (
+    program = (
         "import sys; sys.path[:0] = ['.', 'spaces', 'tests/farm', 'tests/rigs']\n"
         "from pathlib import Path\n"
         "import test_build_resume as t\n"
@@ -272,7 +267,7 @@ def test_the_run_after_an_interrupted_one_goes_on(
         f"t.build(Path({str(tiny)!r}), Path({str(tmp_path / 'out')!r}))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=PROJECT, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", program], cwd=PROJECT, stderr=subprocess.PIPE, start_new_session=True
     )
     comes(lambda: marker.exists() or process.poll() is not None, 120)
     process.send_signal(end if marker.exists() else signal.SIGKILL)

@@ -8,8 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from farm.publish.places import Destination
 from farm.terminal import status as overview
 from tests.rigs import published, tiny_release
 from tests.rigs.heard import heard
-from tests.rigs.published import Place, publish
+from tests.rigs.published import Place, edited, publish
 from tests.rigs.refusals import refused
 
 FOLLOW = (
@@ -33,259 +32,265 @@ FOLLOW = (
 )
 
 
-@pytest.fixture
-def two(place: Place, kept: Path, tmp_path: Path) -> Destination:
-    """Two releases are published."""
-    return published_twice(place.open(), kept, tmp_path)
+@dataclass(frozen=True)
+class Signed:
+    """A place with two releases, the key that signs channels there, and the store of a Space.
+
+    Attributes:
+        own: the channel ``stable``.
+        root: the place's folder, where it is one; ``stable`` is that channel's below it.
+    """
+
+    to: Destination
+    signer: trust.Signer
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "published"
+
+    @property
+    def stable(self) -> Path:
+        return self.root / "channels" / "stable"
+
+    @property
+    def own(self) -> channels.Channel:
+        return self.channel("stable")
+
+    def channel(self, name: str, project: str | None = None) -> channels.Channel:
+        return channels.Channel(self.to, name, self.signer, project)
+
+    def promote(self, *builds: int) -> channels.Promotion:
+        """Promote the releases of these builds, one after the other; return the last promotion."""
+        return [self.own.promote(f"b{build}-1") for build in builds][-1]
+
+    def pin(self, project: str | None = None) -> dict[str, Any]:
+        return pin_space.channel(self.to, "stable", self.signer.public_key, project).content
+
+    def ask(self, pin: dict[str, Any], store: str = "store") -> subprocess.CompletedProcess[str]:
+        """Fetch as a copy of ``spaces/`` does, by its ``release.json``."""
+        file = self.folder / "release.json"
+        pin_space.write(pin, file)
+        return heard(
+            [
+                *(sys.executable, "-c", FOLLOW, str(file), "fetch"),
+                *("--json", "--allow-cpu", "--no-test-run", "--store", str(self.folder / store)),
+            ],
+            env=published.environment(),
+        )
+
+    def follow(self, pin: dict[str, Any]) -> str:
+        """Return the release that a Space gets."""
+        done = self.ask(pin)
+        assert done.returncode == 0, done.stderr
+        name: str = json.loads(done.stdout)["release"]
+        return name
 
 
 @pytest.fixture
-def folder_of_two(kept: Path, tmp_path: Path) -> Destination:
-    """Two releases are published in a folder: signing is the same for every kind of place."""
-    return published_twice(places.parse(str(tmp_path / "published")), kept, tmp_path)
+def two(place: Place, kept: Path, tmp_path: Path, signer: trust.Signer) -> Signed:
+    return published_twice(place.open(), kept, tmp_path, signer)
 
 
-def published_twice(to: Destination, kept: Path, tmp_path: Path) -> Destination:
+@pytest.fixture
+def signed(kept: Path, tmp_path: Path, signer: trust.Signer) -> Signed:
+    """A folder: signing is the same for every kind of place."""
+    return published_twice(places.parse(str(tmp_path / "published")), kept, tmp_path, signer)
+
+
+def published_twice(to: Destination, kept: Path, tmp_path: Path, signer: trust.Signer) -> Signed:
     for build in (11549, 11550):
         publish(to, tiny_release.of_build(kept, build, tmp_path / "two"))
-    return to
+    return Signed(to, signer, tmp_path)
 
 
-def ask(pin: dict[str, Any], store: Path) -> subprocess.CompletedProcess[str]:
-    """Fetch as a copy of ``spaces/`` does, by its ``release.json``."""
-    file = store.parent / "release.json"
-    pin_space.write(pin, file)
-    return heard(
-        [
-            *(sys.executable, "-c", FOLLOW, str(file), "fetch"),
-            *("--json", "--allow-cpu", "--no-test-run", "--store", str(store)),
-        ],
-        env=published.environment(),
-    )
-
-
-def follow(pin: dict[str, Any], store: Path) -> str:
-    """Return the release that a Space gets."""
-    done = ask(pin, store)
-    assert done.returncode == 0, done.stderr
-    name: str = json.loads(done.stdout)["release"]
-    return name
-
-
-def replay(channel: Path, serial: int) -> None:
+def replay(channel: Path, serial: int, over: str = "manifest") -> None:
     """Put an older signed pair back in place, as somebody does who may write there.
 
     It is the place's own copy of it, kept under its serial; nobody needs the key for that.
     """
     for end in ("", ".minisig"):
-        shutil.copy(channel / f"{serial}.json{end}", channel / f"manifest.json{end}")
+        shutil.copy(channel / f"{serial}.json{end}", channel / f"{over}.json{end}")
 
 
 @pytest.mark.parametrize("place", ["github"], indirect=True)
 @pytest.mark.parametrize("may_ask", [True, False])
 def test_a_channel_of_before_goes_on_beside_immutable_releases_and_a_new_one_is_refused(
-    two: Destination, place: Place, signer: trust.Signer, *, may_ask: bool
+    two: Signed, place: Place, *, may_ask: bool
 ) -> None:
-    channels.Channel(two, "stable", signer).promote("b11549-1")
+    two.promote(11549)
     place.server.immutable, place.server.may_ask = True, may_ask
-    assert channels.Channel(two, "stable", signer).promote("b11550-1").serial == 2
+    assert two.promote(11550).serial == 2
     with refused("CHANNEL_IMMUTABLE", PublishError, "channel-late of github:owner/name"):
-        channels.Channel(two, "late", signer).promote("b11550-1")
+        two.channel("late").promote("b11550-1")
     assert ("channel-late" in {one.tag for one in place.server.releases}) == (not may_ask)
 
 
-def test_promote_then_roll_back_and_the_loader_follows(
-    two: Destination, signer: trust.Signer, tmp_path: Path
-) -> None:
-    def follow_now() -> str:
-        pin = pin_space.channel(two, "stable", signer.public_key).content
-        return follow(pin, tmp_path / "store")
-
-    first = channels.Channel(two, "stable", signer).promote("b11549-1")
+def test_promote_then_roll_back_and_the_loader_follows(two: Signed) -> None:
+    first = two.promote(11549)
     assert (first.serial, first.before) == (1, None)
-    assert follow_now() == "b11549-1"
-    second = channels.Channel(two, "stable", signer).promote("b11550-1")
+    assert two.follow(two.pin()) == "b11549-1"
+    second = two.promote(11550)
     assert (second.serial, second.before) == (2, "b11549-1")
-    assert follow_now() == "b11550-1"
-    back = channels.Channel(two, "stable", signer).rollback()
+    assert two.follow(two.pin()) == "b11550-1"
+    back = two.own.rollback()
     assert (back.serial, back.release) == (3, "b11549-1")
-    assert follow_now() == "b11549-1"
-    assert two.channel_serials("stable") == (1, 2, 3)
-    assert two.channels() == ("stable",)
+    assert two.follow(two.pin()) == "b11549-1"
+    assert two.to.channel_serials("stable") == (1, 2, 3)
+    assert two.to.channels() == ("stable",)
 
 
 def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+    signed: Signed,
 ) -> None:
     """The Space was pinned once, with the serial of that day; only its store has seen more."""
-    two, store = folder_of_two, tmp_path / "store"
-    channel = tmp_path / "published" / "channels" / "stable"
-    channels.Channel(two, "stable", signer).promote("b11549-1")
-    pin = pin_space.channel(two, "stable", signer.public_key).content
+    signed.promote(11549)
+    pin = signed.pin()
     assert pin["min_serial"] == 1
-    assert follow(pin, store) == "b11549-1"
-    channels.Channel(two, "stable", signer).promote("b11550-1")
-    assert follow(pin, store) == "b11550-1"
+    assert signed.follow(pin) == "b11549-1"
+    signed.promote(11550)
+    assert signed.follow(pin) == "b11550-1"
 
-    replay(channel, 1)
-    answered = ask(pin, store)
+    replay(signed.stable, 1)
+    answered = signed.ask(pin)
     assert answered.returncode == 4
     assert "error[SERIAL_TOO_LOW]" in answered.stderr
     assert "Traceback" not in answered.stderr
 
     # The farm is not taken in either: the next serial is above all that the place has.
-    back = channels.Channel(two, "stable", signer).promote("b11549-1")
+    back = signed.promote(11549)
     assert (back.release, back.serial) == ("b11549-1", 3)
-    assert follow(pin, store) == "b11549-1"  # the same release, rolled back to on purpose
+    assert signed.follow(pin) == "b11549-1"  # the same release, rolled back to on purpose
 
-    replay(channel, 2)
-    assert ask(pin, store).returncode == 4
-    channels.Channel(two, "stable", signer).promote("b11550-1")
-    newer = channels.Channel(two, "stable", signer).rollback()
+    replay(signed.stable, 2)
+    assert signed.ask(pin).returncode == 4
+    signed.promote(11550)
+    newer = signed.own.rollback()
     assert (newer.release, newer.serial) == ("b11549-1", 5)
-    assert follow(pin, store) == "b11549-1"
+    assert signed.follow(pin) == "b11549-1"
     # A machine that never saw the channel knows only what its pin says.
-    replay(channel, 4)
+    replay(signed.stable, 4)
     now = {**pin, "min_serial": 5}
-    assert ask(now, tmp_path / "fresh-store").returncode == 4
+    assert signed.ask(now, "fresh-store").returncode == 4
 
 
-def test_a_channel_whose_history_is_lost_begins_above_what_spaces_have_seen(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
-) -> None:
-    for release in ("b11549-1", "b11550-1", "b11549-1"):
-        channels.Channel(folder_of_two, "stable", signer).promote(release)
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
-    assert follow(pin, tmp_path / "store") == "b11549-1"
-    shutil.rmtree(tmp_path / "published" / "channels")
-    assert channels.Channel(folder_of_two, "stable", signer).promote("b11550-1").serial == 1
-    assert ask(pin, tmp_path / "store").returncode == 4
-    again = channels.Channel(folder_of_two, "stable", signer).promote("b11550-1", at_least=4)
+def test_a_channel_whose_history_is_lost_begins_above_what_spaces_have_seen(signed: Signed) -> None:
+    signed.promote(11549, 11550, 11549)
+    pin = signed.pin()
+    assert signed.follow(pin) == "b11549-1"
+    shutil.rmtree(signed.root / "channels")
+    assert signed.promote(11550).serial == 1
+    assert signed.ask(pin).returncode == 4
+    again = signed.own.promote("b11550-1", at_least=4)
     assert again.serial == 4
-    assert follow(pin, tmp_path / "store") == "b11550-1"
-    assert (
-        channels.Channel(folder_of_two, "stable", signer).promote("b11549-1", at_least=2).serial
-        == 5
-    )
+    assert signed.follow(pin) == "b11550-1"
+    assert signed.own.promote("b11549-1", at_least=2).serial == 5
 
 
 def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
-    folder_of_two: Destination,
-    signer: trust.Signer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    signed: Signed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     past = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=91)
     with monkeypatch.context() as patch:
         patch.setattr(channels, "_now", lambda: past)
-        channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
-    expired = ask(pin, tmp_path / "store")
+        signed.promote(11549)
+    pin = signed.pin()
+    expired = signed.ask(pin)
     assert expired.returncode == 4
     assert "expired" in expired.stderr.lower()
-    (row,) = overview.of(folder_of_two).channels
+    (row,) = overview.of(signed.to).channels
     assert row.left is not None
     assert row.left < timedelta(0)
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
-    assert follow(pin, tmp_path / "store") == "b11549-1"
+    signed.promote(11549)
+    assert signed.follow(pin) == "b11549-1"
 
 
-def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
-) -> None:
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1", days=20)
-    channels.Channel(folder_of_two, "candidate", signer).promote("b11550-1", days=90)
-    due, _ = channels.due(folder_of_two, 30)
+def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(signed: Signed) -> None:
+    signed.own.promote("b11549-1", days=20)
+    signed.channel("candidate").promote("b11550-1", days=90)
+    due, _ = channels.due(signed.to, 30)
     assert {name: one.serial for name, one in due.items()} == {"stable": 1}
-    assert channels.due(folder_of_two, 30, "candidate") == ({}, [])
-    renewed = channels.Channel(folder_of_two, "stable", signer).renew()
+    assert channels.due(signed.to, 30, "candidate") == ({}, [])
+    renewed = signed.own.renew()
     assert (renewed.release, renewed.before, renewed.serial) == ("b11549-1", "b11549-1", 2)
-    assert channels.due(folder_of_two, 30) == ({}, [])
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
-    assert follow(pin, tmp_path / "store") == "b11549-1"
+    assert channels.due(signed.to, 30) == ({}, [])
+    pin = signed.pin()
+    assert signed.follow(pin) == "b11549-1"
     with refused("CHANNEL_MISSING", PublishError):
-        channels.Channel(folder_of_two, "missing", signer).renew()
+        signed.channel("missing").renew()
 
 
 def test_a_clock_that_is_behind_promotes_nothing(
-    folder_of_two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
+    signed: Signed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
+    signed.promote(11549)
     past = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=365)
     monkeypatch.setattr(channels, "_now", lambda: past)
     with refused("CLOCK_BEHIND", PublishError):
-        channels.Channel(folder_of_two, "stable", signer).promote("b11550-1")
-    assert folder_of_two.channel_serials("stable") == (1,)
+        signed.promote(11550)
+    assert signed.to.channel_serials("stable") == (1,)
 
 
 def test_a_promotion_that_another_one_overtook_is_refused(
-    folder_of_two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
+    signed: Signed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
+    signed.promote(11549)
     # both looked when serial 1 was the last one
-    monkeypatch.setattr(folder_of_two, "channel_serials", lambda _: (1,))
-    channels.Channel(folder_of_two, "stable", signer).promote("b11550-1")
-    replayed = folder_of_two.channel_file("stable", "1.json")
-    signature = folder_of_two.channel_file("stable", "1.json.minisig")
+    monkeypatch.setattr(signed.to, "channel_serials", lambda _: (1,))
+    signed.promote(11550)
+    replayed = signed.to.channel_file("stable", "1.json")
+    signature = signed.to.channel_file("stable", "1.json.minisig")
     read = {"manifest.json": replayed, "manifest.json.minisig": signature}
-    real = folder_of_two.channel_file
-    monkeypatch.setattr(folder_of_two, "channel_file", lambda c, n: read.get(n) or real(c, n))
+    real = signed.to.channel_file
+    monkeypatch.setattr(signed.to, "channel_file", lambda c, n: read.get(n) or real(c, n))
     with refused("CHANNEL_MOVED", PublishError):
-        channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
+        signed.promote(11549)
     monkeypatch.undo()
 
 
-def test_a_channel_of_another_key_is_left_alone(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
-) -> None:
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
+def test_a_channel_of_another_key_is_left_alone(signed: Signed, tmp_path: Path) -> None:
+    signed.promote(11549)
     trust.generate(tmp_path / "other")
-    other = channels.Channel(folder_of_two, "stable", trust.signer(tmp_path / "other"))
+    other = channels.Channel(signed.to, "stable", trust.signer(tmp_path / "other"))
     with refused("SIGNED_BY_ANOTHER_KEY", PublishError):
         other.promote("b11550-1")
-    assert folder_of_two.channel_serials("stable") == (1,)
+    assert signed.to.channel_serials("stable") == (1,)
 
 
-def test_there_must_be_something_before(folder_of_two: Destination, signer: trust.Signer) -> None:
+def test_there_must_be_something_before(signed: Signed) -> None:
     with refused("CHANNEL_MISSING", PublishError):
-        channels.Channel(folder_of_two, "stable", signer).rollback()
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
+        signed.own.rollback()
+    signed.promote(11549)
     with refused("NOTHING_BEFORE", PublishError):
-        channels.Channel(folder_of_two, "stable", signer).rollback()
+        signed.own.rollback()
 
 
-def test_a_changed_history_is_not_rolled_back_to(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
-) -> None:
-    for build in (11549, 11550):
-        channels.Channel(folder_of_two, "stable", signer).promote(f"b{build}-1")
-    past = tmp_path / "published" / "channels" / "stable" / "1.json"
+def test_a_changed_history_is_not_rolled_back_to(signed: Signed) -> None:
+    signed.promote(11549, 11550)
+    past = signed.stable / "1.json"
     past.write_bytes(past.read_bytes().replace(b"11549", b"11551"))
     with refused("SIGNED_BY_ANOTHER_KEY", PublishError):
-        channels.Channel(folder_of_two, "stable", signer).rollback()
+        signed.own.rollback()
 
 
 def test_older_files_that_were_put_back_are_neither_renewed_nor_rolled_back_from(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+    signed: Signed,
 ) -> None:
     """Whoever may write there puts older signed pairs in the place of newer ones."""
-    own = channels.Channel(folder_of_two, "stable", signer)
-    for build in (11549, 11550, 11549, 11550):
-        own.promote(f"b{build}-1")
-    channel = tmp_path / "published" / "channels" / "stable"
+    own, channel = signed.own, signed.stable
+    signed.promote(11549, 11550, 11549, 11550)
     replay(channel, 2)
     for use in (own.renew, own.rollback):
         with refused("CHANNEL_NOT_NEWEST", PublishError, "serial 4"):
             use()
-    for end in ("", ".minisig"):
-        shutil.copy(channel / f"2.json{end}", channel / f"4.json{end}")
+    replay(channel, 2, over="4")
     with refused("CHANNEL_NOT_NEWEST", PublishError, "serial 4"):
         own.renew()
     with refused("CHANNEL_MISMATCH", PublishError, "serial 4"):
-        own.promote("b11550-1")
+        signed.promote(11550)
     remove(channel, 4)
-    assert own.promote("b11550-1").serial == 4
-    assert folder_of_two.channel_serials("stable") == (1, 2, 3, 4)
+    assert signed.promote(11550).serial == 4
+    assert signed.to.channel_serials("stable") == (1, 2, 3, 4)
 
 
 def remove(channel: Path, serial: int) -> None:
@@ -310,30 +315,26 @@ def change_a_byte_and_put_the_older_one_back(channel: Path, serial: int) -> None
     + [(change_a_byte_and_put_the_older_one_back, serial) for serial in (2, 3)],
 )
 def test_history_that_was_damaged_disarms_no_comparison_with_it(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, serial: int, damage: Any
+    signed: Signed, serial: int, damage: Any
 ) -> None:
     """The release changes, and what was signed for it is damaged or removed."""
-    own = channels.Channel(folder_of_two, "stable", signer)
-    for release in ("b11549-1", "b11550-1", "b11549-1"):
-        own.promote(release)
-    channel = tmp_path / "published" / "channels" / "stable"
-    damage(channel, serial)
-    change(tmp_path / "published" / ("b11550-1" if serial == 2 else "b11549-1"))
-    for release in ("b11549-1", "b11550-1"):
+    signed.promote(11549, 11550, 11549)
+    damage(signed.stable, serial)
+    change(signed.root / ("b11550-1" if serial == 2 else "b11549-1"))
+    for build in (11549, 11550):
         with pytest.raises(PublishError) as caught:
-            own.promote(release)
+            signed.promote(build)
         assert caught.value.code in {"SIGNED_BY_ANOTHER_KEY", "RELEASE_CHANGED"}
-    assert not (channel / "4.json").exists()
+    assert not (signed.stable / "4.json").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"a manifest", None])
 def test_file_under_a_number_that_was_not_given_yet_raises_no_serial(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, content: bytes | None
+    signed: Signed, content: bytes | None
 ) -> None:
     """Whoever may write there puts a file without a signature there, or an older pair."""
-    own = channels.Channel(folder_of_two, "stable", signer)
-    own.promote("b11549-1")
-    channel = tmp_path / "published" / "channels" / "stable"
+    own, channel = signed.own, signed.stable
+    signed.promote(11549)
     last = 2**53 - 2
     for end in ("", ".minisig"):
         found = (channel / f"1.json{end}").read_bytes()
@@ -350,57 +351,45 @@ def test_file_under_a_number_that_was_not_given_yet_raises_no_serial(
         ):
             own.promote("b11550-1", at_least=at_least)
     remove(channel, last)
-    assert own.promote("b11550-1").serial == 2
+    assert signed.promote(11550).serial == 2
 
 
-def test_place_that_lost_a_promotion_begins_above_by_an_option(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
-) -> None:
-    own = channels.Channel(folder_of_two, "stable", signer)
-    for release in ("b11549-1", "b11550-1", "b11549-1"):
-        own.promote(release)
-    remove(tmp_path / "published" / "channels" / "stable", 2)
+def test_place_that_lost_a_promotion_begins_above_by_an_option(signed: Signed) -> None:
+    signed.promote(11549, 11550, 11549)
+    remove(signed.stable, 2)
     with refused("SIGNED_BY_ANOTHER_KEY", PublishError, "serial 2", hint="--serial"):
-        own.promote("b11550-1")
-    assert own.promote("b11550-1", at_least=2).serial == 4
+        signed.promote(11550)
+    assert signed.own.promote("b11550-1", at_least=2).serial == 4
 
 
 @pytest.mark.parametrize("field", ["artifact", "sbom", "mirror"])
-def test_address_elsewhere_is_not_signed(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, field: str
-) -> None:
+def test_address_elsewhere_is_not_signed(signed: Signed, field: str) -> None:
     """A published manifest names files of another server under the names that were signed."""
-    own = channels.Channel(folder_of_two, "stable", signer)
-    for release in ("b11549-1", "b11550-1"):
-        own.promote(release)
-    with edited(tmp_path / "published" / "b11549-1") as found:
+    signed.promote(11549, 11550)
+    with edited(signed.root / "b11549-1") as found:
         entry = found["artifacts"][0]
         foreign = f"https://evil.invalid/{entry['name']}"
         if field == "sbom":
             entry["sbom"]["url"] = f"{foreign}.cdx.json"
         else:
             entry["urls"] = [foreign] if field == "artifact" else [entry["name"], foreign]
-    for use in (own.rollback, lambda: own.promote("b11549-1")):
+    for use in (signed.own.rollback, lambda: signed.promote(11549)):
         with refused("MANIFEST_POINTS_ELSEWHERE", PublishError, "evil.invalid"):
             use()
 
 
 def test_reader_who_locks_the_folder_is_named_and_not_awaited_for_ever(
-    folder_of_two: Destination,
-    signer: trust.Signer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    signed: Signed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("farm.publish.directory._PATIENCE", 0.2)
-    own, folder = channels.Channel(folder_of_two, "stable", signer), tmp_path / "published"
+    folder = signed.root
     handle = os.open(folder, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_SH)
     with refused("DESTINATION_LOCKED", PublishError, f"process {os.getpid()} has locked {folder}"):
-        own.promote("b11549-1")
+        signed.promote(11549)
     assert f"note[DESTINATION_LOCKED]: waiting: process {os.getpid()}" in capsys.readouterr().err
     os.close(handle)
-    assert own.promote("b11549-1").serial == 1
+    assert signed.promote(11549).serial == 1
 
 
 def bad_content(channel: Path) -> None:
@@ -443,26 +432,18 @@ DAMAGES = [bad_content, bad_name, bad_signature, far_end, no_manifest, unreadabl
 
 @pytest.mark.parametrize("damage", [*DAMAGES, zeros_without_end])
 def test_bad_channel_keeps_no_other_one_from_being_renewed(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, damage: Any
+    signed: Signed, tmp_path: Path, damage: Any
 ) -> None:
     for name, release in (("bad", "b11550-1"), ("stable", "b11549-1")):
-        channels.Channel(folder_of_two, name, signer).promote(release, days=20)
-    damage(tmp_path / "published" / "channels" / "bad")
-    where, key = folder_of_two.where, str(tmp_path / "key")
+        signed.channel(name).promote(release, days=20)
+    damage(signed.root / "channels" / "bad")
+    where, key = signed.to.where, str(tmp_path / "key")
     done = verbs.invoke("renew", "--to", where, "--key", key, timeout=60)
     assert done.returncode == 1
     assert "channel stable" in done.stdout
     assert re.search(r"^error\[\w+\]: .*(bad|fake|b11550-1)", done.stderr, re.MULTILINE)
     assert "error[X]: fake" not in done.stderr.splitlines()
-    assert ("stable" in channels.due(folder_of_two, 30)[0]) is False
-
-
-@contextmanager
-def edited(folder: Path) -> Iterator[dict[str, Any]]:
-    """Give the manifest of a published release, and write what became of it."""
-    found = json.loads((folder / "manifest.json").read_bytes())
-    yield found
-    (folder / "manifest.json").write_text(json.dumps(found))
+    assert ("stable" in channels.due(signed.to, 30)[0]) is False
 
 
 def change(folder: Path) -> None:
@@ -498,41 +479,37 @@ def describe_otherwise(folder: Path) -> None:
 
 @pytest.mark.parametrize("tamper", [change, add, say_less, describe_otherwise])
 def test_release_that_was_changed_since_it_was_signed_is_neither_promoted_nor_rolled_back_to(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, tamper: Any
+    signed: Signed, tamper: Any
 ) -> None:
     """Whoever may write there changes a tarball, adds one of his own, or changes the manifest."""
-    for build in (11549, 11550):
-        channels.Channel(folder_of_two, "stable", signer).promote(f"b{build}-1")
-    tamper(tmp_path / "published" / "b11549-1")
-    for again in (
-        lambda: channels.Channel(folder_of_two, "stable", signer).rollback(),
-        lambda: channels.Channel(folder_of_two, "stable", signer).promote("b11549-1"),
-    ):
+    signed.promote(11549, 11550)
+    tamper(signed.root / "b11549-1")
+    for again in (signed.own.rollback, lambda: signed.promote(11549)):
         with refused("RELEASE_CHANGED", PublishError, "serial 1 of channel stable"):
             again()
-    assert folder_of_two.channel_serials("stable") == (1, 2)
+    assert signed.to.channel_serials("stable") == (1, 2)
 
 
 def test_links_where_releases_lie_cost_no_person_a_file(
-    folder_of_two: Destination, signer: trust.Signer, kept: Path, tmp_path: Path
+    signed: Signed, kept: Path, tmp_path: Path
 ) -> None:
     """Whoever may write there puts links where the farm is about to write or to clean up."""
-    root, mine = tmp_path / "published", tmp_path / "mine"
+    root, mine = signed.root, tmp_path / "mine"
     (root / "channels" / "stable").mkdir(parents=True)
     mine.mkdir()
     for name in ("letter", "photo"):
         (mine / name).write_text(name)
     (root / "channels" / "stable" / ".manifest.json.part").symlink_to(mine / "letter")
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
+    signed.promote(11549)
     (root / "channels" / "beta").symlink_to(mine)
     with refused("DESTINATION_NOT_WRITABLE", PublishError):
-        channels.Channel(folder_of_two, "beta", signer).promote("b11549-1")
+        signed.channel("beta").promote("b11549-1")
     gathered = root / ".b11551-1.publishing"
     gathered.symlink_to(mine)
     folder = tiny_release.of_build(kept, 11551, tmp_path / "third")
-    plan = publishing.prepare(folder, folder_of_two, lambda _: None)
+    plan = publishing.prepare(folder, signed.to, lambda _: None)
     with refused("DESTINATION_NOT_WRITABLE", PublishError):
-        publishing.publish(plan, folder_of_two, lambda _: None)
+        publishing.publish(plan, signed.to, lambda _: None)
     gathered.unlink()
 
     def replace_the_folder(_: str) -> None:
@@ -540,55 +517,48 @@ def test_links_where_releases_lie_cost_no_person_a_file(
             gathered.rename(tmp_path / "aside")
             gathered.symlink_to(mine)
 
-    publishing.publish(plan, folder_of_two, replace_the_folder)
-    assert {path.name: path.read_text() for path in mine.iterdir()} == {
-        "letter": "letter",
-        "photo": "photo",
-    }
+    publishing.publish(plan, signed.to, replace_the_folder)
+    found = {path.name: path.read_text() for path in mine.iterdir()}
+    assert found == {"letter": "letter", "photo": "photo"}
 
 
 def test_tarball_that_is_not_what_the_manifest_lists_is_neither_promoted_nor_renewed(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+    signed: Signed,
 ) -> None:
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
+    signed.promote(11549)
     for release in ("b11549-1", "b11550-1"):
-        tarball = next((tmp_path / "published" / release).glob("*.tar.zst"))
+        tarball = next((signed.root / release).glob("*.tar.zst"))
         tarball.write_bytes(tarball.read_bytes() + b"x")
     with refused("RELEASE_CHANGED", PublishError, tarball.name):
-        channels.Channel(folder_of_two, "stable", signer).promote("b11550-1")
+        signed.promote(11550)
     with refused("RELEASE_CHANGED", PublishError):
-        channels.Channel(folder_of_two, "stable", signer).renew()
-    assert folder_of_two.channel_serials("stable") == (1,)
+        signed.own.renew()
+    assert signed.to.channel_serials("stable") == (1,)
 
 
-def test_manifest_that_changed_after_the_gate_is_not_signed(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
-) -> None:
+def test_manifest_that_changed_after_the_gate_is_not_signed(signed: Signed) -> None:
     """Manifest and tarball agree, and nothing was signed before: only the digest tells."""
-    manifest = tmp_path / "published" / "b11549-1" / "manifest.json"
+    manifest = signed.root / "b11549-1" / "manifest.json"
     checked = hashlib.sha256(manifest.read_bytes()).hexdigest()
     change(manifest.parent)
     with refused("RELEASE_CHANGED", PublishError):
-        channels.Channel(folder_of_two, "stable", signer).promote("b11549-1", checked=checked)
-    assert folder_of_two.channels() == ()
+        signed.own.promote("b11549-1", checked=checked)
+    assert signed.to.channels() == ()
 
 
-def test_only_what_is_published_is_promoted(two: Destination, signer: trust.Signer) -> None:
+def test_only_what_is_published_is_promoted(two: Signed) -> None:
     with pytest.raises(PublishError):
-        channels.Channel(two, "stable", signer).promote("b9-1")
-    assert two.channels() == ()
+        two.promote(9)
+    assert two.to.channels() == ()
 
 
-def test_the_status_of_a_place(two: Destination, signer: trust.Signer) -> None:
-    channels.Channel(two, "stable", signer).promote("b11549-1")
-    found = overview.of(two, "capability=9.0,driver=580,glibc=2.36,torch=cu128")
+def test_the_status_of_a_place(two: Signed) -> None:
+    two.promote(11549)
+    found = overview.of(two.to, "capability=9.0,driver=580,glibc=2.36,torch=cu128")
     assert [row.name for row in found.releases] == ["b11549-1", "b11550-1"]
     (stable,) = found.channels
-    assert (stable.name, stable.manifest.release, stable.manifest.serial) == (
-        "stable",
-        "b11549-1",
-        1,
-    )
+    found_of = (stable.name, stable.manifest.release, stable.manifest.serial)
+    assert found_of == ("stable", "b11549-1", 1)
     assert stable.left is not None
     assert timedelta(days=89) < stable.left <= timedelta(days=90)
     for row in (*found.channels, *found.releases):
@@ -607,66 +577,54 @@ def test_the_status_of_no_place(place: Place) -> None:
 
 
 def test_manifest_of_another_channel_of_the_same_key_is_refused_by_loader_and_farm(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+    signed: Signed,
 ) -> None:
-    channels.Channel(folder_of_two, "stable", signer).promote("b11549-1")
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
+    signed.promote(11549)
+    pin = signed.pin()
     assert (pin["project"], pin["channel"]) == ("local/published", "stable")
-    channels.Channel(folder_of_two, "candidate", signer).promote("b11550-1")
-    kept = tmp_path / "published" / "channels"
+    signed.channel("candidate").promote("b11550-1")
     for name in ("manifest.json", "manifest.json.minisig"):
-        shutil.copy(kept / "candidate" / name, kept / "stable" / name)
-    answered = ask(pin, tmp_path / "store")
+        shutil.copy(signed.stable.with_name("candidate") / name, signed.stable / name)
+    answered = signed.ask(pin)
     assert (answered.returncode, "error[CHANNEL_MISMATCH]" in answered.stderr) == (4, True)
-    for use in (
-        lambda: channels.Channel(folder_of_two, "stable", signer).promote("b11550-1"),
-        lambda: channels.Channel(folder_of_two, "stable", signer).rollback(),
-        lambda: pin_space.channel(folder_of_two, "stable", signer.public_key),
-    ):
+    for use in (lambda: signed.promote(11550), signed.own.rollback, signed.pin):
         with refused("CHANNEL_MISMATCH", PublishError):
             use()
 
 
-def test_project_of_a_mirror_is_named_by_an_option(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
-) -> None:
+def test_project_of_a_mirror_is_named_by_an_option(signed: Signed) -> None:
+    own = signed.channel("stable", "me/builds")
     for release in ("b11549-1", "b11550-1"):
-        channels.Channel(folder_of_two, "stable", signer, "me/builds").promote(release)
+        own.promote(release)
     with refused("CHANNEL_MISMATCH", PublishError):
-        pin_space.channel(folder_of_two, "stable", signer.public_key)
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key, "me/builds").content
-    assert follow(pin, tmp_path / "store") == "b11550-1"
-    back = channels.Channel(folder_of_two, "stable", signer, "me/builds").rollback()
-    assert follow(pin, tmp_path / "store") == back.release == "b11549-1"
+        signed.pin()
+    pin = signed.pin("me/builds")
+    assert signed.follow(pin) == "b11550-1"
+    assert own.rollback().release == signed.follow(pin) == "b11549-1"
 
 
 def test_channel_of_an_older_farm_is_promoted_again_before_it_is_pinned_or_renewed(
-    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+    signed: Signed,
 ) -> None:
-    own = channels.Channel(folder_of_two, "stable", signer)
-    own.promote("b11549-1")
-    channel = tmp_path / "published" / "channels" / "stable"
+    own, channel = signed.own, signed.stable
+    signed.promote(11549)
 
     def sign_as_an_older_farm(name: str) -> None:
         content = (channel / "1.json").read_bytes()
-        old = signer.sign(content, f"channel {name} serial 1 release b11549-1")
+        old = signed.signer.sign(content, f"channel {name} serial 1 release b11549-1")
         for file in ("1.json.minisig", "manifest.json.minisig"):
             (channel / file).write_bytes(old)
 
     sign_as_an_older_farm("nightly")  # its files were put here
     with refused("CHANNEL_MISMATCH", PublishError, "nightly"):
-        own.promote("b11550-1")
+        signed.promote(11550)
     sign_as_an_older_farm("stable")  # perhaps another project's
-    for use in (
-        lambda: pin_space.channel(folder_of_two, "stable", signer.public_key),
-        own.renew,
-        own.rollback,
-    ):
+    for use in (signed.pin, own.renew, own.rollback):
         with refused("CHANNEL_NOT_SIGNED_FOR", PublishError):
             use()
-    own.promote("b11550-1")
+    signed.promote(11550)
     with refused("CHANNEL_NOT_SIGNED_FOR", PublishError, "serial 1"):
         own.rollback()
-    own.promote("b11549-1")
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
-    assert follow(pin, tmp_path / "store") == "b11549-1"
+    signed.promote(11549)
+    pin = signed.pin()
+    assert signed.follow(pin) == "b11549-1"

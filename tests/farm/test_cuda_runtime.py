@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import pytest
 from backports import zstd
 from binaries import library
 from cuda_wheels import CUBLAS, CUDART, LIB, LICENCE, SONAMES
-from package_index import PackageIndex
 
 from farm import cuda_runtime, release, targets
 from farm.errors import FarmError, InspectError, PackError, SourceError, UsageError
 from farm.inputs import pins
 from farm.terminal import show
 from llama_loader import manifest as schema
+from tests.rigs import refusals
+from tests.rigs.package_index import PackageIndex
+from tests.rigs.published import edited
 
 NAME = "cuda-runtime-13.0.2.14-cu130-linux-x86_64.tar.zst"
 CU130 = targets.load().line("cu130")
@@ -98,10 +100,10 @@ def forged(tarball: Path) -> Forged:
 
 
 def refused(kind: type[FarmError], code: str, action: Callable[[], object]) -> FarmError:
-    with pytest.raises(kind) as caught:
+    with refusals.refused(code, kind) as caught:
         action()
-    assert caught.value.code == code
-    return caught.value
+    error: FarmError = caught.value
+    return error
 
 
 # Out of the wheels
@@ -188,28 +190,23 @@ def test_what_is_no_wheel(tmp_path: Path) -> None:
     path = tmp_path / f"nvidia_cublas-13.0.2.14-{cuda_wheels.TAIL}"
     path.write_bytes(b"no zip archive")
     pinned = [(cuda_wheels.pin(CUBLAS, path), path)]
-    refused(
-        SourceError,
-        "ARCHIVE_UNSAFE",
-        lambda: cuda_runtime.pack(pinned, CU130, tmp_path / "out", "tar.zst"),
-    )
+    with refusals.refused("ARCHIVE_UNSAFE", SourceError):
+        cuda_runtime.pack(pinned, CU130, tmp_path / "out", "tar.zst")
 
 
 def test_a_library_under_another_soname(wheels: Wheels, tmp_path: Path) -> None:
     other = library(tmp_path, "x.so", soname="libcudart.so.12").read_bytes()
     wheels[CUDART][f"{LIB}/libcudart.so.13"] = other
-    error = refused(
-        InspectError, "SONAME_DIFFERS", lambda: packed(wheels, tmp_path, tmp_path / "out")
-    )
-    assert "libcudart.so.12" in error.message
+    with refusals.refused("SONAME_DIFFERS", InspectError, r"libcudart\.so\.12"):
+        packed(wheels, tmp_path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_library_for_a_newer_system_than_its_line_promises(
     wheels: Wheels, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    refused(InspectError, "GLIBC_TOO_NEW", lambda: packed(wheels, tmp_path, out, glibc="2.1"))
+    with refusals.refused("GLIBC_TOO_NEW", InspectError):
+        packed(wheels, tmp_path, tmp_path / "out", glibc="2.1")
 
 
 def test_a_folder_that_cannot_be_written(wheels: Wheels, tmp_path: Path) -> None:
@@ -222,17 +219,14 @@ def test_a_folder_that_cannot_be_written(wheels: Wheels, tmp_path: Path) -> None
 
 @pytest.fixture
 def index(
-    wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[PackageIndex]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    index: PackageIndex, wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> PackageIndex:
     work = tmp_path / "wheels"
     work.mkdir()
-    with PackageIndex().serve() as served:
-        monkeypatch.setenv("PIP_INDEX_URL", served.url)
-        pinned = cuda_wheels.publish(served, work, wheels)
-        table = pins.Pins(source=REAL.source, models=REAL.models, toolkit=pinned)
-        monkeypatch.setattr(cuda_runtime.pins, "load", lambda: table)
-        yield served
+    pinned = cuda_wheels.publish(index, work, wheels)
+    table = pins.Pins(source=REAL.source, models=REAL.models, toolkit=pinned)
+    monkeypatch.setattr(cuda_runtime.pins, "load", lambda: table)
+    return index
 
 
 def test_pinned_wheels_are_fetched_once(index: PackageIndex, tmp_path: Path) -> None:
@@ -297,10 +291,8 @@ def test_libraries_alone_are_no_release(tarball: Path) -> None:
     ("field", "value"), [("kind", "cuda-extras"), ("provides", ["libcudart.so.13"]), ("needs", [])]
 )
 def test_verify_names_a_field_that_is_not_so(released: Path, field: str, value: object) -> None:
-    path = released / "manifest.json"
-    tree = json.loads(path.read_bytes())
-    tree["artifacts"][1][field] = ["libfoo.so.1"] if field == "needs" else value
-    path.write_text(json.dumps(tree), "utf-8")
+    with edited(released) as tree:
+        tree["artifacts"][1][field] = ["libfoo.so.1"] if field == "needs" else value
     error = refused(PackError, "RELEASE_MISMATCH", lambda: release.verify(released))
     assert f"{NAME}: {field} is" in error.message
 

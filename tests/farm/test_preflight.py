@@ -18,7 +18,8 @@ from farm.publish import places
 from farm.publish.places import Signed
 from farm.source import Source
 from farm.terminal.progress import BuildReport
-from tests.rigs import http_served
+from tests.rigs import http_served, refusals
+from tests.rigs.heard import script
 from tests.rigs.http_served import Answer
 
 TINY = tiny_release.TINY
@@ -34,10 +35,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A toolkit of this host that no table names."""
     root = tmp_path / "cuda"
     for name, content in (("bin/nvcc", NVCC), ("include/cuda_runtime.h", "")):
-        place = root / name
-        place.parent.mkdir(parents=True)
-        place.write_text(content)
-        place.chmod(0o755)
+        script(root / name, content)
     monkeypatch.setenv("CUDA_PATH", str(root))
     return root
 
@@ -231,15 +229,9 @@ def test_known_hole_is_a_note_of_a_build_and_a_finding_of_a_release(
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     tree = Path(shutil.copytree(TINY, tmp_path / "tree"))
     request = BuildRequest(source=tree, assume_build=11392, out=tmp_path / "out", patches="none")
-    built = BuildRequest(
-        arch_set="cpu", line="cpu", engine="local", source=tree, assume_build=11392,
-        out=tmp_path / "out", patches="none",
-    )  # fmt: skip
+    built = replace(request, arch_set="cpu", line="cpu", engine="local")
     assert "note[KNOWN_ADVISORY]: b11392 has CVE-2026-107183" in checked(built)
-    whole = BuildRequest(
-        arch_set="release", engine="docker", source=request.source, assume_build=11392,
-        out=request.out, patches="none",
-    )  # fmt: skip
+    whole = replace(request, arch_set="release", engine="docker")
     error = refused(whole, Publication(release="b1-1"))
     assert codes(error) == ["RELEASE_NAME_WRONG", "ENGINE_NOT_RUNNING", "KNOWN_ADVISORY"]
 
@@ -249,9 +241,8 @@ def test_options_of_a_check_are_refused_without_it() -> None:
         (BuildRequest(arch_set="release"), Publication()),
         (BuildRequest(), Publication(to="hf:a/b")),
     ):
-        with pytest.raises(UsageError) as found:
+        with refusals.refused("OPTIONS_INVALID", UsageError):
             checked(request, publication, check=False)
-        assert found.value.code == "OPTIONS_INVALID"
 
 
 def test_build_with_a_finding_starts_nothing(

@@ -9,6 +9,7 @@ from farm.compare import compare
 from farm.errors import BuildError, PackError
 from farm.tarball import archive
 from farm.tarball.archive import Member
+from tests.rigs.heard import script
 from tests.rigs.refusals import refused
 
 MEMBERS = [("a", b"alpha", 0o644), ("b", b"beta", 0o644)]
@@ -74,9 +75,8 @@ def test_only_what_differs_is_kept_and_a_missing_diffoscope_is_noted(tmp_path: P
 def test_a_diffoscope_that_fails_is_one_error_with_its_last_line(
     tmp_path: Path, no_diffoscope: Path
 ) -> None:
-    program = no_diffoscope / "diffoscope"
-    program.write_text("#!/bin/sh\necho first >&2; echo 'no room' >&2; exit 2\n", "utf-8")
-    program.chmod(0o755)
+    failing = "#!/bin/sh\necho first >&2; echo 'no room' >&2; exit 2\n"
+    script(no_diffoscope / "diffoscope", failing)
     first, second = tarball(tmp_path / "one", MEMBERS), tarball(tmp_path / "two", MEMBERS[:1])
     with refused("DIFFOSCOPE_FAILED", BuildError, match="diffoscope: no room"):
         compare(first, second, tmp_path / "kept", lambda _: None)

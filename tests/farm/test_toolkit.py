@@ -6,13 +6,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from package_index import PackageIndex
 
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import toolkit
 from farm.inputs.packages import cache_folder
 from farm.inputs.pins import PackagePin
-from tests.rigs.heard import heard
+from tests.rigs.heard import heard, script
+from tests.rigs.package_index import PackageIndex
 from tests.rigs.refusals import refused
 
 NVCC = """#!/bin/sh
@@ -34,17 +34,10 @@ typedef CUresult (CUDAAPI *PFN)(void);
 
 
 def make_toolkit(root: Path, version: str = "12.8") -> Path:
-    (root / "bin").mkdir(parents=True)
-    (root / "include").mkdir()
+    (root / "include").mkdir(parents=True)
     (root / "include" / "cuda_runtime.h").touch()
     script(root / "bin" / "nvcc", NVCC.format(version=version, here=root / "bin"))
     return root
-
-
-def script(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
-    path.chmod(0o755)
 
 
 @pytest.fixture
@@ -125,17 +118,12 @@ LIBRARY_WHEEL = {
 }
 
 
-def test_wheels_become_one_tree_that_nvcc_and_cmake_accept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with PackageIndex().serve() as index:
-        monkeypatch.setenv("PIP_INDEX_URL", index.url)
-        wheels = wheels_on(index, NVCC_WHEEL, LIBRARY_WHEEL)
-        made = toolkit.from_wheels(wheels)
-        asked = len(index.asked)
-        assert toolkit.from_wheels(wheels) == made
-        assert len(index.asked) == asked
+def test_wheels_become_one_tree_that_nvcc_and_cmake_accept(index: PackageIndex) -> None:
+    wheels = wheels_on(index, NVCC_WHEEL, LIBRARY_WHEEL)
+    made = toolkit.from_wheels(wheels)
+    asked = len(index.asked)
+    assert toolkit.from_wheels(wheels) == made
+    assert len(index.asked) == asked
     assert made.version == "13.0"
     assert (made.root / "lib64" / "libcudart.so").read_text("utf-8") == "library"
     assert (made.root / "nvvm" / "bin" / "cicc").stat().st_mode & 0o111
@@ -143,14 +131,9 @@ def test_wheels_become_one_tree_that_nvcc_and_cmake_accept(
     assert ctypes.CDLL(str(stub)).cuMemAlloc_v2() == 34  # CUDA_ERROR_STUB_LIBRARY
 
 
-def test_wheels_that_make_no_toolkit_leave_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with PackageIndex().serve() as index:
-        monkeypatch.setenv("PIP_INDEX_URL", index.url)
-        with pytest.raises(SourceError, match="make no toolkit"):
-            toolkit.from_wheels(wheels_on(index, LIBRARY_WHEEL))
+def test_wheels_that_make_no_toolkit_leave_nothing(index: PackageIndex) -> None:
+    with pytest.raises(SourceError, match="make no toolkit"):
+        toolkit.from_wheels(wheels_on(index, LIBRARY_WHEEL))
     assert list(cache_folder("toolkits").iterdir()) == []
 
 

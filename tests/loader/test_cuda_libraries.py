@@ -16,6 +16,7 @@ from llama_loader.cuda_libraries import (
 )
 from llama_loader.errors import HostError
 from llama_loader.selection import require_libraries, select
+from tests.loader.test_host import write
 from tests.loader.test_selection import host
 from tests.rigs.releases import artifact, manifest, runtime
 
@@ -120,12 +121,6 @@ def test_the_driver_s_folder_is_the_one_that_the_linker_does_not_know(tmp_path: 
     cache = [known / "libcuda.so.1", mounted / "libcudart.so.12"]
     assert driver_folders(entries, cache) == (mounted,)
     assert driver_folders(entries, []) == (mounted, known)
-
-
-def write(path: Path, text: str = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def test_both_layouts_of_the_wheels_and_the_rest(tmp_path: Path) -> None:

@@ -14,19 +14,17 @@ from llama_loader import host, report
 from llama_loader.gpus import Gpu
 from llama_loader.settings import load
 from tests.rigs.fake_nvml import compiled
+from tests.rigs.heard import script as executable
 
 H200 = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-a", 149_000_000_000)
 LOST = "GPU 1 is left out: NVML: GPU is lost (15)"
+FORBIDDEN = "GPU 0 is left out: NVML: Insufficient Permissions (4)"
 OTHER = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-b", 149_000_000_000)
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("driver"))
-
-
-def query(*folders: Path) -> host.Answer:
-    return host.nvml(folders)
 
 
 def shut(driver: Path) -> int:
@@ -43,19 +41,11 @@ def shut(driver: Path) -> int:
         ("nvmlDeviceGetUUID 0 3", (replace(H200, uuid=None), OTHER), ""),
         ("nvmlDeviceGetName 0 999", (replace(H200, name="GPU 0"), OTHER), ""),
         # a lost one is left out and named, and so is one that another container has
-        (
-            "nvmlDeviceGetHandleByIndex_v2 1 15",
-            (H200,),
-            LOST,
+        *(
+            (f"nvmlDeviceGet{asked} 1 15", (H200,), LOST)
+            for asked in ("HandleByIndex_v2", "Name", "MemoryInfo", "UUID")
         ),
-        ("nvmlDeviceGetName 1 15", (H200,), LOST),
-        ("nvmlDeviceGetMemoryInfo 1 15", (H200,), LOST),
-        ("nvmlDeviceGetUUID 1 15", (H200,), LOST),
-        (
-            "nvmlDeviceGetHandleByIndex_v2 0 4",
-            (OTHER,),
-            "GPU 0 is left out: NVML: Insufficient Permissions (4)",
-        ),
+        ("nvmlDeviceGetHandleByIndex_v2 0 4", (OTHER,), FORBIDDEN),
     ],
 )
 def test_every_gpu_is_described_as_far_as_it_answers(
@@ -67,7 +57,9 @@ def test_every_gpu_is_described_as_far_as_it_answers(
 ) -> None:
     monkeypatch.setenv("FAKE_NVML", refused)
     before = shut(driver)
-    assert query(driver) == host.Answer("580.159.03", gpus, (complaint,) if complaint else ())
+    assert host.nvml((driver,)) == host.Answer(
+        "580.159.03", gpus, (complaint,) if complaint else ()
+    )
     assert shut(driver) == before + 1
 
 
@@ -84,14 +76,14 @@ def test_nvml_that_refuses_says_why(
 ) -> None:
     before = shut(driver)
     monkeypatch.setenv("FAKE_NVML", refused)
-    assert query(driver) == host.Answer(complaints=(complaint,))
+    assert host.nvml((driver,)) == host.Answer(complaints=(complaint,))
     assert shut(driver) == before + shuts
 
 
 def test_a_library_that_is_none_or_too_old_is_passed_over(tmp_path: Path, driver: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not ELF")
     old = compiled(tmp_path / "old", "-DOLD")
-    assert query(tmp_path, old, driver).gpus == (H200, OTHER)
+    assert host.nvml((tmp_path, old, driver)).gpus == (H200, OTHER)
 
 
 def test_a_driver_on_the_library_path_alone_is_found_and_kept(
@@ -135,11 +127,7 @@ def test_a_fork_asks_the_driver_alone_for_the_gpu_that_it_got(
 
 
 def program(folder: Path, name: str, script: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    made = folder / name
-    made.write_text(f"#!/bin/sh\nPATH={os.defpath}\n{script}\n")
-    made.chmod(0o755)
-    return made
+    return executable(folder / name, f"#!/bin/sh\nPATH={os.defpath}\n{script}\n")
 
 
 @pytest.fixture
@@ -210,13 +198,10 @@ def test_it_is_not_asked_where_nvml_hangs(
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [
-        (
-            "echo 'Failed to initialize NVML:'; echo ' a version mismatch' >&2; exit 18",
-            "nvidia-smi: Failed to initialize NVML: a version mismatch",
-        ),
-        ("echo 'No devices were found'", "nvidia-smi: No devices were found"),
-        ("exit 9", "nvidia-smi: no GPU"),
-        ("exec sleep 60", "nvidia-smi: no answer within 0.1 s"),
+        ("echo 'Failed:'; echo ' a version mismatch' >&2; exit 18", "Failed: a version mismatch"),
+        ("echo 'No devices were found'", "No devices were found"),
+        ("exit 9", "no GPU"),
+        ("exec sleep 60", "no answer within 0.1 s"),
     ],
 )
 def test_what_it_complains_of_is_kept(
@@ -224,4 +209,4 @@ def test_what_it_complains_of_is_kept(
 ) -> None:
     monkeypatch.setattr(host, "_SMI_TIMEOUT", 0.1 if "sleep" in script else 10.0)
     smi = program(tmp_path / "bin", "nvidia-smi", script)
-    assert detect(refusing, smi.parent).complaints[1:] == (complaint,)
+    assert detect(refusing, smi.parent).complaints[1:] == (f"nvidia-smi: {complaint}",)

@@ -7,6 +7,7 @@ import pytest
 from llama_loader import host
 from llama_loader.gpus import Gpu
 from llama_loader.settings import load
+from tests.rigs.heard import script
 
 NAME = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 
@@ -73,21 +74,13 @@ def test_version_of_thousands_of_digits_is_none(tmp_path: Path) -> None:
         assert host.detect(load(environ={}), root=tmp_path).driver is None
 
 
-def program(folder: Path, name: str, script: str) -> Path:
-    path = write(folder / name, f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return path
-
-
 @pytest.mark.parametrize("entries", ["", ".", "tools", "./tools", "../{here}/tools", ":tools:."])
 def test_a_program_of_the_working_folder_is_never_run(entries: str, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "tools"):
         for name in ("nvidia-smi", "ldconfig"):
-            program(folder, name, f": >{tmp_path}/executed")
-    script = (
-        "from llama_loader import host, settings\nprint(host.detect(settings.load()).gpu_source)\n"
-    )
+            script(folder / name, f"#!/bin/sh\n: >{tmp_path}/executed\n")
+    look = "from llama_loader import host, settings; host.detect(settings.load())"
     search = entries.format(here=tmp_path.name)
     environ = {"PATH": search, "PYTHONPATH": str(Path(host.__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", script], env=environ, cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", look], env=environ, cwd=tmp_path, check=True)
     assert not (tmp_path / "executed").exists()

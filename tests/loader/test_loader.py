@@ -24,7 +24,7 @@ from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
 from tests.loader.test_cli import make_release
 from tests.loader.test_devices import gemma
-from tests.rigs.binaries import library, program
+from tests.rigs.binaries import PRINT_LIBRARIES, library, program
 from tests.rigs.heard import heard
 from tests.rigs.impostor_archive import Impostor
 from tests.rigs.refusals import refused
@@ -372,24 +372,20 @@ def test_the_real_server_takes_both_keys(real_runtime: Path, real_model: Path) -
 @pytest.mark.parametrize(
     ("extra", "no_key", "what"),
     [
-        (("--port", "1"), False, "--port"),
+        *(
+            ((name, "x"), False, name)
+            for name in ("--port", "-m", "-hf", "-hfr", "--hf-file", "-dr", "--models-dir")
+        ),
+        *(((name, "x"), False, name) for name in ("--api-prefix", "--ssl-cert-file")),
         (("--port=1",), False, "--port"),
-        (("-m", "x"), False, "-m"),
         (("--threads", "2", "--model", "x"), False, "--model"),
-        (("-hf", "a/b"), False, "-hf"),
-        (("-hfr", "a/b"), False, "-hfr"),
         (("--hf_repo", "a/b"), False, "--hf-repo"),
         (("--docker_repo=x",), False, "--docker-repo"),
-        (("--hf-file", "x"), False, "--hf-file"),
-        (("-dr", "x"), False, "-dr"),
-        (("--models-dir", "x"), False, "--models-dir"),
         (("--host", "127.0.0.1", "--host", "192.0.2.1"), False, "--host"),
         (("--host", "192.0.2.1"), False, "--host"),
         (("--api-key", "k"), True, "--no-key contradicts"),
         (("--api_key_file", "/f"), True, "--no-key contradicts"),
         (("--api-key", ""), False, "--api-key after -- is empty"),
-        (("--api-prefix", "/v2"), False, "--api-prefix"),
-        (("--ssl-cert-file", "c"), False, "--ssl-cert-file"),
     ],
 )
 def test_arguments_that_make_another_server_or_contradict_are_refused(
@@ -441,11 +437,8 @@ def test_file_that_the_server_could_not_use_is_refused_at_the_start(
 
 def test_server_without_a_key_is_a_note_that_says_whom_it_is_open_to() -> None:
     pages = "every user of this machine can use it, and so can web pages"
-    for extra, whom in (
-        ((), pages),
-        (("--host", "localhost"), pages),
-        (("--host", "0.0.0.0"), "every program that reaches one of them"),
-    ):
+    every = ("--host", "0.0.0.0"), "every program that reaches one of them"
+    for extra, whom in (((), pages), (("--host", "localhost"), pages), every):
         (note,) = server_plan.check(extra, no_key=True)
         assert (note.code, "--no-key" in note.hint) == ("SERVER_OPEN", True)
         assert whom in note.message
@@ -543,7 +536,9 @@ def test_the_verified_runtimes_own_libraries_come_before_those_of_a_folder_of_cu
         library(folder, "libggml-base.so.0")
     library(cuda, "libcudart.so.13")
     library(tmp_path, "libggml-base.so.0"), library(tmp_path, "libcudart.so.13")
-    program(tmp_path, "llama-server", "libggml-base.so.0", "libcudart.so.13", source=LOADED)
+    program(
+        tmp_path, "llama-server", "libggml-base.so.0", "libcudart.so.13", source=PRINT_LIBRARIES
+    )
     shutil.move(tmp_path / "llama-server", runtime)
     ready = prepared(runtime, H200)
     here = tuple(replace(one, folder=cuda) for one in ready.libraries)
@@ -552,25 +547,8 @@ def test_the_verified_runtimes_own_libraries_come_before_those_of_a_folder_of_cu
         environ["LD_LIBRARY_PATH"] = str(cuda)
     done = heard([runtime / "llama-server"], env=environ, check=True)
     first = runtime if linked else cuda
-    assert set(done.stdout.split()) == {
-        str(first / "libggml-base.so.0"),
-        str(cuda / "libcudart.so.13"),
-    }
-
-
-LOADED = r"""
-#define _GNU_SOURCE
-#include <link.h>
-#include <stdio.h>
-#include <string.h>
-static int show(struct dl_phdr_info *info, size_t size, void *data) {
-    (void)size; (void)data;
-    if (strstr(info->dlpi_name, ".so.0") || strstr(info->dlpi_name, "libcu"))
-        puts(info->dlpi_name);
-    return 0;
-}
-int main(void) { return dl_iterate_phdr(show, 0); }
-"""
+    expected = {str(first / "libggml-base.so.0"), str(cuda / "libcudart.so.13")}
+    assert set(done.stdout.split()) == expected
 
 
 # --- a GPU that is not used ------------------------------------------------------------------
@@ -589,9 +567,7 @@ def unused(tmp_path: Path, host: HostFacts, **given: str) -> Any:
     return loader._unused_gpus(load(given, environ), host, choice)
 
 
-def test_a_gpu_without_code_in_a_release_of_one_architecture_is_named(
-    tmp_path: Path,
-) -> None:
+def test_a_gpu_without_code_in_a_release_of_one_architecture_is_named(tmp_path: Path) -> None:
     mixed = replace(H200, gpus=(ADA, BLACKWELL), gpu_source="nvml")
     (note,) = unused(tmp_path, mixed)
     assert note.code == "GPU_UNUSED"

@@ -12,6 +12,7 @@ from waiting import until
 
 from llama_loader import processes
 from tests.rigs.binaries import compile_c
+from tests.rigs.heard import script
 
 ENVIRON = processes.environment({"PATH": os.environ["PATH"]})
 
@@ -84,9 +85,7 @@ def test_neither_text_nor_variables_are_on_a_command_line() -> None:
 
 def test_a_program_is_executed_after_before_and_at_once(tmp_path: Path) -> None:
     """The interpreter of the launcher starts meanwhile."""
-    program, clock = tmp_path / "clock", []
-    program.write_text("#!/bin/sh\ndate +%s.%N\n")
-    program.chmod(0o755)
+    program, clock = script(tmp_path / "clock", "#!/bin/sh\ndate +%s.%N\n"), []
 
     def before() -> None:
         time.sleep(1.0)

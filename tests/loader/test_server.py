@@ -22,7 +22,7 @@ from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerEr
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from tests.rigs import http_served
-from tests.rigs.heard import heard
+from tests.rigs.heard import heard, script
 from tests.rigs.impostor_archive import Impostor
 from tests.rigs.refusals import refused
 
@@ -48,6 +48,12 @@ def nothing_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr("tempfile.tempdir", str(place))
     yield
     assert list(place.iterdir()) == []
+
+
+def without(option: str, program: Path, then: str) -> Path:
+    """Write a server that does not know an option, and does something else without it."""
+    refuse = f"case \"$*\" in *{option}*) echo 'error: invalid argument: {option}'; exit 1;; esac"
+    return script(program, f"#!/bin/sh\n{refuse}\n{then}\n")
 
 
 def failure(runtime: Path, **changes: Any) -> LoaderError:
@@ -139,12 +145,7 @@ def test_a_cpu_that_announces_too_much_is_tried_again_without_repacking(
 
 def test_a_build_too_old_for_that_is_told_as_what_it_is(tmp_path: Path) -> None:
     """Not as one that was given a wrong argument: nobody gave it any."""
-    program = tmp_path / "llama-server"
-    program.write_text(
-        '#!/bin/sh\ncase "$*" in *--no-repack*)'
-        " echo 'error: invalid argument: --no-repack'; exit 1;; esac\nkill -ILL $$\n"
-    )
-    program.chmod(0o755)
+    without("--no-repack", tmp_path / "llama-server", "kill -ILL $$")
     error = failure(tmp_path)
     assert (error.code, error.exit_status) == ("ILLEGAL_INSTRUCTION", 5)
 

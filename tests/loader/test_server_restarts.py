@@ -17,6 +17,7 @@ from llama_loader.errors import IntegrityError, LoaderError, ServerError
 from llama_loader.events import Event, Note
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
+from tests.loader.test_server import without
 from tests.rigs.impostor_archive import Impostor
 from tests.rigs.refusals import refused
 
@@ -132,12 +133,7 @@ def test_other_user_gets_the_port_neither_during_restarts_nor_before_the_end(
 
 
 def test_release_that_does_not_know_how_to_share_a_port_is_started_without(tmp_path: Path) -> None:
-    program = tmp_path / "llama-server"
-    program.write_text(
-        '#!/bin/sh\ncase "$*" in *--reuse-port*)'
-        " echo 'error: invalid argument: --reuse-port'; exit 1;; esac\nexit 3\n"
-    )
-    program.chmod(0o755)
+    without("--reuse-port", tmp_path / "llama-server", "exit 3")
     plan = ServerPlan(tmp_path, Path("/m"), processes.environment({}), pinned_build=True)
     server = Server(plan)
     with pytest.raises(ServerError, match="status 3 while loading"):

@@ -8,6 +8,22 @@ from pathlib import Path
 FATBINS = Path(__file__).parents[1] / "data" / "fatbin"
 
 
+PRINT_LIBRARIES = r"""
+#define _GNU_SOURCE
+#include <link.h>
+#include <stdio.h>
+#include <string.h>
+static int show(struct dl_phdr_info *info, size_t size, void *data) {
+    (void)size; (void)data;
+    if (strstr(info->dlpi_name, "libcu") || strstr(info->dlpi_name, "libggml"))
+        puts(info->dlpi_name);
+    return 0;
+}
+int main(void) { return dl_iterate_phdr(show, 0); }
+"""
+"""A program that prints which of CUDA's and ggml's libraries the dynamic linker loaded for it."""
+
+
 def entry(
     kind: int, arch: int, *, flags: int = 0x11, payload: bytes = b"code", header: int = 64
 ) -> bytes:

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from binaries import FATBINS, library, program
+from binaries import FATBINS, PRINT_LIBRARIES, library, program
 from package_index import PackageIndex
 
 from farm import release
@@ -100,7 +100,7 @@ def server(folder: Path, out: Path) -> Path:
     library(linked, "libggml-cuda.so", *SONAMES, soname=None, fatbin=FATBINS / "sass-90.fatbin")
     needed = [name for name in SONAMES if "Lt" not in name]
     for name in ("llama-server", "llama-cli"):
-        program(linked, name, *needed, source=_WHERE)
+        program(linked, name, *needed, source=PRINT_LIBRARIES)
         shutil.copy(linked / name, tree / "bin")
     shutil.copy(linked / "libggml-cuda.so", tree / "bin")
     (tree / "licenses" / "LICENSE").write_bytes(b"MIT\n")
@@ -121,18 +121,3 @@ def server(folder: Path, out: Path) -> Path:
     )
     (tree / "BUILD.json").write_bytes(build_record.encode(record))
     return release.pack_tree(tree, out, "tar.zst")
-
-
-_WHERE = r"""
-#define _GNU_SOURCE
-#include <link.h>
-#include <stdio.h>
-#include <string.h>
-static int show(struct dl_phdr_info *info, size_t size, void *data) {
-    (void)size; (void)data;
-    if (strstr(info->dlpi_name, "libcu")) puts(info->dlpi_name);
-    return 0;
-}
-int main(void) { return dl_iterate_phdr(show, 0); }
-"""
-"""Prints the CUDA libraries that the dynamic linker loaded."""

@@ -69,6 +69,14 @@ def publish(place: Place | Destination, folder: Path) -> str:
     return publishing.publish(publishing.prepare(folder, to, lambda _: None), to, lambda _: None)
 
 
+@contextmanager
+def edited(folder: Path) -> Iterator[dict[str, Any]]:
+    """Give the manifest of a release's folder, and write what became of it."""
+    found = json.loads((folder / "manifest.json").read_bytes())
+    yield found
+    (folder / "manifest.json").write_text(json.dumps(found))
+
+
 def environment() -> dict[str, str]:
     """Return a Space's variables: what is served here, and its own modules alone."""
     return {**os.environ, "PYTHONPATH": str(SPACES)}
