@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from farm import source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, PackError
-from farm.execute import execute
+from farm.execute import BuiltTree, execute
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan
-from tests.rigs.heard import heard
+from tests.rigs.heard import heard, script
 from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
 
@@ -41,25 +42,28 @@ def tiny(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
 
 
-def plan_of(tree: Path) -> BuildPlan:
-    return BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
+def build(tree: Path, logs: Path, **options: Any) -> AbstractContextManager[BuiltTree]:
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
+    options.setdefault("reporter", Recorder())
+    return execute(plan, LocalEngine(jobs=2), logs=logs, **options)
+
+
+def fail(tree: Path, logs: Path, **options: Any) -> None:
+    with build(tree, logs, **options):
+        pytest.fail("a tree was handed over")
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tiny: Path, tmp_path: Path) -> None:
     log = tmp_path / "cpu-cpu.log"
     log.symlink_to("/dev/full")
-    with (
-        pytest.raises(PackError) as failed,
-        execute(plan_of(tiny), LocalEngine(), logs=tmp_path, reporter=Recorder()),
-    ):
-        pytest.fail("a tree was handed over")
+    with pytest.raises(PackError) as failed:
+        fail(tiny, tmp_path)
     assert failed.value.render() == f"error[WRITE_FAILED]: {log}: No space left on device"
 
 
 def test_a_build_gives_programs_that_run_and_knows_who_compiled(tiny: Path, tmp_path: Path) -> None:
     recorder = Recorder()
-    engine = LocalEngine(jobs=2)
-    with execute(plan_of(tiny), engine, logs=tmp_path / "logs", reporter=recorder) as built:
+    with build(tiny, tmp_path / "logs", reporter=recorder) as built:
         told = heard([built.folder / "llama-server"], check=True)
         assert told.stdout == "version: 0 (unknown) llama.cpp/llama.cpp\n"
         assert (built.folder / "libllama.so").is_symlink()
@@ -79,13 +83,9 @@ def test_a_compile_error_shows_the_file_the_compilers_words_and_the_log(
     tiny: Path, tmp_path: Path
 ) -> None:
     (tiny / "llama.cpp").write_text("int broken( { return 1; }\n", "utf-8")
-    with (
-        pytest.raises(BuildError) as failed,
-        execute(plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()),
-    ):
-        pytest.fail("a tree was handed over")
+    with refused("COMPILE_FAILED", BuildError) as failed:
+        fail(tiny, tmp_path / "logs")
     shown = failed.value.render()
-    assert failed.value.code == "COMPILE_FAILED"
     assert "llama.cpp.o" in shown.splitlines()[0]
     assert "error: " in shown
     assert "int broken( {" in shown
@@ -96,20 +96,15 @@ def test_a_compile_error_shows_the_file_the_compilers_words_and_the_log(
 def test_a_configure_error_is_told_apart(tiny: Path, tmp_path: Path) -> None:
     with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as file:
         file.write('message(FATAL_ERROR "no such backend")\n')
-    with (
-        refused("CONFIGURE_FAILED", BuildError, "no such backend"),
-        execute(plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()),
-    ):
-        pytest.fail("a tree was handed over")
+    with refused("CONFIGURE_FAILED", BuildError, "no such backend"):
+        fail(tiny, tmp_path / "logs")
 
 
 def test_flags_of_the_callers_environment_do_not_reach_the_compiler(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXXFLAGS", "-this-is-no-flag")
-    with execute(
-        plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()
-    ) as built:
+    with build(tiny, tmp_path / "logs") as built:
         assert (built.folder / "llama-cli").is_file()
 
 
@@ -122,9 +117,7 @@ def test_two_folders_give_the_same_bytes(
     elsewhere = Path(shutil.copytree(tiny, tmp_path / "some" / "other" / "place"))
     built_bytes = []
     for tree in (tiny, elsewhere):
-        with execute(
-            plan_of(tree), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder(), fresh=True
-        ) as built:
+        with build(tree, tmp_path / "logs", fresh=True) as built:
             built_bytes.append((built.folder / "llama-server").read_bytes())
     assert built_bytes[0] == built_bytes[1]
 
@@ -134,15 +127,11 @@ def _which_without_ccache(which: Callable[..., str | None]) -> Callable[..., str
 
 
 def test_a_build_that_nobody_waits_for_ends_its_silent_compiler(tiny: Path, tmp_path: Path) -> None:
-    marker, slow = tmp_path / "compiling", tmp_path / "slow"
-    slow.write_text(f"#!/bin/sh\ntouch {marker}\nexec sleep 120\n", "utf-8")
-    slow.chmod(0o755)
+    marker = tmp_path / "compiling"
+    slow = script(tmp_path / "slow", f"#!/bin/sh\ntouch {marker}\nexec sleep 120\n")
     with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as file:
         file.write(f'\nadd_custom_target(slow ALL COMMAND "{slow}")\n')
         file.write("add_dependencies(llama slow)\n")
-    build = execute(
-        plan_of(tiny), LocalEngine(), logs=tmp_path, reporter=Recorder(), abandoned=marker.exists
-    )
-    with pytest.raises(BuildError, match="step compile ended"), build:
-        pytest.fail("a tree was handed over")
+    with pytest.raises(BuildError, match="step compile ended"):
+        fail(tiny, tmp_path, abandoned=marker.exists)
     assert not list(cache_folder("builds").iterdir())

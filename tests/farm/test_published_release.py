@@ -1,8 +1,8 @@
 """A release by its folder, its manifest or its URL; what is fetched is bounded and checked."""
 
 import hashlib
-import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import fault_server
 import msgspec
 import pytest
 from fault_server import FaultServer
+from published import edited
 from releases import artifact, manifest
 
 from farm import release
@@ -42,6 +43,16 @@ def folder(tmp_path: Path) -> Path:
     (place / "SHA256SUMS").write_text("")
     (place / "manifest.schema.json").write_text("{}")
     return place
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+
+
+def read(folder: Path, **pin: str) -> None:
+    """Fetch the release over HTTP."""
+    with ReleaseServer(folder) as server, opened(server.url, **pin):
+        pass
 
 
 def names(folder: Path) -> set[str]:
@@ -86,10 +97,9 @@ def test_a_folder_is_taken_by_any_of_its_names(folder: Path) -> None:
 
 
 def test_a_pin_holds_for_folders_and_urls(folder: Path) -> None:
-    right = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     with ReleaseServer(folder) as server:
         for where in (str(folder), server.url):
-            with opened(where, sha256=right):
+            with opened(where, sha256=digest(folder)):
                 pass
             with (
                 refused("RELEASE_MISMATCH", FarmError, "not the pinned"),
@@ -101,47 +111,31 @@ def test_a_pin_holds_for_folders_and_urls(folder: Path) -> None:
 def test_a_body_longer_than_the_manifest_says_is_not_read_to_its_end(folder: Path) -> None:
     tarball = next(folder.glob("*.tar.zst"))
     tarball.write_bytes(TARBALL + b"!")
-    with (
-        ReleaseServer(folder) as server,
-        pytest.raises(FarmError, match=f"is longer than {len(TARBALL)} bytes"),
-        opened(server.url),
-    ):
-        pass
+    with pytest.raises(FarmError, match=f"is longer than {len(TARBALL)} bytes"):
+        read(folder)
 
 
 def test_sbom_of_another_name_does_not_replace_the_pinned_manifest(folder: Path) -> None:
-    tree = json.loads((folder / "manifest.json").read_bytes())
-    tree["artifacts"][0]["sbom"]["url"] = "other/manifest.json"
+    with edited(folder) as tree:
+        tree["artifacts"][0]["sbom"]["url"] = "other/manifest.json"
     (folder / "other").mkdir()
-    (folder / "other" / "manifest.json").write_text(json.dumps(tree))
-    pinned = json.dumps(tree).encode()
-    (folder / "manifest.json").write_bytes(pinned)
-    with (
-        ReleaseServer(folder) as server,
-        refused("RELEASE_MISMATCH", FarmError, "its SBOM is not"),
-        opened(server.url, sha256=hashlib.sha256(pinned).hexdigest()),
-    ):
-        pass
+    shutil.copy(folder / "manifest.json", folder / "other")
+    with refused("RELEASE_MISMATCH", FarmError, "its SBOM is not"):
+        read(folder, sha256=digest(folder))
 
 
 def test_what_is_not_there_is_named(folder: Path) -> None:
     next(folder.glob("*.cdx.json")).unlink()
-    with (
-        ReleaseServer(folder) as server,
-        refused("RELEASE_UNREACHABLE", FarmError, r"cdx\.json cannot be fetched: .*404"),
-        opened(server.url),
-    ):
-        pass
+    with refused("RELEASE_UNREACHABLE", FarmError, r"cdx\.json cannot be fetched: .*404"):
+        read(folder)
 
 
 def test_a_mirror_is_asked_where_the_first_does_not_answer(folder: Path) -> None:
-    tree = json.loads((folder / "manifest.json").read_bytes())
-    tarball = tree["artifacts"][0]
-    mirror = folder / "mirror"
-    mirror.mkdir()
-    (folder / tarball["name"]).rename(mirror / "moved")
-    tarball["urls"] = [tarball["name"], "mirror/moved"]
-    (folder / "manifest.json").write_text(json.dumps(tree))
+    (folder / "mirror").mkdir()
+    with edited(folder) as tree:
+        tarball = tree["artifacts"][0]
+        tarball["urls"] = [tarball["name"], "mirror/moved"]
+    (folder / tarball["name"]).rename(folder / "mirror" / "moved")
     with ReleaseServer(folder) as server, opened(server.url) as found:
         assert (found / tarball["name"]).read_bytes() == TARBALL
 
@@ -149,9 +143,9 @@ def test_a_mirror_is_asked_where_the_first_does_not_answer(folder: Path) -> None
 def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_path: Path) -> None:
     channel = tmp_path / "channels" / "stable"
     channel.mkdir(parents=True)
-    tree = json.loads((folder / "manifest.json").read_bytes())
-    tree["artifacts"][0]["urls"] = [f"../../dist/{tree['artifacts'][0]['name']}"]
-    (channel / "manifest.json").write_text(json.dumps(tree))
+    shutil.copy(folder / "manifest.json", channel)
+    with edited(channel) as tree:
+        tree["artifacts"][0]["urls"] = [f"../../dist/{tree['artifacts'][0]['name']}"]
     with ReleaseServer(tmp_path) as server:
         for where in (f"{server.url}channels/stable/manifest.json", str(channel)):
             with refused("CHANNEL_NOT_RELEASE", FarmError) as caught, opened(where) as found:

@@ -69,7 +69,6 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_started(
     assert ("--hf REPO FILE" in error.hint) is (code == "MODEL_MISSING")
     if code == "MODEL_PART" or "-00002-" in name:
         told = reason(settings(GGUF_FILENAME=name))
-        assert told is not None
         assert (told.code, told.exit_status) == ("MODEL_PART", 2)
         assert name in told.message
         assert "joined to one file" in told.hint
@@ -77,12 +76,9 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_started(
 
 def test_model_of_more_parts_than_any_has_is_refused_before_anything_is_asked() -> None:
     told = reason(settings(GGUF_FILENAME="m-00001-of-99999.gguf"))
-    assert told is not None
     assert (told.code, told.exit_status) == ("MODEL_PART", 2)
     assert "would be a model of 99999 parts" in told.message
-    few = reason(settings(GGUF_FILENAME="m-00001-of-01000.gguf"))
-    assert few is not None
-    assert few.code == "OFFLINE"
+    assert reason(settings(GGUF_FILENAME="m-00001-of-01000.gguf")).code == "OFFLINE"
 
 
 def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
@@ -145,18 +141,18 @@ def test_pin_of_a_model_in_parts_is_refused_before_anything_is_fetched(where: st
         model.get(wanted)
     assert caught.value.code == "MODEL_PIN_OF_PARTS"
     single = reason(settings(**{where: "m-00001-of-00001.gguf"}))
-    assert single is None or single.code in {"OFFLINE", "MODEL_MISSING"}
+    assert single.code in {"OFFLINE", "MODEL_MISSING"}
 
 
-def reason(wanted: Settings) -> LoaderError | None:
-    try:
+def reason(wanted: Settings) -> LoaderError:
+    with pytest.raises(LoaderError) as caught:
         model.get(replace(wanted, offline=True))
-    except LoaderError as error:
-        return error
-    return None
+    return caught.value
 
 
-PRINT_PATH = "from llama_loader import model, settings; s = settings.load();print(model.get(s))"
+BEGIN = "from llama_loader import model, settings; s = settings.load();"
+PRINT_PATH = f"{BEGIN}print(model.get(s))"
+AT_HAND = f"{BEGIN}print(model.at_hand(s))"
 
 
 def from_hub(hub: Hub, place: Path, code: str, **variables: str) -> str:
@@ -192,15 +188,14 @@ def path_from_hub(hub: Hub, place: Path, **variables: str) -> Path:
 
 
 def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> None:
-    code = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
     with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
-        assert from_hub(hub, tmp_path, code) == "None"
+        assert from_hub(hub, tmp_path, AT_HAND) == "None"
         assert hub.tokens_seen == set()
         path = path_from_hub(hub, tmp_path)
-    assert from_hub(hub, tmp_path, code) == str(path)
-    assert from_hub(hub, tmp_path, code, GGUF_REVISION=COMMIT) == str(path)
-    assert from_hub(hub, tmp_path, code, GGUF_REVISION="v9") == "None"
-    assert from_hub(hub, tmp_path, code, GGUF_PATH="/nowhere") == "None"
+    assert from_hub(hub, tmp_path, AT_HAND) == str(path)
+    assert from_hub(hub, tmp_path, AT_HAND, GGUF_REVISION=COMMIT) == str(path)
+    assert from_hub(hub, tmp_path, AT_HAND, GGUF_REVISION="v9") == "None"
+    assert from_hub(hub, tmp_path, AT_HAND, GGUF_PATH="/nowhere") == "None"
 
 
 def test_all_parts_of_a_model_are_fetched_and_the_first_is_returned(tmp_path: Path) -> None:
@@ -210,18 +205,14 @@ def test_all_parts_of_a_model_are_fetched_and_the_first_is_returned(tmp_path: Pa
     parts = {
         name: (TINY + name.encode()).ljust(size) for name, size in zip(names, sizes, strict=True)
     }
-    at_hand = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
-    told = (
-        "from llama_loader import model, settings; s = settings.load();"
-        "print(model.get(s, sink=lambda e: print(e.name, e.done, e.total)))"
-    )
+    told = f"{BEGIN}print(model.get(s, sink=lambda e: print(e.name, e.done, e.total)))"
     with serving(Hub(files={name: parts[name] for name in names[:2]})) as hub:
         with pytest.raises(AssertionError, match="has no file sub/m-00003"):
             path_from_hub(hub, tmp_path, GGUF_FILENAME=names[0])
-        assert from_hub(hub, tmp_path, at_hand, GGUF_FILENAME=names[0]) == "None"
+        assert from_hub(hub, tmp_path, AT_HAND, GGUF_FILENAME=names[0]) == "None"
         hub.files.update(parts)
         *lines, path = from_hub(hub, tmp_path, told, GGUF_FILENAME=names[0]).splitlines()
-        assert from_hub(hub, tmp_path, at_hand, GGUF_FILENAME=names[0]) == path
+        assert from_hub(hub, tmp_path, AT_HAND, GGUF_FILENAME=names[0]) == path
     counts = [int(line.split()[1]) for line in lines]
     assert counts == sorted(counts)
     assert 12_000_000 < counts[-1] == sum(sizes)
@@ -348,10 +339,7 @@ def test_xet_storage_that_does_not_answer_is_left_for_the_hub_itself(
     tmp_path: Path, *, silent: bool
 ) -> None:
     """Left alone, hf_xet tries for more than four minutes."""
-    code = (
-        "from llama_loader import model, settings; s = settings.load();"
-        "print(model.get(s, sink=lambda e: print(type(e).__name__)))"
-    )
+    code = f"{BEGIN}print(model.get(s, sink=lambda e: print(type(e).__name__)))"
     with socket.create_server(("127.0.0.1", 0)) as storage:
         port = storage.getsockname()[1] if silent else 9
         with serving(Hub(files={"sub/m.gguf": TINY}, xet=f"http://127.0.0.1:{port}")) as hub:
