@@ -134,11 +134,11 @@ class Demo:
                 trusted = ("--manifest", named, "--manifest-sha256", pin)
                 answer = self._use(trusted, model, Path(folder) / "store", report)
         spans = tuple(self._spans)
-        report.say(f"\n  {PROMPT}{answer}\n")
-        report.say("\n".join(rows(spans)))
+        for line in ("", f"  {PROMPT}{answer}", "", *rows(spans), ""):
+            report.say(line)
         self.figure.parent.mkdir(parents=True, exist_ok=True)
         self.figure.write_text(svg(spans, title="From source to the first token"), "utf-8")
-        report.say(f"\n  picture: {self.figure}")
+        report.say(f"  picture: {self.figure}")
         _say_next(out, model, report)
         if not answer.startswith(EXPECTED):
             raise FarmError("DEMO_WRONG_ANSWER", prompt=PROMPT, answer=answer)
@@ -193,8 +193,7 @@ class Demo:
 def _say_next(out: Path, model: Path, report: BuildReport) -> None:
     """Print the next commands for the release, and the model that the demo used."""
     manifest = (out / release.MANIFEST).absolute().as_uri()
-    report.say(
-        f"""
+    told = f"""
   the release stays in {out}; the next commands:
     python3 -m pip install --require-hashes -r requirements.lock
     invoke verify {out}
@@ -202,7 +201,8 @@ def _say_next(out: Path, model: Path, report: BuildReport) -> None:
     invoke publish --to DIR --folder {out}
     cd spaces && python3 -m llama_loader serve --allow-cpu --manifest {manifest} --model {model}
   a release for every processor: invoke build-cpu (takes what this compiled from the cache)"""
-    )
+    for line in told.splitlines():
+        report.say(line)
 
 
 def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 SHOWN_LINES: Final = 20
 """How many of a failed compiler's lines the error shows; the log has them all."""
+_SHOWN_WIDTH: Final = 2000
+_KEPT_LINES: Final = 10 * SHOWN_LINES
+"""Of the first failure: some are blank."""
 _LOOK_SECONDS: Final = 0.5
 """Seconds between two checks whether the caller still wants the build: compilers can be silent."""
 
@@ -114,16 +117,17 @@ class _Log:
         if failed is not None:
             if not self.failed:
                 self.tail.clear()
-            self.failed.append(failed[1].strip())
+            self.failed = [*self.failed[:1], failed[1].strip()]
             return
         identified = _IDENTIFICATION.match(line)
         if identified is not None:
             self.compilers[identified["language"]] = identified["name"]
         if len(self.failed) > 1:
             return  # the error shows the first failure; the log has those of the other compilers
-        self.tail.append(line)
+        self.tail.append(line[:_SHOWN_WIDTH])
         if not self.failed:
             del self.tail[:-SHOWN_LINES]
+        del self.tail[_KEPT_LINES:]
 
     def close(self) -> None:
         """Close the file."""
@@ -168,6 +172,8 @@ def execute(
             environment |= shared_cache.environment()
         if fresh:
             environment["CCACHE_RECACHE"] = "1"
+        # Before the first step: the source's own programs could answer in their place.
+        toolchain, cub = _toolchain(plan, workspace, engine.name), _cub(plan, workspace)
         with shared_cache.watched(workspace, environment, log.note):
             started = time.monotonic()
             for step in plan.steps(workspace.layout, jobs=workspace.jobs):
@@ -176,8 +182,9 @@ def execute(
         products = Path(folder) / "bin"
         products.mkdir()
         workspace.collect(workspace.layout.products, products)
-        toolchain = _toolchain(plan, workspace, log, engine.name)
-        yield BuiltTree(products, toolchain, seconds, log.path, _cub(plan, workspace))
+        nvcc = log.compilers.get("CUDA") if plan.line.is_cuda else None
+        toolchain = replace(toolchain, compiler=log.compilers.get("CXX", "unknown"), nvcc=nvcc)
+        yield BuiltTree(products, toolchain, seconds, log.path, cub)
 
 
 @contextmanager
@@ -239,15 +246,16 @@ def _telling(lines: list[str]) -> list[str]:
     return without_command[:SHOWN_LINES]
 
 
-def _toolchain(plan: BuildPlan, workspace: Workspace, log: _Log, engine: str) -> Toolchain:
+def _toolchain(plan: BuildPlan, workspace: Workspace, engine: str) -> Toolchain:
+    """Return the compilers without what CMake calls them, which the first step tells."""
     image, layout = workspace.image, workspace.layout
     lines: list[str] = []
     workspace.run((layout.cmake, "--version"), {}, lines.append)
     return Toolchain(
         engine=engine,
-        compiler=log.compilers.get("CXX", "unknown"),
+        compiler="unknown",
         cmake=lines[0].removeprefix("cmake version ") if lines else "unknown",
-        nvcc=log.compilers.get("CUDA") if plan.line.is_cuda else None,
+        nvcc=None,
         image=image.reference if image else None,
         image_digest=image.id if image else None,
         programs=programs(plan, workspace),

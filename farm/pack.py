@@ -304,7 +304,8 @@ def _present(tree: Path) -> dict[str, Path]:
     """Return every name of each file in the folder: its own, its links', its soname."""
     root = tree.resolve()
     try:
-        named = {path.name: path.resolve() for path in sorted(tree.iterdir())}
+        # not by Path.resolve, which before Python 3.13 fails for a loop of links
+        named = {path.name: Path(os.path.realpath(path)) for path in sorted(tree.iterdir())}
     except OSError as error:
         raise PackError("TREE_MISSING", tree=tree, strerror=error.strerror or error) from error
     outside = [n for n, real in named.items() if not (real.is_relative_to(root) and real.exists())]

@@ -248,7 +248,8 @@ def artifact_name(build: int, line: str, arch_set: str, archive_format: str) -> 
 
 
 LineSink = Callable[[str], None]
-"""Takes one line of output, without its newline."""
+"""Takes one line of output, without its newline; of a longer one than ``LONGEST_LINE``, pieces."""
+LONGEST_LINE: Final = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -167,8 +167,8 @@ def _plans(
 
 
 def _tell_source(tree: Source, report: BuildReport) -> None:
-    if tree.note:
-        report.say(tree.note)
+    for note in (tree.note or "").splitlines():
+        report.say(note)
     commit = f" ({tree.short_commit})" if tree.commit else ""
     report.say(f"source: llama.cpp b{tree.build}{commit} from {tree.origin}")
     report.say(f"patches: {', '.join(one.name for one in tree.patches) or 'none'}")

@@ -203,8 +203,8 @@ def _build(
             "ENGINE_DIFFERS", name=listed.name, engine=record.toolchain.engine, asked=asked.engine
         )
     tree = source_of(record.source, asked.source, remote=asked.remote)
-    if tree.note:
-        report.say(tree.note)
+    for note in (tree.note or "").splitlines():
+        report.say(note)
     _require_parts(record, tree.tree)
     plan = plan_of(record, tree, listed.format)
     report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")

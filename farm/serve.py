@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 from typing import BinaryIO, Final, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from farm import durable
 from farm.errors import FarmError, UsageError
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
 
         A page whose name leads to this machine (DNS rebinding) names another host.
         """
-        if urlsplit(f"//{self.headers.get('Host', HOST)}").hostname not in _NAMES:
+        if self.headers.get("Host", HOST).partition(":")[0].lower() not in _NAMES:
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             return
         if self.path == "/" and (self._folder / _FIRST).is_file():

@@ -27,7 +27,7 @@ from farm.engines import shared_cache
 from farm.errors import EngineError
 from farm.inputs import recipe
 from farm.inputs.packages import cache_folder
-from farm.plan import BuildPlan, Layout, LineSink, Workspace
+from farm.plan import LONGEST_LINE, BuildPlan, Layout, LineSink, Workspace
 from llama_loader import cgroups
 
 PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
@@ -66,7 +66,7 @@ class LocalWorkspace(Workspace):
             try:
                 if self._ended:
                     self._stop(process)
-                for line in process.stdout or ():
+                while process.stdout and (line := process.stdout.readline(LONGEST_LINE)):
                     sink(line.rstrip("\n"))
                 return process.wait()
             except BaseException:

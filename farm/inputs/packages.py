@@ -23,7 +23,7 @@ import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import platformdirs
@@ -345,12 +345,44 @@ def _mismatch(what: str, expected: str, found: str) -> SourceError:
 def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
     """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) as the new ``into``.
 
+    Raises:
+        SourceError: the archive has no such folder, or as ``unpack``.
+    """
+    with (
+        durable.writing(into),
+        durable.new_folder(into) as staging,
+        durable.open_regular(archive) as stream,
+    ):
+        unpack(stream, staging, what=archive.name, mode="r:gz", most=_MOST_BYTES, subdir=subdir)
+        if not any(staging.iterdir()):
+            raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
+
+
+def unpack(
+    stream: IO[bytes],
+    into: Path,
+    *,
+    what: str,
+    mode: Literal["r:", "r:gz"],
+    most: int,
+    subdir: str = "",
+) -> None:
+    """Unpack the folder ``subdir`` of a tar, without its first component, to an empty folder.
+
     File times and execute permissions are kept; owners and other modes are not.
 
+    Args:
+        stream: the tar; another machine or a foreign program may have made it.
+        into: where to.
+        what: its name in an error.
+        mode: how it is compressed.
+        most: bytes of all of its files.
+        subdir: the folder below the first one.
+
     Raises:
-        SourceError: the archive has no such folder, is damaged, or contains something that
-            ``tarfile``'s filter refuses (a device, a name or a link that leads outside), a hard
-            link, a link below or through another one, or more than a source has.
+        SourceError: it is damaged, or contains something that ``tarfile``'s filter refuses (a
+            device, a name or a link that leads outside), a hard link, a link below or through
+            another one, or more than ``most``.
     """
     links: dict[PurePosixPath, str] = {}
 
@@ -364,19 +396,13 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
         links[PurePosixPath(safe.name)] = safe.linkname
         return None
 
-    with durable.writing(into):
-        try:
-            with (
-                durable.new_folder(into) as staging,
-                tarfile.open(archive, "r:gz", tarinfo=_SmallInfo) as tar,
-            ):
-                # The filter ends in tarfile's own.
-                tar.extractall(staging, _bounded(tar), filter=below)  # noqa: S202
-                _write_links(staging, links)
-                if not any(staging.iterdir()):
-                    raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
-        except _DAMAGE as error:
-            raise SourceError("ARCHIVE_UNSAFE", f"{archive.name}: {error}") from error
+    try:
+        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_SmallInfo) as tar:
+            # The filter ends in tarfile's own.
+            tar.extractall(into, _bounded(tar, most), filter=below)  # noqa: S202
+            _write_links(into, links)
+    except _DAMAGE as error:
+        raise SourceError("ARCHIVE_UNSAFE", f"{what}: {error}") from error
 
 
 def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
@@ -396,15 +422,15 @@ def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
         (folder / path).symlink_to(target)
 
 
-def _bounded(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield what a source archive can have; ``tarfile`` looks through all of it for a hard link."""
-    left = _MOST_BYTES
+def _bounded(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
+    """Yield what a tree can have; ``tarfile`` looks through all of the tar for a hard link."""
+    left = most
     for number, member in enumerate(tar):
         left -= member.size
         odd = member.size < 0 or member.issparse() or member.islnk()
         if left < 0 or number == _MOST_FILES or odd:
-            most = f"{_MOST_BYTES >> 20} MiB or {_MOST_FILES} files"
-            raise tarfile.ReadError(f"{member.name!r} is a hard link or sparse, or beyond {most}")
+            bounds = f"{most >> 20} MiB or {_MOST_FILES} files"
+            raise tarfile.ReadError(f"{member.name!r} is a hard link or sparse, or beyond {bounds}")
         yield member
 
 

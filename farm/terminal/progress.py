@@ -15,6 +15,8 @@ from rich.progress import Progress, Task, TextColumn, TimeElapsedColumn, TimeRem
 from rich.table import Column
 from rich.text import Text
 
+from farm.errors import shown
+
 PLAIN_SECONDS: Final = 15.0
 """Between two plain progress lines: a CI log of an hour's build stays readable."""
 BUILT: Final = "built"
@@ -83,15 +85,15 @@ class BuildReport:
         return next(task for task in self.rows.tasks if task.id == number)
 
     def say(self, line: str) -> None:
-        """Show one line that stays."""
+        """Show one line that stays, whoever's words it has."""
         whole = not self.is_live  # a terminal gets its lines broken between words
-        self.console.print(line, markup=False, highlight=False, soft_wrap=whole)
+        self.console.print(shown(line), markup=False, highlight=False, soft_wrap=whole)
 
     def activity(self, text: str) -> None:
         """Show the current activity until a set is built; terminals only."""
         self.rows.start()
         self.rows.start_task(self._activity.id)
-        self.rows.update(self._activity.id, key=text[:60], visible=True)
+        self.rows.update(self._activity.id, key=shown(text[:60]), visible=True)
 
     def settle(self) -> None:
         """Stop showing an activity."""

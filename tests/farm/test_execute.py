@@ -1,5 +1,6 @@
 """The executor and the local engine, on a real CMake project that compiles in a second."""
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from farm import source, targets
+from farm import durable, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, PackError
 from farm.execute import BuiltTree, execute
 from farm.inputs.packages import cache_folder
-from farm.plan import BuildPlan
+from farm.plan import LONGEST_LINE, BuildPlan
 from tests.rigs.heard import heard, script
 from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
@@ -98,6 +99,22 @@ def test_a_configure_error_is_told_apart(tiny: Path, tmp_path: Path) -> None:
         file.write('message(FATAL_ERROR "no such backend")\n')
     with refused("CONFIGURE_FAILED", BuildError, "no such backend"):
         fail(tiny, tmp_path / "logs")
+
+
+def test_source_changes_no_program_of_the_record_and_prints_no_line_without_end(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gcc, own = durable.sha256(Path(shutil.which("gcc") or "")), tmp_path / "first"
+    own.mkdir()
+    monkeypatch.setenv("PATH", f"{own}:{os.environ['PATH']}")
+    with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write(f'file(WRITE {own}/gcc "#!/bin/sh")\nfile(CHMOD {own}/gcc PERMISSIONS ')
+        file.write('OWNER_READ OWNER_EXECUTE)\nstring(REPEAT x 200000 x)\nmessage("${x}")\n')
+    with build(tiny, tmp_path) as built:
+        assert (own / "gcc").exists()
+        assert built.toolchain.programs["gcc"] == gcc
+    lines = built.log.read_text("utf-8").splitlines()
+    assert max(map(len, lines)) == LONGEST_LINE, "one without end is written in pieces"
 
 
 def test_flags_of_the_callers_environment_do_not_reach_the_compiler(

@@ -274,7 +274,7 @@ def test_missing_program(tree: Path) -> None:
     assert message.endswith("has no llama-server")
 
 
-@pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "gone"])
+@pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "gone", "libx.so"])
 def test_link_out_of_the_tree(tree: Path, target: str) -> None:
     (tree.parent / "outside").write_text("x", "utf-8")
     (tree / "libx.so").symlink_to(target)

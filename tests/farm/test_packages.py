@@ -1,10 +1,12 @@
 """Pinned packages, from a real index on loopback that is told to misbehave."""
 
+import gzip
 import hashlib
 import io
 import socket
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import pytest
 import requests
 
 from farm import durable, run_lock
+from farm.engines.docker import engine
+from farm.engines.docker.engine import DockerWorkspace
 from farm.errors import SourceError
 from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
+from farm.plan import CONTAINER_LAYOUT
 from farm.publish import pin_space
 from tests.rigs import fault_server, http_served
 from tests.rigs.archives import Entry, compress, link, tar
@@ -204,7 +209,29 @@ def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: Entry) -> None:
     assert list((tmp_path / "in").iterdir()) == []
 
 
-@pytest.mark.parametrize("last", ["file", "link", "way"])
+class HostileHost:
+    """A container of an engine whose author is the attacker."""
+
+    def __init__(self, archive: bytes) -> None:
+        self.archive = archive
+
+    def pause(self) -> None:
+        """Go on."""
+
+    def get_archive(self, path: str) -> tuple[Iterator[bytes], dict[str, str]]:
+        return iter([self.archive]), {"name": path}
+
+
+def collect(archive: bytes, into: Path) -> None:
+    """Copy products out of a container, as ``docker cp`` does."""
+    host = DockerWorkspace(
+        layout=CONTAINER_LAYOUT, jobs=1, image=None, ccache_dir=None, container=HostileHost(archive)
+    )
+    into.mkdir()
+    host.collect(CONTAINER_LAYOUT.products, into)
+
+
+@pytest.mark.parametrize("last", ["file", "link", "way", "products"])
 def test_no_way_through_a_link_of_the_archive_is_taken(tmp_path: Path, last: str) -> None:
     """Links make a way of more than 4,096 bytes, which Python's filter takes for a safe one."""
     entries, deep = [Entry("top/sub/good", b"x")], ""
@@ -214,12 +241,27 @@ def test_no_way_through_a_link_of_the_archive_is_taken(tmp_path: Path, last: str
     up = f"{'/'.join(steps)}/{'l' * 254}"
     entries += [link(f"top/sub/{up}", "../" * len(steps))] if last != "way" else []
     entries += [link("top/sub/escape", f"{up}/../../outside")] if last != "link" else []
-    entries += [Entry("top/sub/escape/file", b"written outside")] if last == "file" else []
-    (tmp_path / "in" / "outside").mkdir(parents=True)
+    entries += [Entry("top/sub/escape/file", b"")] if last in ("file", "products") else []
+    (outside := tmp_path / "in" / "outside").mkdir(parents=True)
     archive = archive_of(tmp_path / "a.tar.gz", *entries)
     with refused("ARCHIVE_UNSAFE", SourceError):
+        if last == "products":
+            collect(gzip.decompress(archive.read_bytes()), tmp_path / "in" / "tree")
         packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
-    assert [*(tmp_path / "in").rglob("*")] == [tmp_path / "in" / "outside"]
+    assert list(outside.iterdir()) == []
+    assert last == "products" or list(outside.parent.iterdir()) == [outside]
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "hard link", "no end", "cut off"])
+def test_products_that_no_build_leaves_are_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    entry = Entry("bin/pipe", kind=tarfile.FIFOTYPE)
+    archive = tar([entry if kind == "FIFO" else link("bin/two", "bin/one", hard=True)])
+    monkeypatch.setattr(engine, "_MOST_PRODUCTS", 600 if kind == "no end" else 1 << 20)
+    with refused("ARCHIVE_UNSAFE", SourceError, "/farm/build/bin: "):
+        collect(archive[:500] if kind == "cut off" else archive, tmp_path / "bin")
+    assert list((tmp_path / "bin").iterdir()) == []
 
 
 def test_negative_size_does_not_raise_the_bound(

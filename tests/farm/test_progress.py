@@ -50,8 +50,8 @@ def drive(made: Fleet, clock: Clock) -> None:
 
 def test_markup_in_a_line_is_shown_as_it_is(written: io.StringIO) -> None:
     with BuildReport(Console(file=written)) as report:
-        report.say("error[X]: [red]not red[/red]")
-    assert written.getvalue() == "error[X]: [red]not red[/red]\n"
+        report.say("error[X]: [red]not red[/red]\x1b[2J\nline")
+    assert written.getvalue() == "error[X]: [red]not red[/red]\\x1b[2J\n    line\n"
 
 
 def test_terminal_gets_long_lines_broken_between_words(written: io.StringIO) -> None:
@@ -71,7 +71,8 @@ def test_file_gets_long_lines_whole(written: io.StringIO) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_activity_is_shown_on_a_terminal_only(written: io.StringIO, *, terminal: bool) -> None:
     with BuildReport(Console(file=written, force_terminal=terminal, width=100)) as report:
-        report.activity("base image cu130: unpacking")
+        report.activity("base image cu130: unpacking\x1b]0;")
+    assert "\x1b]" not in written.getvalue()
     assert ("base image cu130: unpacking" in written.getvalue()) is terminal
 
 

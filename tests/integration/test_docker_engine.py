@@ -27,7 +27,7 @@ from farm.engines.local import LocalEngine
 from farm.errors import EngineError, PackError
 from farm.execute import execute
 from farm.options import BuildRequest
-from farm.plan import BuildPlan
+from farm.plan import LONGEST_LINE, BuildPlan
 from farm.terminal.progress import BuildReport
 from tests.rigs import relays
 from tests.rigs.heard import heard
@@ -61,7 +61,8 @@ def test_products_come_out_and_nothing_stays(
         assert (built.folder / "libllama.so").is_symlink()
         assert built.toolchain.image == base_image
         assert str(built.toolchain.image_digest).startswith("sha256:")
-        assert len(our_containers(client)) == 1
+        (made,) = our_containers(client)
+        assert client.containers.get(made).status == "paused", "the products were read at rest"
     assert our_containers(client) == []
 
 
@@ -76,6 +77,10 @@ def test_the_container_has_no_network_and_no_folder_of_the_host(
         lines: list[str] = []
         status = workspace.run(("cat", "/proc/net/route"), {}, lines.append)
         assert (status, len(lines)) == (0, 1)
+        lines.clear()
+        workspace.run(("printf", "%0300000d"), {}, lines.append)
+        assert "".join(lines) == "0" * 300_000
+        assert max(map(len, lines)) < 2 * LONGEST_LINE, "one without end comes in pieces"
 
 
 def test_a_log_on_a_full_disk_is_not_called_the_engine_s_fault(

@@ -8,11 +8,10 @@ import hashlib
 import io
 import os
 import secrets
-import tarfile
 import tempfile
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from docker.utils.socket import frames_iter
 
@@ -26,10 +25,19 @@ from farm.engines.docker.inventory import (
     make_volume,
     remove_container,
 )
-from farm.errors import EngineError
+from farm.errors import EngineError, SourceError
 from farm.inputs import recipe
 from farm.inputs.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
-from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan, Layout, LineSink, Workspace
+from farm.inputs.packages import unpack
+from farm.plan import (
+    CACHE_FOLDER,
+    CONTAINER_LAYOUT,
+    LONGEST_LINE,
+    BuildPlan,
+    Layout,
+    LineSink,
+    Workspace,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -178,6 +186,8 @@ class DockerEngine:
 
 
 _STDIN: Final = {"stdin": 1, "stream": 1}
+_MOST_PRODUCTS: Final = 8 << 30
+"""Bytes of a build's products; a linker makes no library of more than 2 GiB."""
 
 
 def _volumes(shared: str | None) -> dict[str, dict[str, str]]:
@@ -238,20 +248,24 @@ class DockerWorkspace(Workspace):
         return int(status)
 
     def collect(self, products: PurePath, into: Path) -> None:
-        """Copy a folder out of the container, links as links.
+        """Copy a folder out of the container, links as links. The container stands still from now.
 
         Raises:
             EngineError: the engine or the container went away.
             PackError: ``WRITE_FAILED``: the disk is full here.
+            SourceError: ``ARCHIVE_UNSAFE``: the folder has what no build leaves.
         """
         what = "the products could not be copied out"
         with engine_errors("ENGINE_LOST", what):
+            self.container.pause()  # what a build left running changes nothing while it is read
             stream, _ = self.container.get_archive(str(products))
         with durable.writing(into), tempfile.TemporaryFile() as spool:
             for piece in _guarded(iter(stream), what):
+                if spool.tell() + len(piece) > _MOST_PRODUCTS:
+                    raise SourceError("ARCHIVE_UNSAFE", name=products, error="it has no end")
                 spool.write(piece)
             spool.seek(0)
-            _extract(spool, products.name, into)
+            unpack(spool, into, what=str(products), mode="r:", most=_MOST_PRODUCTS)
 
     def end(self) -> None:
         """Remove the container and end its processes."""
@@ -301,6 +315,9 @@ def _split_lines(pieces: Iterator[bytes], sink: LineSink) -> None:
         *lines, rest = (rest + decoder.decode(piece)).split("\n")
         for line in lines:
             sink(line.rstrip("\r"))
+        if len(rest) > LONGEST_LINE:
+            sink(rest)
+            rest = ""
     if rest:
         sink(rest)
 
@@ -319,12 +336,3 @@ def _copy_in(container: Any, tree: Path, layout: Layout) -> None:
         files[str(layout.recipe)] = recipe.content()
         durable.write_tar(spool, files)
         container.put_archive("/", spool)
-
-
-def _extract(spool: IO[bytes], root: str, into: Path) -> None:
-    """Unpack docker's archive of one folder without its first path component."""
-    with tarfile.open(fileobj=spool) as tar:
-        for member in tar:
-            member.name = member.name.removeprefix(root).lstrip("/")
-            if member.name:
-                tar.extract(member, into, filter="data")
