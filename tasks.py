@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
+
+if sys.version_info < (3, 11) or not all(map(find_spec, ("docker", "msgspec", "rich"))):
+    print(
+        "error[USAGE]: the farm needs Python 3.11 or newer, and its packages\n"
+        "hint: with such a Python: python3 -m pip install --require-hashes -r requirements.lock",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from farm.options import BuildRequest, Given, Only, Port, Publication, Sha256
 from farm.release_verbs import (

@@ -28,6 +28,8 @@ _RANGE: Final = re.compile(r"bytes=([0-9]{1,19})-([0-9]{0,19})", re.ASCII)
 """From a byte on: how the loader and curl resume. RFC 9110 lets a server ignore other ranges."""
 _TYPES: Final = {".json": "application/json", ".txt": "text/plain; charset=utf-8"}
 _FIRST: Final = "manifest.json"
+_OF_RELEASES: Final = f"*/{_FIRST}"
+_OF_CHANNELS: Final = f"channels/*/{_FIRST}"
 _BLOCK: Final = 1 << 18
 _IDLE_S: Final = 30.0
 """How long a connection may be silent, in seconds."""
@@ -67,11 +69,14 @@ def serve_forever(folder: Path, port: int) -> None:
     """Serve ``folder`` until SIGINT; ``port`` 0 takes a free one. Prints the manifest's URL.
 
     Raises:
-        UsageError: ``FOLDER_MISSING``.
+        UsageError: ``FOLDER_MISSING``; ``RELEASE_MISSING``: it holds neither a release nor a place.
         FarmError: ``PORT_IN_USE``, ``PORT_REFUSED``.
     """
     with ReleaseServer(folder, port) as server:
         first = _FIRST if (folder / _FIRST).is_file() else ""
+        if not first and not any((*folder.glob(_OF_RELEASES), *folder.glob(_OF_CHANNELS))):
+            why = os.strerror(errno.ENOENT)
+            raise UsageError("RELEASE_MISSING", folder=folder, strerror=why)
         print(f"serving {folder} at {server.url}{first}", flush=True)
         with suppress(KeyboardInterrupt):
             server.wait()

@@ -59,7 +59,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, narrowest: 
 
 
 def targets(rows: Targets) -> None:
-    """Print the lines, sets and groups of build/targets.toml."""
+    """Print the lines, sets and groups of build/targets.toml, and what a release holds."""
     lines = []
     for name, row in rows.lines.items():
         span = f"{row.oldest} to {row.newest}" if row.is_cuda else ""
@@ -73,6 +73,8 @@ def targets(rows: Targets) -> None:
     _table(("set", "CMAKE_CUDA_ARCHITECTURES", "format"), sets)
     line("")
     _table(("group", "sets"), [(name, ", ".join(sets)) for name, sets in rows.groups.items()])
+    line("")
+    _table(("release", "sets"), [(name, ", ".join(sets)) for name, sets in rows.release.items()])
 
 
 def release_rows(rows: Targets) -> None:

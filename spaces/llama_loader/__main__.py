@@ -6,6 +6,10 @@ Each command imports what it needs itself, so that ``--help`` answers at once.
 
 import sys
 
+if sys.version_info < (3, 10):  # noqa: UP036 - Python 3.8 and 3.9 read this far
+    sys.stderr.write("error[USAGE]: llama_loader needs Python 3.10 or newer\n")
+    sys.exit(2)
+
 if __name__ == "__main__":
     # -m puts the working folder before all others, also in one where any user may put a json.py;
     # not even __future__ is imported before it is out. (3.10 has no sys.flags.safe_path.)

@@ -102,8 +102,9 @@ class Examination:
         for line, hint in said:
             lines += [f"  {line}", *([f"       hint: {hint}"] if hint else [])]
         unnamed = any(check.detail == _NO_MODEL for check in self.checks)
-        when = "once --model PATH names one" if unnamed else "now"
-        lines.append(f"verdict: a model {'can' if self.ok else 'cannot'} be served here {when}")
+        blocked = ", whatever the model, until the FAIL lines are solved"
+        when = (" once --model PATH names one" if self.ok else blocked) if unnamed else " now"
+        lines.append(f"verdict: a model {'can' if self.ok else 'cannot'} be served here{when}")
         return "\n".join(printable(line) for line in lines)
 
 

@@ -146,7 +146,8 @@ def test_no_release_and_no_engine_are_one_calm_line_each(
     none, local, docker, disk = capsys.readouterr().out.splitlines()
     assert none == (
         "no release: dist is not a release folder: No such file or directory: manifest.json "
-        "(invoke build-cuda or invoke build-cpu makes one)"
+        "(invoke build-cuda or invoke build-cpu makes one; "
+        "for tarballs that are there: invoke manifest --out dist)"
     )
     assert local.startswith("compiler cache, local engine: ")
     assert docker.startswith("compiler cache, docker engine: no Docker engine answers at unix://")

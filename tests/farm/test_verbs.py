@@ -117,6 +117,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("manifest --out tests", "RELEASE_EMPTY", "tests"),
         ("manifest --serial -1", "NUMBER_INVALID", "--serial"),
         ("serve-release --folder nowhere", "FOLDER_MISSING", "nowhere"),
+        ("serve-release --folder tests", "RELEASE_MISSING", "invoke manifest --out tests"),
         ("serve-release --port 70000", "NUMBER_INVALID", "65535"),
         ("pin-space --url foo", "SETTING_INVALID", "https://…"),
         ("pin-space --manifest dist/manifest.json", "RELEASE_URL_UNSAFE", "invoke publish"),
@@ -165,6 +166,16 @@ def test_a_wrong_call_of_a_process_has_no_traceback() -> None:
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error[ARCH_SET_UNKNOWN]: ")
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("lacking", ["version_info = (3, 10, 13)", "modules['rich'] = None"])
+def test_an_older_python_and_a_missing_package_are_refused_in_one_line(lacking: str) -> None:
+    text = f"import sys; sys.{lacking}; from invoke.main import program; program.run('invoke -l')"
+    done = heard([sys.executable, "-c", text], cwd=PROJECT)
+    assert (done.returncode, done.stdout) == (2, "")
+    error, hint = done.stderr.splitlines()
+    assert "the farm needs Python 3.11 or newer, and its packages" in error
+    assert "requirements.lock" in hint
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -236,7 +247,7 @@ def test_output_that_nobody_reads_is_one_line() -> None:
 
 def test_the_table_of_targets_names_every_line_and_set() -> None:
     shown = invoke("targets").stdout
-    for word in ("cu124", "cu128", "cu130", "sm120", "80;86;89;90", "zerogpu"):
+    for word in ("cu124", "cu128", "cu130", "sm120", "80;86;89;90", "zerogpu", "cuda-runtime"):
         assert word in shown
 
 

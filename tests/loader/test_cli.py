@@ -1,3 +1,4 @@
+import ast
 import hashlib
 import json
 import os
@@ -130,6 +131,15 @@ def test_help_is_there_at_once_and_loads_nothing() -> None:
     assert not loaded & {"torch", "gradio", "requests", "msgspec", "dataclasses", "subprocess"}
     for command_name in ("fetch", "devices", "serve", "doctor", "verify"):
         assert command_name in done.stdout
+
+
+def test_an_older_python_is_refused_in_one_line(home: dict[str, str]) -> None:
+    """Its own parser reads the file up to there: what follows must be syntax of it, too."""
+    ast.parse((SPACES / "llama_loader/__main__.py").read_text("utf-8"), feature_version=(3, 8))
+    older = "import runpy, sys; sys.version_info = (3, 9, 18)\n"
+    older += "runpy.run_module('llama_loader', run_name='__main__')"
+    done = heard([sys.executable, "-c", older], env=home)
+    assert "needs Python 3.10 or newer" in refused(done, 2, "USAGE")
 
 
 def test_nothing_of_the_folder_where_it_is_typed_is_imported_or_taken_for_a_cuda_library(

@@ -237,11 +237,13 @@ def test_without_a_model_the_hubs_client_is_not_needed(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     found = clinic.examine(GGUF_PATH="")
     assert failures(found) == {}
-    assert found.as_text().endswith(
-        "verdict: a model can be served here once --model PATH names one"
-    )
+    verdict = "verdict: a model can be served here once --model PATH names one"
+    assert found.as_text().endswith(verdict)
     named = {"GGUF_REPO_ID": "me/model", "GGUF_FILENAME": "m.gguf"}
     assert failures(clinic.examine(GGUF_PATH="", **named)) == {"model": "HUB_CLIENT_MISSING"}
+    clinic.fault = LoaderError("UNREACHABLE", "no answer")
+    verdict = "cannot be served here, whatever the model, until the FAIL lines are solved"
+    assert clinic.examine(GGUF_PATH="").as_text().endswith(verdict)
 
 
 def test_what_cannot_be_looked_at_is_a_finding(
