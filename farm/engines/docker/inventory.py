@@ -7,6 +7,7 @@ container whose label has another value than an image's.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -34,6 +35,7 @@ IMAGES: Final = (BUILDER, "llama-farm-base")
 _CONFLICT: Final = 409
 """The engine's answers if a container uses the thing, or another process is removing it."""
 
+_REMOVING_SECONDS: Final = 60
 _PIECE: Final = 1 << 20
 _PULL_HINT: Final = (
     "without access to the registry: `invoke base-image --line cu130` makes an image from packages;"
@@ -179,14 +181,14 @@ def remove_container(container: Any) -> None:
     Raises:
         EngineError: the engine is out of reach.
     """
-    with engine_errors("ENGINE_FAILED", f"container {container.name} could not be removed"):
+    what = f"container {container.name} could not be removed"
+    with engine_errors("ENGINE_FAILED", what), suppress(NotFound):
         try:
             container.remove(force=True, v=True)
-        except NotFound:
-            return
         except APIError as error:
             if error.status_code != _CONFLICT:
                 raise
+            container.wait(timeout=_REMOVING_SECONDS, condition="removed")  # the engine is at it
 
 
 class DockerImages:
