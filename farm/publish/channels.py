@@ -280,29 +280,46 @@ def due(
         only: one channel, instead of all.
 
     Raises:
-        PublishError: the place cannot be read.
+        FarmError: the place cannot be read, or has no such channel.
     """
+    destination.require_there()
+    names = destination.channels()
+    if only is not None and only not in names:
+        hint = f"there is {', '.join(names)}" if names else "invoke promote makes one"
+        raise PublishError("CHANNEL_MISSING/place", hint=hint, where=destination.where, name=only)
     end = _now() + timedelta(days=days)
     found: dict[str, Manifest] = {}
     errors: list[FarmError] = []
-    for name in destination.channels():
-        if only not in (None, name):
+    for name in names if only is None else (only,):
+        content, failed = state(destination, name)
+        if failed is not None:
+            errors.append(failed)
             continue
-        try:
-            require_name("channel", name)
-            newest = destination.channel_serials(name)[-1:]
-            pair = _pair(destination, name, "manifest")
-            if [pair] != [_pair(destination, name, str(serial)) for serial in newest]:
-                errors.append(_not_newest(destination, name, *newest))
-                continue
-            named = schema.parse(pair.manifest, what=f"channel {name}")
-        except (FarmError, LoaderError, OSError) as error:
-            told = f"channel {name!r} of {destination.where} cannot be renewed: {error}"
-            errors.append(PublishError("CHANNEL_UNREADABLE", told, hint="repair it or remove it"))
-            continue
+        named = schema.parse(content, what=f"channel {name}")
         if named.expires is not None and named.expires <= end:
             found[name] = named
     return found, errors
+
+
+def state(destination: Destination, name: str) -> tuple[bytes, FarmError | None]:
+    """Return a channel's manifest, empty if none can be read, and why it cannot be renewed.
+
+    Needs no key: the manifest and its signature are compared with those of the newest promotion.
+    """
+    content, failed = b"", None
+    try:
+        require_name("channel", name)
+        newest = destination.channel_serials(name)[-1:]
+        pair = _pair(destination, name, "manifest")
+        if [pair] != [_pair(destination, name, str(serial)) for serial in newest]:
+            failed = _not_newest(destination, name, *newest)
+        schema.parse(pair.manifest, what=f"channel {name}")
+        content = pair.manifest
+    except (FarmError, LoaderError, OSError) as error:
+        told = f"channel {name!r} of {destination.where} cannot be renewed: {error}"
+        hint = "repair it or remove it"
+        failed = failed or PublishError("CHANNEL_UNREADABLE", told, hint=hint)
+    return content, failed
 
 
 def _pair(destination: Destination, channel: str, name: str) -> Signed:

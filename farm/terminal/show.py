@@ -231,9 +231,11 @@ def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
 def overview(found: Overview) -> None:
     """Print the channels and releases of a place."""
     line(found.where)
-    for title, rows in (("channel", found.channels), ("release", found.releases)):
-        if not rows:
+    parts = (("channel", found.channels, found.failed), ("release", found.releases, ()))
+    for title, rows, failed in parts:
+        if not rows and not failed:
             line(f"no {title}s")
+        if not rows:
             continue
         named = (title,) if title == "release" else (title, "release")
         lines = []
@@ -251,6 +253,8 @@ def overview(found: Overview) -> None:
                 f"warning[CHANNEL_EXPIRES]: channel {row.name} {ends}: Spaces that follow it"
                 f" warn, and take no release after that; invoke renew --channel {row.name}"
             )
+    for error in found.failed:
+        line(f"warning[{error.code}]: {error.message} ({error.hint})")
     supposed = [row for row in (*found.channels, *found.releases) if row.gets]
     if supposed:
         line("that host gets")

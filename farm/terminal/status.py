@@ -26,6 +26,7 @@ from farm.engines.docker import CACHE_VOLUME, Stored, cache_counters, connect, s
 from farm.engines.local import ccache_dir
 from farm.errors import EngineError, UsageError
 from farm.inputs.packages import cache_root
+from farm.publish import channels
 from farm.terminal import show
 from llama_loader import manifest as schema
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from farm.engines.shared_cache import Statistics
+    from farm.errors import FarmError
     from farm.publish.places import Destination
     from llama_loader.manifest import Manifest
 
@@ -138,6 +140,8 @@ class Overview(NamedTuple):
     where: str
     channels: tuple[Row, ...]
     releases: tuple[Row, ...]
+    failed: tuple[FarmError, ...] = ()
+    """Why channels cannot be renewed."""
 
 
 def of(destination: Destination, suppose: str | None = None) -> Overview:
@@ -145,17 +149,16 @@ def of(destination: Destination, suppose: str | None = None) -> Overview:
 
     Raises:
         PublishError: the place cannot be read.
-        LoaderError: a manifest is malformed, or ``suppose`` cannot be read.
+        LoaderError: a release's manifest is malformed, or ``suppose`` cannot be read.
     """
     destination.require_there()
-    channels = {
-        name: destination.channel_file(name, release.MANIFEST) for name in destination.channels()
-    }
+    found = {name: channels.state(destination, name) for name in destination.channels()}
     releases = {name: destination.small(name, release.MANIFEST) for name in destination.releases()}
     return Overview(
         destination.where,
-        tuple(_row(name, content, suppose) for name, content in channels.items() if content),
+        tuple(_row(name, content, suppose) for name, (content, _) in found.items() if content),
         tuple(_row(name, content, suppose) for name, content in releases.items()),
+        tuple(failed for _, failed in found.values() if failed),
     )
 
 

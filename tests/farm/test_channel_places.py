@@ -17,9 +17,10 @@ import pytest
 import verbs
 
 from farm import trust
-from farm.errors import FarmError, PublishError
+from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import channels, pin_space, places, publishing
 from farm.publish.places import Destination
+from farm.terminal import show
 from farm.terminal import status as overview
 from tests.rigs import published, tiny_release
 from tests.rigs.heard import heard
@@ -211,6 +212,10 @@ def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(signed: Signe
     due, _ = channels.due(signed.to, 30)
     assert {name: one.serial for name, one in due.items()} == {"stable": 1}
     assert channels.due(signed.to, 30, "candidate") == ({}, [])
+    with refused("CHANNEL_MISSING", PublishError, "stabel", hint="there is candidate, stable"):
+        channels.due(signed.to, 30, "stabel")
+    with refused("DESTINATION_MISSING", UsageError):
+        channels.due(places.parse(str(signed.root / "no-such-folder")), 30)
     renewed = signed.own.renew()
     assert (renewed.release, renewed.before, renewed.serial) == ("b11549-1", "b11549-1", 2)
     assert channels.due(signed.to, 30) == ({}, [])
@@ -432,8 +437,9 @@ DAMAGES = [bad_content, bad_name, bad_signature, far_end, no_manifest, unreadabl
 
 @pytest.mark.parametrize("damage", [*DAMAGES, zeros_without_end])
 def test_bad_channel_keeps_no_other_one_from_being_renewed(
-    signed: Signed, tmp_path: Path, damage: Any
+    signed: Signed, tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """``invoke status`` warns of it, too, unless only the release behind it was changed."""
     for name, release in (("bad", "b11550-1"), ("stable", "b11549-1")):
         signed.channel(name).promote(release, days=20)
     damage(signed.root / "channels" / "bad")
@@ -444,6 +450,15 @@ def test_bad_channel_keeps_no_other_one_from_being_renewed(
     assert re.search(r"^error\[\w+\]: .*(bad|fake|b11550-1)", done.stderr, re.MULTILINE)
     assert "error[X]: fake" not in done.stderr.splitlines()
     assert ("stable" in channels.due(signed.to, 30)[0]) is False
+    show.overview(overview.of(signed.to))
+    said = capsys.readouterr().out
+    assert re.findall(r"^warning\[(CHANNEL_(?:NOT|UN)\w+)\]", said, re.MULTILINE) == re.findall(
+        r"^error\[(CHANNEL_(?:NOT|UN)\w+)\]", done.stderr, re.MULTILINE
+    )
+    assert ("no channels" in said) is False
+    assert ("invoke promote RELEASE --channel bad" in said) is (
+        damage not in (bad_name, unreadable, zeros_without_end)
+    )
 
 
 def change(folder: Path) -> None:
