@@ -1,5 +1,6 @@
 """A small release, and the places that it can be published to."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,15 @@ import pytest
 from farm import trust
 from tests.rigs import hub_repository, published, tiny_release
 from tests.rigs.package_index import PackageIndex
+
+
+@pytest.fixture(autouse=True)
+def hub_client_of_others() -> Iterator[None]:
+    """Take back what the farm set for this process: its client sends one address the token."""
+    yield
+    http = sys.modules.get("huggingface_hub.utils._http")
+    if http is not None:
+        http.set_client_factory(http.default_client_factory)
 
 
 @pytest.fixture(scope="session")
