@@ -26,11 +26,7 @@ try:
     from farm.cluster.host import Outcome, place
     from farm.cluster.scheduler import POLL, Connection, cluster, no_hosts, unreachable
 except ModuleNotFoundError as error:
-    raise UsageError(
-        "DASK_MISSING",
-        f"--engine dask needs {error.name}, which is not installed",
-        hint="python3 -m pip install --require-hashes -r requirements-cluster.lock",
-    ) from error
+    raise UsageError("DASK_MISSING", name=error.name) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -52,10 +48,7 @@ _PATIENCE: Final = 600.0
 _HOSTS_SECONDS: Final = 20.0
 """Seconds at the beginning within which a host must be connected."""
 _FETCH_SECONDS: Final = 300.0
-_OTHER_COMPILER: Final = EngineError(
-    "COMPILER_DIFFERS",
-    "its compiler differs from the one that this run began with; the next run uses it",
-)
+_OTHER_COMPILER: Final = EngineError("COMPILER_DIFFERS/run")
 
 
 @dataclass(eq=False)
@@ -190,7 +183,7 @@ class Dispatcher:
         good = [worker for worker in hosts if worker not in self._dropped]
         if hosts and not good and not self._builds:
             told = "; ".join(f"{place(worker)}: {self._dropped[worker]}" for worker in hosts)
-            raise EngineError("HOSTS_UNUSABLE", f"no host can build: {told}")
+            raise EngineError("HOSTS_UNUSABLE", told=told)
         return good
 
     def _hand_out(self, hosts: list[str]) -> None:
@@ -299,11 +292,11 @@ def _outcome(build: _Build) -> Outcome:
     where = build.worker
     if build.future.status == "error":
         error = build.future.exception()
-        return Outcome(where, b"", BuildError("WORKER_FAILED", f"{where}: {error!r}"))
+        return Outcome(where, b"", BuildError("WORKER_FAILED", where=where, error=error))
     try:
         outcome = build.future.result(timeout=_FETCH_SECONDS)
     except (OSError, TimeoutError) as error:
-        return Outcome(where, b"", BuildError("WORKER_LOST", f"{where}: {error!r}"))
+        return Outcome(where, b"", BuildError("WORKER_LOST", where=where, error=error))
     try:
         if outcome.failure is None:
             for _ in host.products(outcome):
@@ -433,7 +426,7 @@ class _Run:
                 why.code, f"{why.message} (on {outcome.host})", hint=why.hint, log=str(log)
             )
         if outcome.built is None or outcome.line is None:
-            raise BuildError("WORKER_FAILED", f"{outcome.host} returned nothing", log=str(log))
+            raise BuildError("WORKER_FAILED/nothing", host=outcome.host, log=str(log))
         with tempfile.TemporaryDirectory(prefix="llama-farm-") as folder:
             host.unpack(outcome, Path(folder))
             promised = replace(kept, plan=replace(kept.plan, line=outcome.line))

@@ -135,7 +135,7 @@ def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
                 tar.extractall(staging, filter="data")
         return folder.is_dir()
     except (OSError, tarfile.TarError) as error:
-        return EngineError("CACHE_UNUSABLE", f"the source cannot be kept there: {error}")
+        return EngineError("CACHE_UNUSABLE", error=error)
 
 
 def pack_folder(folder: Path) -> bytes:
@@ -197,7 +197,7 @@ class _Telling:
 def _build(job: Job, log: Path) -> Outcome:
     _require_same(job.farm)
     if not _source_folder(job.source).is_dir():
-        raise EngineError("SOURCE_MISSING", f"{socket.gethostname()} has no such source")
+        raise EngineError("SOURCE_MISSING", host=socket.gethostname())
     quiet, telling = BuildReport(Console(quiet=True)), _Telling(job.key)
     with closing(pipeline.choose_engine(job.request, job.plan.line, quiet)) as engine:
         line = pipeline.settled(engine, _of_the_plan(job.request, job.plan), job.plan.line, quiet)
@@ -223,11 +223,7 @@ def _build(job: Job, log: Path) -> Outcome:
 
 def _require_same(farm: str) -> None:
     if farm != FARM:
-        raise EngineError(
-            "FARM_DIFFERS",
-            f"{socket.gethostname()} builds with another state of the farm than this checkout's",
-            hint="check out the same commit there and start its worker again",
-        )
+        raise EngineError("FARM_DIFFERS", host=socket.gethostname())
 
 
 def _of_the_plan(request: BuildRequest, plan: BuildPlan) -> BuildRequest:
@@ -256,7 +252,7 @@ def products(outcome: Outcome) -> Iterator[Member]:
         if empty:
             raise EOFError("there is no file in it")
     except archive.DAMAGE as error:
-        raise BuildError("PRODUCTS_DAMAGED", f"{sender} arrived damaged: {error}") from error
+        raise BuildError("PRODUCTS_DAMAGED", sender=sender, error=error) from error
     except PackError as error:
         hint = "nothing of it was used; look at that host"
         raise BuildError("PRODUCTS_UNSAFE", error.message, hint=hint) from error

@@ -188,18 +188,9 @@ def _knock(address: str) -> None:
 
 def unreachable(address: str, why: str = " any more") -> EngineError:
     """Return the error of an address where no scheduler answers."""
-    return EngineError(
-        "SCHEDULER_UNREACHABLE",
-        f"no Dask scheduler answers at {address}{why}",
-        hint="start one with `dask scheduler`; docs/scaling.md",
-    )
+    return EngineError("SCHEDULER_UNREACHABLE", address=address, why=why)
 
 
 def no_hosts(address: str) -> EngineError:
     """Return the error of a scheduler without workers of ours."""
-    return EngineError(
-        "WORKERS_MISSING",
-        f"the scheduler at {address} has no worker that takes builds",
-        hint=f"start one with `dask worker {address} --nthreads 1 --resources {RESOURCE}=1`; "
-        "docs/scaling.md",
-    )
+    return EngineError("WORKERS_MISSING", address=address)

@@ -189,11 +189,7 @@ def _tool(name: str) -> str:
     beside = str(Path(sys.executable).parent)
     found = shutil.which(name) or shutil.which(name, path=beside)
     if found is None:
-        raise EngineError(
-            "TOOL_MISSING",
-            f"{name} is neither on PATH nor installed with this Python",
-            hint=f"python3 -m pip install {name}",
-        )
+        raise EngineError("TOOL_MISSING", name=name)
     return found
 
 
@@ -201,17 +197,13 @@ def _version(program: str) -> str:
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise EngineError("COMPILER_BROKEN", f"{program} --version: {error}") from error
+        raise EngineError("COMPILER_BROKEN", program=program, error=error) from error
     return f"{program}: {done.stdout.strip()}"
 
 
 def _require_compiler() -> None:
     if shutil.which("g++") is None and shutil.which("c++") is None:
-        raise EngineError(
-            "COMPILER_MISSING",
-            "no C++ compiler (g++) on PATH",
-            hint="install g++ (apt-get install g++), or start a Docker engine",
-        )
+        raise EngineError("COMPILER_MISSING")
 
 
 @contextmanager

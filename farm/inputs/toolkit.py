@@ -32,9 +32,6 @@ RECIPE: Final = "1"
 """Changed by hand when ``_complete`` makes another tree out of the same wheels."""
 _STUB_ERROR: Final = 34
 """CUDA_ERROR_STUB_LIBRARY, cuda.h: what NVIDIA's own stub returns."""
-_HINT: Final = (
-    "--toolkit pypi fetches NVIDIA's wheels (CUDA 13.0); CUDA_PATH or --toolkit names a folder"
-)
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,7 @@ def locate(request: str | None = None) -> Toolkit:
         return _at(_root_of(nvcc), f"nvcc on PATH ({nvcc})")
     if (DEFAULT_ROOT / "bin" / "nvcc").is_file():
         return _at(DEFAULT_ROOT, str(DEFAULT_ROOT))
-    raise UsageError(
-        "TOOLKIT_MISSING",
-        f"no CUDA toolkit: CUDA_PATH is not set, nvcc is not on PATH, {DEFAULT_ROOT} is not there",
-        hint=_HINT,
-    )
+    raise UsageError("TOOLKIT_MISSING", root=DEFAULT_ROOT)
 
 
 def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
@@ -104,7 +97,7 @@ def nvcc_version(nvcc: Path) -> str:
     told = _output((str(nvcc), "--version"))
     match = re.search(r"release (\d+\.\d+)", told)
     if match is None:
-        raise UsageError("TOOLKIT_INVALID", f"{nvcc} --version does not tell a version", hint=_HINT)
+        raise UsageError("TOOLKIT_INVALID", nvcc=nvcc)
     return match[1]
 
 
@@ -116,9 +109,7 @@ def _at(root: Path, said_by: str) -> Toolkit:
     ]
     if missing:
         raise UsageError(
-            "TOOLKIT_INVALID",
-            f"{said_by}: {root} is no CUDA toolkit: {' and '.join(missing)} not there",
-            hint=_HINT,
+            "TOOLKIT_INVALID/incomplete", said_by=said_by, root=root, missing=" and ".join(missing)
         )
     # Not resolved: /usr/local/cuda stays what it is called, and what is built there is cached.
     return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))
@@ -135,19 +126,14 @@ def _output(argv: tuple[str, ...]) -> str:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(
-            "TOOLKIT_INVALID", f"{argv[0]} does not run: {error}", hint=_HINT
-        ) from error
+        raise UsageError("TOOLKIT_INVALID/runs", program=argv[0], error=error) from error
     return done.stdout + done.stderr
 
 
 def _wheel_root(folder: Path) -> Path:
     roots = sorted((folder / "nvidia").glob("cu*"))
     if len(roots) != 1 or not (roots[0] / "bin" / "nvcc").is_file():
-        raise SourceError(
-            "TOOLKIT_INCOMPLETE",
-            "the wheels make no toolkit: together they hold no nvidia/cu*/bin/nvcc",
-        )
+        raise SourceError("TOOLKIT_INCOMPLETE")
     return roots[0]
 
 
@@ -189,11 +175,7 @@ def make_stub(functions: Iterable[str], target: Path) -> None:
     """
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        raise EngineError(
-            "COMPILER_MISSING",
-            "no C compiler (gcc) on PATH, and the driver's stub is made with it",
-            hint="apt-get install gcc",
-        )
+        raise EngineError("COMPILER_MISSING/stub")
     source = "".join(f"int {name}(void) {{ return {_STUB_ERROR}; }}\n" for name in functions)
     flags = (
         "-shared",
@@ -211,4 +193,4 @@ def make_stub(functions: Iterable[str], target: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise EngineError("STUB_FAILED", f"the driver's stub could not be made: {done.stderr}")
+        raise EngineError("STUB_FAILED", output=done.stderr)

@@ -13,7 +13,7 @@ import pytest
 from docker import DockerClient
 from needs import must_or_skip
 
-from farm.engines.docker import DockerImages, inventory
+from farm.engines.docker import DockerImages
 from farm.errors import EngineError, UsageError
 from farm.inputs import images, pins
 from farm.inputs.images import ImageFacts
@@ -108,7 +108,7 @@ def test_an_image_of_the_same_inputs_is_used_again_and_one_of_others_is_replaced
     assert made.id != "sha256:other"
     again, said = make(store, "cpu")
     assert again == made
-    assert images.TAGS["cu130"] in inventory._PULL_HINT
+    assert images.TAGS["cu130"] in EngineError("IMAGE_UNAVAILABLE", reference="a", error="b").hint
     assert said == ["image llama-farm-base:bookworm: there already, made from the same inputs"]
     make(store, "cpu", fresh=True)
     assert store.imports == 2

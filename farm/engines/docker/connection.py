@@ -121,11 +121,7 @@ def _tls(folder: Path, endpoint: _Endpoint) -> TLSConfig | None:
 
 
 def _invalid(what: str) -> EngineError:
-    return EngineError(
-        "ENGINE_CONTEXT_INVALID",
-        f"no Docker engine is named: {what}",
-        hint="docker context ls shows the contexts; DOCKER_HOST names an engine without one",
-    )
+    return EngineError("ENGINE_CONTEXT_INVALID", what=what)
 
 
 _REMOTE_SOCKET: Final = "/var/run/docker.sock"
@@ -149,11 +145,7 @@ def _forwarded(address: str) -> Iterator[str]:
     """
     ssh = shutil.which("ssh")
     if ssh is None:
-        raise EngineError(
-            "ENGINE_SSH_MISSING",
-            f"{address} needs ssh, and there is none on PATH",
-            hint="install OpenSSH's client (apt-get install openssh-client)",
-        )
+        raise EngineError("ENGINE_SSH_MISSING", address=address)
     parts = urlsplit(address)
     if not parts.hostname:
         raise ValueError(f"{address} names no host")
@@ -184,9 +176,10 @@ def _forwarded(address: str) -> Iterator[str]:
             said.seek(0)
             words = said.read().decode("utf-8", "replace").strip()
             raise EngineError(
-                "ENGINE_NOT_RUNNING",
-                f"no Docker engine answers at {address}: ssh: {words or 'no connection'}",
-                hint=f"does `ssh {parts.hostname} docker version` work without a password?",
+                "ENGINE_NOT_RUNNING/ssh",
+                address=address,
+                words=words or "no connection",
+                hostname=parts.hostname,
             )
         yield f"unix://{here}"
 
@@ -259,24 +252,12 @@ def connect(patience: int | None = None) -> docker.DockerClient:
 def _silent(named: Address, error: Exception) -> EngineError:
     said = reason(error)
     if "Permission denied" in said:
-        return EngineError(
-            "ENGINE_PERMISSION",
-            f"a Docker engine is at {named}, but this user may not use it: {said}",
-            hint="add the user to the group docker and log in again, or use --engine local",
-        )
-    return EngineError(
-        "ENGINE_NOT_RUNNING",
-        f"no Docker engine answers at {named}: {said}",
-        hint="start one, name one with DOCKER_HOST or a Docker context, or use --engine local",
-    )
+        return EngineError("ENGINE_PERMISSION", named=named, said=said)
+    return EngineError("ENGINE_NOT_RUNNING", named=named, said=said)
 
 
 def _unusable(named: str, error: Exception) -> EngineError:
-    return EngineError(
-        "ENGINE_ADDRESS_INVALID",
-        f"{named} is not the address of an engine: {error}",
-        hint="DOCKER_HOST is like unix:///var/run/docker.sock or tcp://builder.example:2376",
-    )
+    return EngineError("ENGINE_ADDRESS_INVALID", named=named, error=error)
 
 
 def _knock(reached: Address) -> None:

@@ -244,7 +244,7 @@ class DockerWorkspace(Workspace):
         with _engine():
             status = api.exec_inspect(execution)["ExitCode"]
         if status is None:
-            raise EngineError("ENGINE_LOST", "the container ended in the middle of a step")
+            raise EngineError("ENGINE_LOST")
         return int(status)
 
     def collect(self, products: PurePath, into: Path) -> None:

@@ -37,10 +37,6 @@ _CONFLICT: Final = 409
 
 _REMOVING_SECONDS: Final = 60
 _PIECE: Final = 1 << 20
-_PULL_HINT: Final = (
-    "without access to the registry: `invoke base-image --line cu130` makes an image from packages;"
-    " then build with --line cu130 --image llama-farm-base:bookworm-cu130 (likewise cpu, cu124)"
-)
 
 
 def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None:
@@ -56,10 +52,7 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
             return None
         builders = client.images.list(filters={"label": f"{LABEL}=builder"})
         if not builders:
-            raise EngineError(
-                "NO_BUILDER_IMAGE",
-                f"no builder image to read volume {volume} with; a build makes one",
-            )
+            raise EngineError("NO_BUILDER_IMAGE", volume=volume)
         told = client.containers.run(
             str(builders[0].id),
             ["ccache", "--print-stats"],
@@ -215,16 +208,12 @@ class DockerImages:
             for event in self._client.api.pull(reference, stream=True, decode=True):
                 if "error" in event:
                     raise EngineError(
-                        "IMAGE_UNAVAILABLE",
-                        f"image {reference} cannot be pulled: {event['error']}",
-                        hint=_PULL_HINT,
+                        "IMAGE_UNAVAILABLE", reference=reference, error=event["error"]
                     )
             return _facts(self._client.images.get(reference), reference)
         except ENGINE_FAILURES as error:
             raise EngineError(
-                "IMAGE_UNAVAILABLE",
-                f"image {reference} cannot be pulled: {reason(error)}",
-                hint=_PULL_HINT,
+                "IMAGE_UNAVAILABLE", reference=reference, error=reason(error)
             ) from error
 
     def remove(self, reference: str) -> None:
@@ -295,9 +284,7 @@ class DockerImages:
                 if "error" in event:
                     shown = "\n".join(f"  | {line}" for line in lines[-12:])
                     raise EngineError(
-                        "IMAGE_BUILD_FAILED",
-                        f"image {tag}: {event['error'].strip()}\n{shown}",
-                        hint="a package or the network is missing inside the build container",
+                        "IMAGE_BUILD_FAILED", tag=tag, error=event["error"].strip(), shown=shown
                     )
                 new = event.get("stream", "").splitlines()
                 lines += [line for line in new if line.strip()]
