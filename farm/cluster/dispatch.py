@@ -106,8 +106,8 @@ class Dispatcher:
             self._give_up(build)
         self.link.close()
 
-    def identities(self, request: BuildRequest, plan: BuildPlan) -> list[str]:
-        """Ask every host for its compiler; equal answers once.
+    def identities(self, job: Job) -> list[str]:
+        """Ask every host for the compiler of its first job; equal answers once.
 
         Raises:
             EngineError: ``WORKERS_MISSING``, ``HOSTS_UNUSABLE``: none of them can build, or
@@ -116,7 +116,7 @@ class Dispatcher:
         until = time.monotonic() + _HOSTS_SECONDS
         while not self._compilers:
             hosts = self.link.hosts()
-            self._meet(hosts, request, plan, host.FARM)
+            self._meet(hosts, job)
             self._usable(hosts)
             if not self._compilers:
                 if time.monotonic() > until:
@@ -151,14 +151,14 @@ class Dispatcher:
             yield from self._take_in()
             time.sleep(POLL)
 
-    def _meet(self, hosts: list[str], request: BuildRequest, plan: BuildPlan, farm: str) -> None:
+    def _meet(self, hosts: list[str], job: Job) -> None:
         """Ask new hosts for their compiler; drop a host that has none or another one.
 
         Hosts that are connected at the beginning may have any compiler.
         """
         known = set(self._compilers.values())
         new = [one for one in hosts if one not in self._compilers and one not in self._dropped]
-        for worker, answer in self.link.ask(new, host.compilers, request, plan, farm).items():
+        for worker, answer in self.link.ask(new, host.compilers, job).items():
             if isinstance(answer, OSError):  # the connection's: it is asked again, or missed soon
                 continue
             if not isinstance(answer, str):
@@ -202,7 +202,7 @@ class Dispatcher:
 
     def _is_ready(self, worker: str, job: Job) -> bool:
         """Send a host what it lacks: the first question if it joined later, the source."""
-        self._meet([worker], job.request, job.plan, job.farm)
+        self._meet([worker], job)
         if worker not in self._compilers:
             return False
         answer = self.link.ask([worker], host.offer_source, job.source, None)[worker]
@@ -372,21 +372,27 @@ class _Run:
         ):
             if dashboard := dispatcher.link.dashboard():
                 self.report.say(f"dashboard: {dashboard}")
-            identity = "\n".join(self._identities(dispatcher, asked))
-            kept |= {
-                one.key: KeptTree(one, digest(one, identity), pipeline.STATE) for one in self.plans
-            }
             source = source_digest(plan.source)
-            jobs = []
+            jobs = {one.key: host.Job(one, source, asked) for one in self.plans}
+            identities = dispatcher.identities(jobs[plan.key])
+            if len(identities) > 1:
+                self.report.say(
+                    "note[COMPILERS_DIFFER]: the hosts have different compilers: what they make "
+                    "may differ, and the cache is not shared between them"
+                )
+            identity = "\n".join(identities)
+            for one in self.plans:
+                kept[one.key] = KeptTree(one, digest(one, identity), pipeline.STATE)
+            waiting = []
             for key in fleet.expected:
                 if pipeline.found_built(kept[key], self.report, fresh=asked.fresh):
                     fleet.before(key)
                     yield kept[key]
                 else:
                     kept[key].begin()
-                    jobs.append(host.Job(kept[key].plan, source, asked))
+                    waiting.append(jobs[key])
             with fleet:
-                for job, outcome in dispatcher.run(jobs):
+                for job, outcome in dispatcher.run(waiting):
                     if self._took_over(kept[job.key], outcome, fleet):
                         yield kept[job.key]
 
@@ -395,22 +401,10 @@ class _Run:
         line, engine = self.plans[0].line.name, self.request.worker_engine
         return replace(self.request, engine=engine, line=line, source=None, out=Path())
 
-    def _identities(self, dispatcher: Dispatcher, asked: BuildRequest) -> list[str]:
-        told = dispatcher.identities(asked, self.plans[0])
-        if len(told) > 1:
-            self.report.say(
-                "note[COMPILERS_DIFFER]: the hosts have different compilers: what they make may "
-                "differ, and the cache is not shared between them"
-            )
-        return told
-
     def _took_over(self, kept: KeptTree, outcome: Outcome, fleet: Fleet) -> bool:
         key = kept.plan.key
-        log = pipeline.STATE / "logs" / f"{key}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_bytes(outcome.log)
         try:
-            self._take_over(kept, outcome, log)
+            self._take_over(kept, outcome)
         except FarmError as error:
             self.failures[key] = error
             fleet.end(key, FAILED)
@@ -419,7 +413,10 @@ class _Run:
         fleet.end(key, BUILT)
         return True
 
-    def _take_over(self, kept: KeptTree, outcome: Outcome, log: Path) -> None:
+    def _take_over(self, kept: KeptTree, outcome: Outcome) -> None:
+        log = pipeline.STATE / "logs" / f"{kept.plan.key}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(outcome.log)
         if outcome.failure is not None:
             why = outcome.failure
             raise BuildError(

@@ -14,7 +14,7 @@ import socket
 import tarfile
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from farm.options import BuildRequest
-    from farm.plan import BuildPlan
+    from farm.plan import BuildPlan, Engine
     from farm.tarball.archive import Member
     from farm.targets import Line
 
@@ -105,19 +105,31 @@ def place(worker: str) -> str:
     return f"worker {where.rpartition('/')[2]}" if scheme == "inproc" else where
 
 
-def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | FarmError:
-    """Return the identity of a plan's compilers here, or the error why this host cannot build.
+def compilers(job: Job) -> str | FarmError:
+    """Return the identity of a job's compilers here, or the error why this host cannot build it.
 
-    The identity is the engine's, with a devel image's digest; another checkout is an error.
+    The identity is the engine's, with a devel image's digest.
     """
-    quiet = BuildReport(Console(quiet=True))
     try:
-        _require_same(farm)
-        with closing(pipeline.choose_engine(request, plan.line, quiet)) as engine:
-            pipeline.settled(engine, _of_the_plan(request, plan), plan.line, quiet)
-            return engine.identity(plan)
+        with _engine(job) as (engine, _):
+            return engine.identity(job.plan)
     except FarmError as error:
         return error
+
+
+@contextmanager
+def _engine(job: Job) -> Iterator[tuple[Engine, Line]]:
+    """Open this host's engine, and check that it keeps the promises of the job's line.
+
+    Raises:
+        FarmError: ``FARM_DIFFERS``: this is another checkout than the job's; or as
+            ``pipeline.choose_engine`` and ``pipeline.settled``.
+    """
+    if job.farm != FARM:
+        raise EngineError("FARM_DIFFERS", host=socket.gethostname())
+    quiet, line = BuildReport(Console(quiet=True)), job.plan.line
+    with closing(pipeline.choose_engine(job.request, line, quiet)) as engine:
+        yield engine, pipeline.settled(engine, job.request, line, quiet)
 
 
 def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
@@ -195,12 +207,10 @@ class _Telling:
 
 
 def _build(job: Job, log: Path) -> Outcome:
-    _require_same(job.farm)
-    if not _source_folder(job.source).is_dir():
-        raise EngineError("SOURCE_MISSING", host=socket.gethostname())
-    quiet, telling = BuildReport(Console(quiet=True)), _Telling(job.key)
-    with closing(pipeline.choose_engine(job.request, job.plan.line, quiet)) as engine:
-        line = pipeline.settled(engine, _of_the_plan(job.request, job.plan), job.plan.line, quiet)
+    telling = _Telling(job.key)
+    with _engine(job) as (engine, line):
+        if not _source_folder(job.source).is_dir():
+            raise EngineError("SOURCE_MISSING", host=socket.gethostname())
         tree = replace(job.plan.source, tree=_source_folder(job.source))
         with execute(
             replace(job.plan, line=line, source=tree),
@@ -219,16 +229,6 @@ def _build(job: Job, log: Path) -> Outcome:
         line=line,
         built=built,
     )
-
-
-def _require_same(farm: str) -> None:
-    if farm != FARM:
-        raise EngineError("FARM_DIFFERS", host=socket.gethostname())
-
-
-def _of_the_plan(request: BuildRequest, plan: BuildPlan) -> BuildRequest:
-    """Return the request with the plan's line, which this host's image or toolkit must match."""
-    return replace(request, line=plan.line.name)
 
 
 def _source_folder(digest: str) -> Path:

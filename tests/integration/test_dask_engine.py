@@ -478,7 +478,7 @@ def test_a_scheduler_that_goes_away_before_the_first_question_is_named(
         until(lambda: dispatcher.link.hosts() != [], "the worker does not come")
         os.killpg(scheduler.pid, signal.SIGKILL)
         with refused("SCHEDULER_UNREACHABLE", EngineError):
-            dispatcher.identities(request_, plan)
+            dispatcher.identities(host.Job(plan, "", request_))
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "mute"])
@@ -536,7 +536,7 @@ def test_a_host_names_its_devel_image_as_the_engine_does(
 ) -> None:
     """By its digest and by what is built on it: a tag that moves is another identity."""
     plan = BuildPlan(ArchSet("one", ""), LINE, source.from_folder(TINY))
-    request = BuildRequest(engine="docker", image=base_image)
-    told = host.compilers(request, plan, host.FARM)
+    request = BuildRequest(engine="docker", image=base_image, line=LINE.name)
+    told = host.compilers(host.Job(plan, "", request))
     assert told == DockerEngine(client, reference=base_image).identity(plan)
     assert str(client.images.get(base_image).id) in str(told)
