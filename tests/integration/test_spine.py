@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -81,5 +81,5 @@ def _cache_of_the_engine(client: DockerClient, tmp_path: Path) -> Path:
         archive.write_bytes(b"".join(stream))
     finally:
         container.remove()
-    shutil.unpack_archive(archive, tmp_path, filter="data")
+    subprocess.run(["tar", "-xf", archive, "-C", tmp_path], check=True)
     return tmp_path / CACHE_FOLDER.name
