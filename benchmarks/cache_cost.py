@@ -27,6 +27,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 from farm import source, targets
 from farm.engines.local import LocalEngine
@@ -110,6 +111,7 @@ def run(toolkit_name: str | None, scratch: Path) -> dict[str, Any]:
     cache = scratch / "ccache"
     cache.mkdir()
     (cache / "ccache.conf").write_text(f"stats_log = {scratch}/stats.log\n", "utf-8")
+    mock.patch("farm.plan.CACHE_CONFIG", f"{cache}/ccache.conf").start()
     os.environ["CCACHE_DIR"] = str(cache)
     table, tools = targets.load(), toolkit.locate(toolkit_name)
     whole = source.from_archive(pins.load().source)

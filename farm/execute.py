@@ -141,7 +141,6 @@ def execute(
     *,
     logs: Path,
     reporter: Reporter,
-    fresh: bool = False,
     abandoned: Callable[[], bool] | None = None,
 ) -> Iterator[BuiltTree]:
     """Run ``plan`` on ``engine``.
@@ -153,7 +152,6 @@ def execute(
         engine: where.
         logs: the folder for the full log, ``<plan.key>.log``.
         reporter: who is told.
-        fresh: compile everything again, using nothing from the compiler cache.
         abandoned: called twice a second; true if the caller has gone, which ends the step.
 
     Raises:
@@ -169,9 +167,7 @@ def execute(
     ):
         environment = plan.environment(workspace.layout, ccache_dir=workspace.ccache_dir)
         if workspace.ccache_dir is not None:
-            environment |= shared_cache.environment()
-        if fresh:
-            environment["CCACHE_RECACHE"] = "1"
+            environment |= shared_cache.environment(plan.source, log.note)
         # Before the first step: the source's own programs could answer in their place.
         toolchain, cub = _toolchain(plan, workspace, engine.name), _cub(plan, workspace)
         with shared_cache.watched(workspace, environment, log.note):

@@ -127,7 +127,7 @@ class BuildRequest:
         format: tar.zst or tar.gz
         jobs: compilers at a time
         out: where tarballs and manifest go
-        fresh: compile everything again, using nothing from the compiler cache
+        fresh: compile everything again; the compiler cache is neither read nor written
         copy: also copy the one tarball here, under a name of its own
         also: a program more in the tarball: llama-bench, llama-quantize, rpc-server
         define: NAME=VALUE, a CMake definition more; again for more. Recorded in BUILD.json
@@ -157,10 +157,8 @@ class BuildRequest:
     scheduler: str | None = None
     workers: int | None = None
     worker_engine: str = "auto"
-    cached: bool = True
-    """False: no compiler cache is read or written. No option, as the next one."""
     this_cpu: bool = False
-    """Build this machine's CPU variant, and no other (``recipe.of_this_machine``)."""
+    """Build this machine's CPU variant, and no other (``recipe.of_this_machine``). No option."""
 
 
 @dataclass(frozen=True)

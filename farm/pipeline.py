@@ -158,7 +158,7 @@ def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport)
         return _local(request, line)
     reference = _reference(request, line, report)
     report.say(f"engine: docker, because one answers; devel image {reference}")
-    return DockerEngine(client, reference=reference, jobs=request.jobs, cached=request.cached)
+    return DockerEngine(client, reference=reference, jobs=request.jobs, cached=not request.fresh)
 
 
 def settled(engine: Engine, request: BuildRequest, line: Line | None, report: BuildReport) -> Line:
@@ -223,7 +223,7 @@ def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
     if request.image:
         raise UsageError("IMAGE_WITHOUT_DOCKER")
     if line is not None and not line.is_cuda:
-        return LocalEngine(jobs=request.jobs, cached=request.cached)
+        return LocalEngine(jobs=request.jobs, cached=not request.fresh)
     found = toolkit.locate(request.toolkit)
     if line is not None and request.line and not line.accepts_toolkit(found.version):
         raise UsageError(
@@ -233,7 +233,7 @@ def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
             root=found.root,
             version=found.version,
         )
-    return LocalEngine(cuda=found.root, jobs=request.jobs, cached=request.cached)
+    return LocalEngine(cuda=found.root, jobs=request.jobs, cached=not request.fresh)
 
 
 def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fleet) -> Made:
@@ -246,7 +246,7 @@ def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fl
     fleet.begin(plan.key, engine.name)
     kept.begin()
     reporter, logs = partial(fleet.hear, plan.key), STATE / "logs"
-    with execute(plan, engine, logs=logs, reporter=reporter, fresh=request.fresh) as built:
+    with execute(plan, engine, logs=logs, reporter=reporter) as built:
         keep(kept, built, request, report)
     fleet.step(plan.key, "pack")
     made = pack_kept(kept, request, report, began=started)

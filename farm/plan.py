@@ -89,6 +89,8 @@ class Layout:
 
 CACHE_FOLDER: Final = PurePosixPath("/farm/ccache")
 """Where a container has the compiler cache."""
+CACHE_CONFIG: Final = "/dev/null"
+"""ccache's settings: none. Builds may write to the cache's folder, and so to its own."""
 CONTAINER_LAYOUT: Final = Layout(
     source=PurePosixPath("/farm/source"),
     build=PurePosixPath("/farm/build"),
@@ -230,6 +232,7 @@ class BuildPlan:
             return variables
         return variables | {
             "CCACHE_DIR": str(ccache_dir),
+            "CCACHE_CONFIGPATH": CACHE_CONFIG,
             # Paths below the common parent become relative: other machines' folders hit too.
             "CCACHE_BASEDIR": str(_common_parent(layout.source, layout.build)),
             "CCACHE_NOHASHDIR": "1",

@@ -97,7 +97,7 @@ def opened(
         with findings.collecting():
             line, sets = resolve(request)
         with findings.collecting():
-            if request.cached:
+            if not request.fresh:
                 shared_cache.check(report.say)
         with findings.collecting():
             named = request.source or request.assume_build is not None

@@ -295,7 +295,7 @@ def reproducible(
 
     line = build.line or ("cpu" if build.arch_set == "cpu" else None)
     with BuildReport() as report:
-        prove(replace(build, line=line, cached=False), report)
+        prove(replace(build, line=line, fresh=True), report)
 
 
 @verb

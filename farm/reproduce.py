@@ -87,7 +87,7 @@ def _is_same_twice(
     jobs = request.jobs or cgroups.processors()
     with tempfile.TemporaryDirectory(prefix="llama-farm-twice-") as name:
         first, second = (
-            _built(replace(request, jobs=jobs + more, cached=False), line, arch_set, report, folder)
+            _built(replace(request, jobs=jobs + more, fresh=True), line, arch_set, report, folder)
             for more, folder in enumerate(Path(name) / side for side in SIDES)
         )
         found = compare(first, second, KEPT / key, report.say)
@@ -215,7 +215,7 @@ def _build(
         image=_image(record.toolchain, asked, report),
         toolkit=asked.toolkit or (toolkit.WHEELS if is_of_wheels else None),
         jobs=asked.jobs,
-        cached=False,
+        fresh=True,
     )
     with closing(pipeline.choose_engine(request, plan.line, report)) as engine:
         strict = asked.image is None

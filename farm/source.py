@@ -61,7 +61,8 @@ class Source:
     ``build`` is llama.cpp's build number, 0 if it is unknown; ``build_assumed``: the person gave
     it; ``commit`` has 40 digits (followed by ``-dirty`` for a changed work tree);
     ``sha256`` is the archive's; ``note`` is a line that a person must see; ``defines`` are CMake's
-    cache entries that this tree needs beside those of the plan; ``patches`` were applied to it.
+    cache entries that this tree needs beside those of the plan; ``patches`` were applied to it;
+    ``place`` is the folder or repository that it is from.
     """
 
     tree: Path
@@ -75,6 +76,18 @@ class Source:
     build_assumed: bool = False
     defines: tuple[tuple[str, str], ...] = ()
     patches: tuple[Patch, ...] = ()
+    place: str = ""
+
+    @property
+    def cache(self) -> str:
+        """The compiler cache that only this folder's or repository's builds use.
+
+        Empty for the pinned archive, whose cache machines may share. Whoever writes the source can
+        write wrong objects into the cache.
+        """
+        if self.sha256 is not None:
+            return ""
+        return hashlib.sha256(os.fsencode(self.place or self.tree)).hexdigest()[:16]
 
     @property
     def short_commit(self) -> str:
@@ -123,7 +136,8 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     tree, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
     _require_layout(tree, ref)
     count = _git("rev-list", "--count", commit, at=at)
-    return _source(tree, int(count), commit, f"git+{remote}@{ref}", note)
+    found = _source(tree, int(count), commit, f"git+{remote}@{ref}", note)
+    return replace(found, place=remote)
 
 
 def from_folder(folder: Path) -> Source:
@@ -139,7 +153,8 @@ def from_folder(folder: Path) -> Source:
     tree = folder.resolve()
     _require_layout(tree, str(folder))
     build, commit, note = _history(tree)
-    return _source(tree, build, commit, f"folder:{tree.name}", note)
+    found = _source(tree, build, commit, f"folder:{tree.name}", note)
+    return replace(found, place=str(tree))
 
 
 def _source(tree: Path, build: int, commit: str | None, origin: str, note: str | None) -> Source:

@@ -219,7 +219,6 @@ def _build(job: Job, log: Path) -> Outcome:
             engine,
             logs=log.parent,
             reporter=telling,
-            fresh=job.request.fresh,
             abandoned=telling.is_abandoned,
         ) as built:
             products = pack_products(built.folder, job.plan.targets)

@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from farm.errors import UsageError
+from farm.plan import CACHE_CONFIG, LineSink, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from farm.plan import LineSink, Workspace
+    from farm.source import Source
 
 VARIABLE: Final = "FARM_CCACHE_REMOTE"
+ANY_VARIABLE: Final = "FARM_CCACHE_REMOTE_ANY"
 MAXSIZE_VARIABLE: Final = "CCACHE_MAXSIZE"
 DEFAULT_MAXSIZE: Final = "20G"
 
@@ -99,15 +101,32 @@ def check(note: Callable[[str], None]) -> None:
         )
 
 
-def environment() -> dict[str, str]:
+def is_for(source: Source) -> bool:
+    """Whether a source's builds use the shared storage: the pinned one's, others' if told so.
+
+    Others could put wrong objects into it, and send its password away.
+    """
+    return not source.cache or bool(os.environ.get(ANY_VARIABLE))
+
+
+def environment(source: Source, note: LineSink) -> dict[str, str]:
     """Return ccache's variables for every step of a build.
+
+    Args:
+        source: what is built.
+        note: takes one coded line.
 
     Raises:
         UsageError: the bound is none, or the shared storage's address.
     """
     variables = {MAXSIZE_VARIABLE: bound()}
     address = remote()
-    if address is not None:
+    if address is not None and not is_for(source):
+        note(
+            f"note[CACHE_NOT_SHARED]: {VARIABLE} is for the pinned source; {source.origin} has a"
+            f" cache of its own on this machine ({ANY_VARIABLE}=1 shares it all the same)"
+        )
+    elif address is not None:
         variables["CCACHE_REMOTE_STORAGE"] = address
     return variables
 
@@ -126,7 +145,7 @@ def statistics(folder: PurePath) -> Statistics | None:
     done = subprocess.run(
         [ccache, "--print-stats"],
         # ccache prints no counters if another of its variables is wrong
-        env={"CCACHE_DIR": str(folder)},
+        env={"CCACHE_DIR": str(folder), "CCACHE_CONFIGPATH": CACHE_CONFIG},
         capture_output=True,
         text=True,
         check=False,

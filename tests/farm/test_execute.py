@@ -134,7 +134,7 @@ def test_two_folders_give_the_same_bytes(
     elsewhere = Path(shutil.copytree(tiny, tmp_path / "some" / "other" / "place"))
     built_bytes = []
     for tree in (tiny, elsewhere):
-        with build(tree, tmp_path / "logs", fresh=True) as built:
+        with build(tree, tmp_path / "logs") as built:
             built_bytes.append((built.folder / "llama-server").read_bytes())
     assert built_bytes[0] == built_bytes[1]
 

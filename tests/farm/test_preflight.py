@@ -91,7 +91,7 @@ def test_everything_that_stands_in_the_way_is_found_at_once(tmp_path: Path) -> N
     (out / "foreign.tar.gz").write_text("no archive")
     (out / "manifest.json").write_text("{")
     request = BuildRequest(
-        archs="90", line="cu128", engine="local", source=tmp_path, out=out, cached=False
+        archs="90", line="cu128", engine="local", source=tmp_path, out=out, fresh=True
     )
     error = refused(request, Publication("no/name", "s3:x", "stable", tmp_path / "absent"))
     assert error.exit_status == 2

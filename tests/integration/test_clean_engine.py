@@ -49,10 +49,12 @@ def test_clean_removes_the_farms_image_and_volume_and_no_one_elses(
 ) -> None:
     image, volume = names
     ours, others = _import(client, image), _import(client, f"another-{image}")
-    make_volume(client, volume)
+    for name in (volume, f"{volume}-0123456789abcdef"):  # and that of a source of its own
+        make_volume(client, name)
     sizes = {one.name: one.size for one in engine.stored(client, volume=volume, images=(image,))}
     assert sizes[f"image {ours}"] >= 100_000
-    assert _clean(client, names) == {f"image {ours}": "", f"volume {volume}": ""}
+    volumes = {f"volume {volume}": "", f"volume {volume}-0123456789abcdef": ""}
+    assert _clean(client, names) == {f"image {ours}": "", **volumes}
     assert client.images.list(ours) == []
     assert client.images.list(others), "a person's image inherits the label of ours"
     assert client.volumes.list(filters={"name": volume}) == []

@@ -41,6 +41,7 @@ def test_arch_sets_share_the_host_half_and_never_a_cuda_object(
     log, cache = tmp_path / "stats.log", tmp_path / "ccache"
     cache.mkdir()
     (cache / "ccache.conf").write_text(f"stats_log = {log}\n")
+    monkeypatch.setattr("farm.plan.CACHE_CONFIG", str(cache / "ccache.conf"))
     monkeypatch.setenv("CCACHE_DIR", str(cache))
     tree = tiny_cuda.tree(tmp_path, ("one", "two"))
 

@@ -2,9 +2,11 @@
 
 import ipaddress
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from farm.engines.docker import inventory as cache
 from farm.execute import execute
 from farm.plan import BuildPlan
 from farm.terminal import status
+from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
@@ -39,7 +42,8 @@ def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
 
 
 def build(client: DockerClient, image: str, logs: Path, person: Silent | None = None) -> None:
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
+    pinned = replace(source.from_folder(TINY), sha256="0" * 64)
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), pinned)
     docker = DockerEngine(client, reference=image)
     with execute(plan, docker, logs=logs, reporter=person or Silent()):
         pass
@@ -79,6 +83,61 @@ def test_a_second_container_gets_everything_from_the_volume_and_the_status_tells
         client.containers.list(all=True, filters={"label": "llama-farm=cache"}, ignore_removed=True)
         == []
     )
+
+
+POISON = {
+    "settings": """
+file(WRITE "$ENV{CCACHE_DIR}/p.sh" "#!/bin/sh
+for a; do case $a in *.cpp) sed -i s/version:/poisoned/ $a;; esac; done\nexec \\"$@\\"\n")
+file(CHMOD "$ENV{CCACHE_DIR}/p.sh" PERMISSIONS OWNER_READ OWNER_EXECUTE)
+file(WRITE "$ENV{CCACHE_DIR}/ccache.conf" "prefix_command = $ENV{CCACHE_DIR}/p.sh
+prefix_command_cpp = $ENV{CCACHE_DIR}/p.sh\n")
+""",
+    "objects": """
+file(WRITE /tmp/as "#!/bin/sh
+for a; do case $a in *.s) sed -i s/version:/poisoned/ $a;; esac; done
+exec /tmp/real \\"$@\\"\n")
+execute_process(COMMAND sh -c "as=$(command -v as) && cp $as /tmp/real && rm $as && cp /tmp/as $as")
+execute_process(COMMAND sh -c "chmod 755 $(command -v as || echo /usr/bin/as)")
+""",
+}
+
+
+@pytest.mark.usefixtures("volume")
+@pytest.mark.parametrize("kind", POISON)
+def test_nothing_that_a_source_leaves_in_a_cache_gets_into_another_s_build(
+    client: DockerClient, base_image: str, tmp_path: Path, kind: str
+) -> None:
+    """Settings: not even in the same folder. Objects: what ccache keeps is by the driver's key."""
+    said = []
+    for name, poison in (("theirs", POISON[kind]), ("theirs", ""), ("ours", "")):
+        tree = Path(shutil.copytree(TINY, tmp_path / name, dirs_exist_ok=True))
+        with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+            file.write(poison)
+        plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
+        docker = DockerEngine(client, reference=base_image)
+        with execute(plan, docker, logs=tmp_path, reporter=Silent()) as built:
+            said.append(heard([built.folder / "llama-server"]).stdout.partition(" ")[0])
+    own = "version:" if kind == "settings" else "poisoned"
+    assert said == [own, own, "version:"]
+
+
+@pytest.mark.parametrize("kind", ["http", "file"])
+def test_container_of_a_source_that_is_not_pinned_has_no_shared_cache(
+    client: DockerClient,
+    base_image: str,
+    volume: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    address = f"file:{tmp_path}" if kind == "file" else "http://farm:s3cret@127.0.0.1:9/cache/"
+    monkeypatch.setenv(shared_cache.VARIABLE, address)
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
+    with DockerEngine(client, reference=base_image).open(plan, lambda _: None) as workspace:
+        details = client.api.inspect_container(workspace.container.id)
+    assert details["HostConfig"]["NetworkMode"] == "none"
+    assert [mount["Name"] for mount in details["Mounts"]] == [f"{volume}-{plan.source.cache}"]
 
 
 def test_without_a_builder_image_the_status_says_what_makes_one(

@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,19 @@ def storage() -> Iterator[ObjectStorage]:
 
 
 def build(
-    machine: Path, monkeypatch: pytest.MonkeyPatch, person: Person | None = None
+    machine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    person: Person | None = None,
+    *,
+    sha256: str | None = "0" * 64,
 ) -> shared_cache.Statistics:
     machine.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(machine / "cache"))
     monkeypatch.setenv("CCACHE_DIR", str(machine / "ccache"))
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
+    tree = replace(source.from_folder(TINY), sha256=sha256)
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), tree)
     with execute(plan, LocalEngine(), logs=machine, reporter=person or Person()):
-        found = shared_cache.statistics(machine / "ccache")
+        found = shared_cache.statistics(machine / "ccache" / tree.cache)
     assert found is not None
     return found
 
@@ -73,6 +79,19 @@ def test_what_one_machine_compiled_another_gets(
         assert (second.hits, second.misses) == (asked, 0)
         assert remote_hits(tmp_path / "two") >= first.misses - 1
         assert person.told == []
+
+
+def test_source_that_is_not_pinned_gets_no_shared_storage(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its build could put wrong objects there, and send the address's password away."""
+    monkeypatch.setenv(shared_cache.VARIABLE, storage.url(**{"bearer-token": "s3cret-word"}))
+    person = Person()
+    assert build(tmp_path / "one", monkeypatch, person, sha256=None).misses >= 3
+    assert storage.asked == []
+    (told,) = person.told
+    assert told.startswith("note[CACHE_NOT_SHARED]: ")
+    assert "s3cret" not in told
 
 
 def test_a_storage_that_gives_nothing_back_is_said(

@@ -149,6 +149,9 @@ def test_the_seed_s_inputs_and_defaults_are_the_seed_s() -> None:
     }
 
 
+CALLERS = {"release": True, "weekly": False}
+
+
 def test_all_compiler_caches_fit_in_githubs_10_gigabytes_twice() -> None:
     """Twice: until a run's last job removes them, those of the run before are there, too."""
     jobs = {name: workflows.load(f"{name}.yml")["jobs"] for name in (FAT, "sets")}
@@ -160,8 +163,16 @@ def test_all_compiler_caches_fit_in_githubs_10_gigabytes_twice() -> None:
     built = sum(row["verb"] != "cuda-runtime" for row in rows)
     assert built > 10
     assert 2 * (built * bounds["sets"] + bounds[FAT]) <= 10e9
-    for name in ("release", "weekly"):
+    for name in CALLERS:
         assert workflows.load(f"{name}.yml")["jobs"]["sets"]["permissions"]["actions"] == "write"
+
+
+def test_nothing_that_is_not_reviewed_gets_into_the_cache_of_a_release() -> None:
+    called = {name: workflows.load(f"{name}.yml")["jobs"]["sets"]["with"] for name in CALLERS}
+    assert {name: with_["keep_cache"] for name, with_ in called.items()} == CALLERS
+    steps = workflows.load("sets.yml")["jobs"]["build"]["steps"]
+    (keeps,) = (one for one in steps if one.get("uses", "").startswith("actions/cache/save@"))
+    assert "inputs.keep_cache &&" in keeps["if"]
 
 
 def test_nothing_of_a_release_is_built_before_the_check() -> None:
@@ -263,7 +274,7 @@ def test_cudas_libraries_are_packed(github: workflows.GitHub, tmp_path: Path) ->
             PACKING: (("invoke cuda-runtime", packing), ("$LINE", "cu130")),
             "sets/prune/Remove all but the newest of each kind": gh(tmp_path, []),
         }
-        assert github.run("sets.yml", ref=""), github.failures()
+        assert github.run("sets.yml", ref="", keep_cache="true"), github.failures()
     assert (
         "cuda-runtime-13.0.2.14-cu130-linux-x86_64.tar.zst"
         in github.steps("sets")[PACKING.removeprefix("sets/")].said
@@ -318,7 +329,7 @@ def test_a_set_that_fails_keeps_its_log_and_its_cache_and_uploads_no_tarball(
     prune = "sets/prune/Remove all but the newest of each kind"
     github.instead = {prune: gh(tmp_path, [])}
     github.environment = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
-    assert not github.run("sets.yml", ref="main")
+    assert not github.run("sets.yml", ref="main", keep_cache="true")
     steps = github.steps("sets")
     assert "error[ENGINE_NOT_RUNNING]" in steps["build/Build for GPUs"].said
     assert [one.where for one in github.done if not one.ok] == ["sets/build/Build for GPUs"]

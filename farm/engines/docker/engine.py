@@ -160,10 +160,13 @@ class DockerEngine:
 
         The engine removes it when that has ended, also of a process that is killed.
         """
-        folder = shared_cache.folder() if self._cached else None
-        reached = self._cached and shared_cache.remote() and not folder
+        own = plan.source.cache
+        shared = self._cached and shared_cache.is_for(plan.source)
+        folder = shared_cache.folder() if shared else None
+        reached = shared and shared_cache.remote() and not folder
+        volume = f"{CACHE_VOLUME}-{own}" if own else CACHE_VOLUME
         if self._cached:
-            make_volume(self._client, CACHE_VOLUME)
+            make_volume(self._client, volume)
         with contextlib.ExitStack() as stack:
             with engine_errors("ENGINE_FAILED", "the build container could not be started"):
                 container = self._client.containers.create(
@@ -177,7 +180,7 @@ class DockerEngine:
                     # Only a cache that machines share over one needs it.
                     network_mode="bridge" if reached else "none",
                     labels={LABEL: plan.key},
-                    volumes=_volumes(folder) if self._cached else {},
+                    volumes=_volumes(volume, folder) if self._cached else {},
                 )
                 stack.enter_context(_closing(container.attach_socket(params=_STDIN)))
                 stack.enter_context(_removing(container))
@@ -190,8 +193,8 @@ _MOST_PRODUCTS: Final = 8 << 30
 """Bytes of a build's products; a linker makes no library of more than 2 GiB."""
 
 
-def _volumes(shared: str | None) -> dict[str, dict[str, str]]:
-    volumes = {CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}}
+def _volumes(volume: str, shared: str | None) -> dict[str, dict[str, str]]:
+    volumes = {volume: {"bind": str(CACHE_FOLDER), "mode": "rw"}}
     # in the container alone it would take everything, and be gone with it
     return volumes | ({shared: {"bind": shared, "mode": "rw"}} if shared else {})
 

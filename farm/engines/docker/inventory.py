@@ -17,7 +17,7 @@ from docker.errors import APIError, ImageNotFound, NotFound
 from farm.engines.docker.connection import ENGINE_FAILURES, engine_errors, reason
 from farm.errors import EngineError
 from farm.inputs.images import PROBE, ImageFacts, ImageTools, tools_of
-from farm.plan import CACHE_FOLDER
+from farm.plan import CACHE_CONFIG, CACHE_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +29,7 @@ LABEL: Final = "llama-farm"
 _OF_IMAGES: Final = frozenset({"base", "builder"})
 """The label's values of images, which containers of a person's inherit."""
 CACHE_VOLUME: Final = "llama-farm-ccache"
+"""The pinned archive's; that of another source has the name of its cache behind it."""
 BUILDER: Final = "llama-farm-builder"
 IMAGES: Final = (BUILDER, "llama-farm-base")
 """Repositories of the images that the farm makes; images of other names are never removed."""
@@ -59,7 +60,7 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
             remove=True,
             network_mode="none",
             labels={LABEL: "cache"},
-            environment={"CCACHE_DIR": str(CACHE_FOLDER)},
+            environment={"CCACHE_DIR": str(CACHE_FOLDER), "CCACHE_CONFIGPATH": CACHE_CONFIG},
             volumes={volume: {"bind": str(CACHE_FOLDER), "mode": "ro"}},
         )
         return told.decode("utf-8", "replace").splitlines()
@@ -114,8 +115,9 @@ def stored(
         used = client.df()
         found += _images(client, images, used)
         sizes = {one["Name"]: one["UsageData"]["Size"] for one in used["Volumes"] or ()}
-        if volume in sizes:
-            found.append(_volume(client, volume, max(sizes[volume], 0)))
+        for name in sorted(sizes):
+            if name == volume or name.startswith(f"{volume}-"):
+                found.append(_volume(client, name, max(sizes[name], 0)))
         return found
 
 
