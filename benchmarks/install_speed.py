@@ -54,7 +54,7 @@ store, fetcher = Store(Path(root)), Fetcher()
 manifest = store.manifest(url, sha256, fetcher)
 artifact = manifest.artifacts[0]
 loaded = time.monotonic()
-store.install(artifact, artifact.resolved_urls(url), fetcher, release=manifest.release)
+store.install(artifact, artifact.resolved_urls(url), fetcher)
 print(time.monotonic() - loaded)
 """
 

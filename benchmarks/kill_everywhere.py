@@ -53,7 +53,7 @@ class Release:
         store, fetcher = Store(root), Fetcher()
         manifest = store.manifest(self.url, self.sha256, fetcher)
         urls = manifest.artifacts[0].resolved_urls(self.url)
-        store.install(manifest.artifacts[0], urls, fetcher, release=manifest.release)
+        store.install(manifest.artifacts[0], urls, fetcher)
 
     def state(self, root: Path) -> str:
         """Say ``absent``, ``whole`` or ``partial``."""

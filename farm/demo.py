@@ -137,7 +137,8 @@ class Demo:
         for line in ("", f"  {PROMPT}{answer}", "", *rows(spans), ""):
             report.say(line)
         self.figure.parent.mkdir(parents=True, exist_ok=True)
-        self.figure.write_text(svg(spans, title="From source to the first token"), "utf-8")
+        picture = svg(spans, title="From source to the first token")
+        durable.replace(self.figure, picture.encode(), 0o644)
         report.say(f"  picture: {self.figure}")
         _say_next(out, model, report)
         if not answer.startswith(EXPECTED):

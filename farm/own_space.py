@@ -242,8 +242,7 @@ def _newest(place: Destination, host: Host, report: BuildReport) -> str | None:
 
 def _built(folder: Path, host: Host) -> str | None:
     """Return the name of the release in a folder; None if it has none for the hardware."""
-    manifest = folder / release.MANIFEST
-    if not manifest.is_file() or _refusal(manifest.read_bytes(), host):
+    if not (folder / release.MANIFEST).is_file() or _refusal(release.content(folder), host):
         return None
     return release.load(folder).release
 
@@ -278,12 +277,12 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
     """
     report.say(f"building {host.arch_set} into {folder}")
     preflight.build(_request(folder, wish, host), report)
-    said = _refusal((folder / release.MANIFEST).read_bytes(), host)
+    said = _refusal(release.content(folder), host)
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
     if toolkits and "(CUDA_LIBRARY_MISSING)" in said:
         cuda_runtime.make(f"cu{max(toolkits).replace('.', '')}", folder, "tar.zst")
         release.write(folder)
-        said = _refusal((folder / release.MANIFEST).read_bytes(), host)
+        said = _refusal(release.content(folder), host)
     if said:
         raise PublishError(
             "RELEASE_CANNOT_RUN/built",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import STATE_FOLDER, release, run_lock, targets
+from farm import STATE_FOLDER, durable, release, run_lock, targets
 from farm.elf import version_key
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
@@ -307,7 +307,8 @@ def pack_kept(kept: KeptTree, request: BuildRequest, report: BuildReport, *, beg
     tarball = tarball or kept.pack(request.out)
     if request.copy is not None:
         request.copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tarball, request.copy)
+        with durable.replacing(request.copy, 0o644) as copy, tarball.open("rb") as packed:
+            shutil.copyfileobj(packed, copy)
     report.say(f"{how}: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
     return Made(tarball, compiled - began, time.monotonic() - compiled)
 

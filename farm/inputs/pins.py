@@ -152,15 +152,15 @@ def _of_line(rows: Sequence[ToolkitPin], line: str, code: str, what: str) -> tup
     return found
 
 
-def load(path: Path = PINS_FILE) -> Pins:
-    """Read the pins.
+def load(path: Path = PINS_FILE, content: str | None = None) -> Pins:
+    """Read the pins: those of a file, or the ``content`` that it will have.
 
     Raises:
         UsageError: the file is missing or malformed, or a row has no digest; names the row.
     """
     tree: dict[str, Any] = {}
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
+        tree = tomllib.loads(path.read_text("utf-8") if content is None else content)
         return msgspec.convert(tree, Pins)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UsageError(

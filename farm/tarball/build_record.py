@@ -31,7 +31,7 @@ LAYOUT: Final = Layout(
     cuda=PurePosixPath("/cuda"),
 )
 """The folders in a record's command lines, without the compiler cache, which decides no byte."""
-_LARGEST: Final = 8 << 20
+LARGEST: Final = 8 << 20
 _MOST: Final = 1_000
 """Parts, inputs and programs each; the largest record seen has fewer than a hundred."""
 
@@ -133,11 +133,11 @@ def decode(data: bytes, *, what: str) -> BuildRecord:
         PackError: it is not one, or larger than any; names ``what`` and the JSON path.
     """
     try:
-        record = msgspec.json.decode(data[: _LARGEST + 1], type=BuildRecord)
+        record = msgspec.json.decode(data[: LARGEST + 1], type=BuildRecord)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise PackError("BUILD_RECORD_INVALID/json", what=what, error=error) from error
     lists = (record.parts or (), record.inputs, record.toolchain.programs)
-    if len(data) > _LARGEST or max(map(len, lists)) > _MOST:
-        most = f"{_LARGEST >> 20} MiB, or {_MOST} parts, inputs or programs"
+    if len(data) > LARGEST or max(map(len, lists)) > _MOST:
+        most = f"{LARGEST >> 20} MiB, or {_MOST} parts, inputs or programs"
         raise PackError("BUILD_RECORD_INVALID/long", what=what, most=most)
     return record

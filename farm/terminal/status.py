@@ -81,7 +81,7 @@ def tell(folder: Path | None, suppose: str | None) -> None:
         show.line(line)
     show.line(disk())
     if suppose is not None:
-        show.line(supposed((place / release.MANIFEST).read_bytes(), suppose))
+        show.line(supposed(release.content(place), suppose))
 
 
 def disk() -> str:

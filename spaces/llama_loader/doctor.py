@@ -211,7 +211,7 @@ class _Visit:
         else:
             prepared = self._prepare(self.settings, self._sink)
         self.prepared = prepared
-        self.found.release = prepared.installed.release
+        self.found.release = prepared.release
         self.found.choice = report.choice(prepared.choice)
         self.found.timeline = prepared.timeline.stages  # it grows
         artifact = prepared.installed.artifact

@@ -34,6 +34,10 @@ from llama_loader.settings import Settings
 
 _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may be silent when it answers a question about a file."""
+_LONGEST_NAME: Final = 1024
+"""Characters of a file's name; longer ones of a list count for none."""
+_LARGEST: Final = 1 << 50
+"""Bytes of a file that a Hub may name; more is a mistake or a lie."""
 _LEFT_BEHIND: Final = 600.0
 """Seconds after the last byte of a download by the Hub's client; then its process was killed."""
 _SILENCE: Final = 20.0
@@ -52,7 +56,9 @@ def files(settings: Settings) -> list[str]:
             names = [str(one.rfilename) for one in told.siblings or ()]
         except (TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(f"its list of files cannot be read: {error}") from error
-        return [name for name in names if name.lower().endswith(".gguf") and ".." not in name]
+        # the Hub's own limit of a path is shorter
+        names = [name for name in names if ".." not in name and len(name) < _LONGEST_NAME]
+        return [name for name in names if name.lower().endswith(".gguf")]
 
     with hub_client.its_errors(settings):
         found: list[str] = hub_client.answered(ask)
@@ -127,8 +133,11 @@ def _on_hub(settings: Settings) -> list[_Remote]:
             options = {"token": settings.hf_token or False, "timeout": _ANSWER_TIMEOUT}
             answer = hub_client.answered(partial(client.get_hf_file_metadata, url, **options))
         named_by = (answer.commit_hash or "", answer.etag or "")
-        if not all(map(hub_client.NAME.fullmatch, named_by)) or (answer.size or 0) < 0:
-            told = f"X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}"
+        if (
+            not all(map(hub_client.NAME.fullmatch, named_by))
+            or not 0 <= (answer.size or 0) < _LARGEST
+        ):
+            told = f"X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}, or its size"
             raise hub_client.failure("HUB_UNUSABLE", settings, f"{told} for {one.model}")
         found.append(
             _Remote(
@@ -164,7 +173,7 @@ def fetch(settings: Settings, sink: Sink) -> Path:
     model_file.require_first(settings.gguf_filename, settings.model)
     client, remote = hub_client.of(settings), []
     if None in cached(settings) and not settings.offline:
-        _require_writable(sink)
+        _require_own_cache(settings, sink)
         remote = _on_hub(settings)
         _require_room(settings, remote)
     names, found, done = gguf_header.parts(settings.gguf_filename), [], 0
@@ -175,13 +184,25 @@ def fetch(settings: Settings, sink: Sink) -> Path:
     return found[0]
 
 
-def _require_writable(sink: Sink) -> None:
-    """Have the Hub's client keep files in a private folder if its cache cannot be written."""
+def _require_own_cache(settings: Settings, sink: Sink) -> None:
+    """Have the Hub's client keep files in a private folder if it cannot use its cache.
+
+    That is a cache which cannot be written, or where another user has put a link: the client would
+    write to what it leads to.
+    """
     from huggingface_hub import constants
 
-    cache = hub_client.cache()
+    cache, folder = hub_client.cache(), _folder(settings)
     place = next(one for one in (cache, *cache.parents) if os.path.exists(one))  # noqa: PTH110
-    if cache.is_absolute() and os.access(place, os.W_OK | os.X_OK):
+    ways = [
+        folder,
+        *(one for pattern in ("*", "refs/*", "snapshots/*") for one in folder.glob(pattern)),
+    ]
+    ways += [cache / ".locks", cache / ".locks" / folder.name]
+    foreign = [
+        one for one in ways if one.is_symlink() and one.lstat().st_uid not in {0, os.geteuid()}
+    ]
+    if not foreign and cache.is_absolute() and os.access(place, os.W_OK | os.X_OK):
         return
     with disk.errors(cache):
         own = disk.make_private_folder("llama-loader-hub")
@@ -295,11 +316,12 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
             return
         _go_on(settings, remote, transfer)
         try:
+            size = remote.begun.stat().st_size
             if re.fullmatch("[0-9a-f]{64}", remote.etag):
                 name = "MODEL_SHA256_MISMATCH/hub"
                 model_file.require_digest(remote.begun, remote.etag, name)
-            elif gguf_header.read(remote.begun) is None:
-                told = f"what it sends for {settings.model} is no GGUF file"
+            elif (header := gguf_header.read(remote.begun)) is None or header.end > size:
+                told = f"what it sends for {settings.model} is no whole GGUF file"
                 raise hub_client.failure("HUB_UNUSABLE", settings, told)
         except LoaderError:
             remote.begun.unlink()

@@ -67,6 +67,11 @@ class Prepared:
         return self.installed.folder
 
     @property
+    def release(self) -> str | None:
+        """The release's name by the manifest that was trusted now; None for an archive by URL."""
+        return self.released[0].release if self.released else None
+
+    @property
     def uploads(self) -> bool:
         """The build knows how to upload weights with several threads."""
         applied = self.released[0].source.patches if self.released else ()
@@ -93,7 +98,9 @@ class Prepared:
             try:
                 installed.verify()
             except IntegrityError as error:
-                if error.code != "RUNTIME_DAMAGED" or self.repair is None:
+                # without a manifest, pieces that contradict the whole are by an earlier one
+                is_damage = error.code == "RUNTIME_DAMAGED" or self.released is None
+                if self.repair is None or not is_damage:
                     raise
                 self.repair()
                 installed.verify()
@@ -137,12 +144,11 @@ def prepare(
         return Prepared(installed, facts, None, taken, missing, timeline, repair=repair)
     for note in _unused_gpus(settings, facts, choice):
         sink(note)
-    manifest, url = released
+    url = released[1]
 
     def install(artifact: Artifact, note: Note | None = None) -> Installed:
         urls = artifact.resolved_urls(url)
-        release = manifest.release
-        return store.install(artifact, urls, fetcher, release=release, note=note, hashed=hashed)
+        return store.install(artifact, urls, fetcher, note=note, hashed=hashed)
 
     installed, brought = install(choice.artifact), choice.runtime_libraries
     libraries, missing, added = choice.libraries, choice.missing, None

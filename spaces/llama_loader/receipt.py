@@ -43,7 +43,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an installer writes down: the manifest's entry, or the files of an archive by URL."""
 
     sha256: schema.Sha256
-    release: str | None = None
     artifact: Artifact | None = None
     files: tuple[FileEntry, ...] = ()
 
@@ -77,7 +76,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             name = artifact.name if artifact else self.sha256[:12]
             inside = find_program((entry.path for entry in files), name)
         folder = root / FILES / inside
-        return Installed(folder, root, self.sha256, self.release, artifact, files=files, sink=sink)
+        return Installed(folder, root, self.sha256, artifact, files=files, sink=sink)
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Installed:
             that has none.
         root: the runtime's own folder in the store.
         sha256: of the archive that it came from.
-        release: None, like ``artifact``, for an archive by URL.
+        artifact: None for an archive by URL.
         files: all that it must hold.
         sink: told how long ``verify`` took.
     """
@@ -97,7 +96,6 @@ class Installed:
     folder: Path
     root: Path
     sha256: str
-    release: str | None
     artifact: Artifact | None
     files: tuple[FileEntry, ...] = field(default=(), compare=False, repr=False)
     sink: Sink = field(default=ignore, compare=False, repr=False)

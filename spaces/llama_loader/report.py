@@ -124,7 +124,7 @@ def fetched(
     return {
         "folder": str(installed.folder),
         "sha256": installed.sha256,
-        "release": installed.release,
+        "release": prepared.release,
         "artifact": installed.artifact.name if installed.artifact else None,
         "verified": by in {"pinned", "signed"},
         "trust": by,

@@ -85,7 +85,6 @@ class Store:
         urls: Sequence[str],
         fetcher: Fetcher,
         *,
-        release: str,
         note: Note | None = None,
         hashed: bool = True,
     ) -> Installed:
@@ -102,7 +101,7 @@ class Store:
                 if note is not None:
                     self._sink(note)
                 self._fetch(root, artifact, urls, fetcher, into)
-                return Receipt(sha256=artifact.sha256, release=release, artifact=artifact)
+                return Receipt(sha256=artifact.sha256, artifact=artifact)
 
             return self._install(root, staging, artifact.sha256, artifact, fill)
 
@@ -258,8 +257,8 @@ class Store:
         except (NotADirectoryError, PermissionError) as error:
             problem = disk.reason(root.path, error)
         except IntegrityError as error:
-            if error.code == receipt.CONTRADICTION:
-                raise
+            if error.code == receipt.CONTRADICTION and trusted is not None:
+                raise  # else the manifest that it came by is not the one that is trusted now
             problem = error.message
         else:
             return found

@@ -201,7 +201,8 @@ class Channel:
         accepted = last is not None and last.data == offered.data
         if last and not accepted and last.manifest.serial == serial:
             raise IntegrityError("SERIAL_REUSED", url=self._url, mark=mark)
-        if last and self._left(offered.manifest) <= timedelta():
+        has_ended = self._left(offered.manifest) <= timedelta()
+        if last and has_ended and last.manifest.serial >= asked[0]:
             offered, accepted = last, True  # no new one is accepted now; the last has its grace
         self._require_current(offered.manifest, accepted=accepted)
         if offered != last:

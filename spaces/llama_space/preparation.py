@@ -86,8 +86,8 @@ def runtime(prepared: Prepared) -> dict[str, Any]:
     if artifact := installed.artifact:
         archs = (*artifact.cuda.sass, *artifact.cuda.ptx) if artifact.cuda else ("cpu",)
         architecture = ";".join(dict.fromkeys(archs))
-    release, digest = installed.release, installed.sha256
-    return {"release": release, "architecture": architecture, "digest": digest}
+    digest = installed.sha256
+    return {"release": prepared.release, "architecture": architecture, "digest": digest}
 
 
 def server_arguments(template: str | None) -> tuple[str, ...]:

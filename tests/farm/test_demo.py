@@ -24,7 +24,8 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]
 
     def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         requests.append(request)
-        return real(replace(request, source=TINY, patches="none"), report)
+        copy = tmp_path / "shared" / "copy"
+        return real(replace(request, source=TINY, patches="none", copy=copy), report)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
@@ -56,7 +57,14 @@ def test_demo_keeps_its_release_says_how_to_go_on_and_reuses_it(
     assert f"    invoke serve-release --folder {out}" in last
     assert f"serve --allow-cpu --manifest file://{out}/manifest.json --model " in last[-2]
     assert "invoke build-cpu" in last[-1]
+    mine, copy = tmp_path / "mine", tmp_path / "shared" / "copy"
+    mine.write_text("of a person")
+    for link in (out / "timeline.svg", copy):  # put there by who may write to that folder
+        link.unlink()
+        link.symlink_to(mine)
     assert "built already, in an earlier run" in run(tmp_path)
+    assert mine.read_text() == "of a person"
+    assert not copy.is_symlink()
 
 
 def test_demo_of_all_cpus_is_the_build_that_build_cpu_makes(

@@ -379,6 +379,14 @@ def looked_up(
         packages.project_files(web, "thing")
 
 
+def test_password_of_an_index_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_served.serving(lambda _: http_served.Answer(403)) as url, packages.session() as web:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url.replace('//', '//me:S3cret@')}/simple/")
+        with refused("PACKAGE_UNREACHABLE", SourceError, "403") as caught:
+            packages.project_files(web, "thing")
+    assert "S3cret" not in caught.value.render()
+
+
 @pytest.mark.parametrize("fault", [fault_server.drip(1, 0.1), fault_server.drips_head(1, 0.1)])
 def test_index_that_sends_a_byte_now_and_then_is_not_awaited(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault

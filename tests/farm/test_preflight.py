@@ -1,7 +1,9 @@
 """What stands in a build's way is found before it starts, and all of it at once."""
 
 import io
+import os
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from farm.publish.places import Signed
 from farm.source import Source
 from farm.terminal.progress import BuildReport
 from tests.rigs import http_served, refusals
+from tests.rigs.archives import Entry, compress, tar
 from tests.rigs.heard import script
 from tests.rigs.http_served import Answer
 
@@ -126,6 +129,23 @@ class TestOut:
         assert tarball.name == plan(0).artifact_name
         tarball.write_bytes(b"cut off")
         assert preflight.out_findings(out, [plan(0)]) == []
+
+    def test_tarball_that_somebody_put_there_is_read_neither_for_ever_nor_as_a_whole(
+        self, tmp_path: Path
+    ) -> None:
+        place = tmp_path / plan(0).artifact_name
+        record = Entry("runtime/BUILD.json", b" " * (256 << 20))
+        place.write_bytes(compress(tar([record]), "tar.zst"))
+        del record
+        tracemalloc.start()
+        (found,) = preflight.out_findings(tmp_path, [plan(11600)])
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (found.code, most < 64 << 20) == ("OUT_HAS_FOREIGN_FILE", True)
+        place.unlink()
+        os.mkfifo(place)
+        (found,) = preflight.out_findings(tmp_path, [plan(11600)])
+        assert "not a regular file" in found.message
 
     def test_folder_that_is_a_file_is_found_and_one_that_is_not_there_is_none(
         self, tmp_path: Path

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -145,6 +146,33 @@ def test_a_version_that_the_index_lacks_changes_nothing(file: Path, index: Packa
     with pytest.raises(SourceError, match="0 files of nvcc"):
         update(file)
     assert file.read_bytes() == before
+
+
+def test_index_that_answers_with_no_digest_leaves_the_file_as_it_is(
+    file: Path, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, page = file.read_bytes(), index.page
+    wrong = re.compile(rb'(?<="sha256": ")\w+')
+    monkeypatch.setattr(index, "page", lambda name: wrong.sub(b"none", page(name)))
+    monkeypatch.setattr(update_pins, "_update_member", lambda _: None)
+    with refused("PINS_INVALID", UsageError, "sha256"):
+        update(file, digest=NEW)
+    assert file.read_bytes() == before
+
+
+def test_links_and_what_is_left_out_are_differences(tmp_path: Path) -> None:
+    tree, upstream = tmp_path / "tree", tmp_path / "upstream"
+    for root in (tree, upstream):
+        root.mkdir()
+        for name in ("check.cpp", "stub.cpp", "hardening.cmake"):
+            (root / name).write_text(name)
+        (root / "same").symlink_to("stub.cpp")
+    (tree / "check.cpp").unlink()
+    (tree / "check.cpp").symlink_to("stub.cpp")
+    (tree / "hardening.cmake").unlink()
+    (tree / "more").symlink_to("nowhere")
+    found = update_pins.differences(tree, upstream)
+    assert found == ("check.cpp", "hardening.cmake (left out)", "more")
 
 
 def test_a_malformed_file_is_a_usage_error(file: Path) -> None:

@@ -51,7 +51,7 @@ class Clinic:
             RELEASE, self.host, arch=settings.cuda_arch, allow_cpu=settings.allow_cpu
         )
         place = self.runtime
-        installed = Unlisted(place, place, "0" * 64, "b1", choice.artifact)
+        installed = Unlisted(place, place, "0" * 64, choice.artifact)
         return Prepared(installed, self.host, choice, choice.libraries, choice.missing, Timeline())
 
     def examine(self, **variables: str) -> Examination:

@@ -352,6 +352,41 @@ def test_begun_download_that_is_no_file_of_this_user_alone_is_not_gone_on_with(
     assert path.stat().st_uid == os.geteuid()
 
 
+@pytest.mark.parametrize("place", ["refs", "snapshots", "blobs", ""])
+def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, place: str) -> None:
+    """The Hub's client writes through it: its commit into ``refs/main``, say."""
+    mine = tmp_path / "project" / "refs"
+    mine.mkdir(parents=True)
+    (mine / "main").write_text("a branch")
+    link = tmp_path / "hf" / "hub" / "models--me--model" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine if place else mine.parent)
+    os.chown(link, 4321, 4321, follow_symlinks=False)
+    with serving(Hub(files={"m.gguf": TINY})) as hub:
+        environ = environment(hub, tmp_path, GGUF_FILENAME="m.gguf")
+        told = heard([sys.executable, "-c", TELL], env=environ).stdout.splitlines()
+    assert told[0] == "MODEL_CACHE_TEMPORARY"
+    assert Path(told[-1]).read_bytes() == TINY
+    assert [
+        one.read_text() for one in tmp_path.joinpath("project").rglob("*") if one.is_file()
+    ] == ["a branch"]
+
+
+def test_file_that_is_not_the_pinned_one_is_not_kept(tmp_path: Path) -> None:
+    """Kept, it would be found by every later start, and no other server asked."""
+    pin = hashlib.sha256(TINY).hexdigest()
+    other = TINY + bytes(100)
+    for content, code in ((other, "MODEL_SHA256_MISMATCH"), (TINY, None)):
+        with serving(Hub(files={"m.gguf": content})) as hub:
+            asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", "gguf_sha256": pin}
+            wanted = load({}, {"HOME": str(tmp_path)}, hf_endpoint=hub.url, **asked)
+            if code is None:
+                assert model.get(wanted).read_bytes() == TINY
+            else:
+                with refusals.refused(code, LoaderError, "pinned"):
+                    model.get(wanted)
+
+
 HTML = b"<!doctype html><title>log in</title>"
 
 
@@ -377,9 +412,11 @@ WITHOUT = Answer(200, TINY.ljust(300_000), {"Content-Length": None})
         *(({}, Answer(status, HTML), "HUB_UNUSABLE", str(status)) for status in (404, 451)),
         ({}, Answer(200, HTML), "HUB_UNUSABLE", f"{len(HTML)} bytes instead of {len(TINY)}"),
         ({}, Answer(302, b"", {"Location": "ftp://x"}), "HUB_UNUSABLE", "which is not https"),
-        (NO_SIZE, Answer(200, HTML), "HUB_UNUSABLE", "no GGUF file"),
-        (NO_DIGEST, Answer(200, HTML.ljust(len(TINY))), "HUB_UNUSABLE", "no GGUF file"),
-        (NO_SIZE, Answer(200, gzip.compress(TINY)), "HUB_UNUSABLE", "no GGUF file"),
+        (NO_SIZE, Answer(200, HTML), "HUB_UNUSABLE", "no whole GGUF file"),
+        (NO_DIGEST, Answer(200, HTML.ljust(len(TINY))), "HUB_UNUSABLE", "no whole GGUF file"),
+        (NO_SIZE, Answer(200, gzip.compress(TINY)), "HUB_UNUSABLE", "no whole GGUF file"),
+        (NO_SIZE, Answer(200, TINY[:-2000]), "HUB_UNUSABLE", "no whole GGUF file"),
+        ({"X-Linked-Size": "9" * 400}, Answer(200, TINY), "HUB_UNUSABLE", "or its size"),
         ({"Content-Length": None}, WITHOUT, "MODEL_SHA256_MISMATCH", "correct HF_ENDPOINT"),
         ({"Content-Length": "0"}, WITHOUT, "MODEL_SHA256_MISMATCH", "correct HF_ENDPOINT"),
     ],

@@ -79,7 +79,7 @@ def test_a_receipt_is_read_as_it_was_written(place: Path) -> None:
     write(place, artifact=own | {"sha256": "cd" * 32})
     with pytest.raises(IntegrityError, match="is of another runtime"):
         read(place)
-    libraries = Receipt(sha256=SHA, release="b1", artifact=releases.runtime("cu130"))
+    libraries = Receipt(sha256=SHA, artifact=releases.runtime("cu130"))
     assert libraries.installed(place, None, ignore).folder == place / "files" / "cuda-runtime"
 
 

@@ -34,7 +34,7 @@ PATIENCE = Patience(connect=2, silence=2, window=1, deadline=60)
 
 def install(root: Path, *urls: str) -> None:
     fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE)
-    installed = Store(root).install(ARTIFACT, urls, fetcher, release="b1")
+    installed = Store(root).install(ARTIFACT, urls, fetcher)
     assert (installed.folder / "libggml-cuda.so").read_bytes() == BIG.data
 
 

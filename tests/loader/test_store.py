@@ -77,7 +77,6 @@ class Release:
             artifact or self.artifact,
             [self.url],
             self.fetcher(**options),
-            release="b1-1",
             note=note,
         )
 
@@ -89,7 +88,7 @@ class Release:
     def install_other(self, name: str, seconds: float = 0.0) -> Path:
         """Install another release, unused for so long; return its place."""
         url, artifact = self.put_other(name)
-        place = self.store().install(artifact, [url], Fetcher(), release=name).root
+        place = self.store().install(artifact, [url], Fetcher()).root
         return age(place, seconds)
 
     def stages(self) -> list[str]:
@@ -119,7 +118,6 @@ def test_a_runtime_is_installed_once(release: Release) -> None:
     assert installed.folder == release.place / "files" / "runtime"
     assert installed.folder.is_absolute()
     assert (installed.root, installed.sha256) == (release.place, release.artifact.sha256)
-    assert installed.release == "b1-1"
     assert installed.artifact == release.artifact
     assert contents(release.place / "files") == {entry.path: entry.data for entry in ENTRIES}
     assert subprocess.run([installed.folder / "llama-server"], check=True).returncode == 0
@@ -214,7 +212,7 @@ def test_nothing_is_visible_before_it_is_verified_and_synced(release: Release) -
 
     store = Store(release.root, sink=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        store.install(release.artifact, [release.url], release.fetcher(), release="b1-1")
+        store.install(release.artifact, [release.url], release.fetcher())
     assert names(release.root / "runtimes") == []
     assert release.left() == []
 
@@ -439,6 +437,11 @@ def test_pieces_that_contradict_the_whole_are_the_manifests_fault(release: Relea
     asked = len(release.server.requests)
     release.install().verify()
     assert len(release.server.requests) == asked
+    # nor does what it left behind refuse the same archive, pinned by URL and digest
+    sha256 = release.artifact.sha256
+    found = release.store().install_archive(release.url, sha256, release.fetcher())
+    found.verify()
+    assert found.artifact is None
 
 
 @pytest.mark.parametrize("bit", [0o020, 0o002, 0o4000, 0o2000, 0o1000, 0o111])
@@ -519,7 +522,7 @@ def test_fork_made_during_an_installation_does_not_keep_the_store_locked(
             children.append(child)
 
     store = Store(release.root, sink=fork)
-    store.install(release.artifact, [release.url], release.fetcher(), release="b1-1")
+    store.install(release.artifact, [release.url], release.fetcher())
     release.store().write("channels", "file", data=b"1")
     os.close(write)
     assert os.waitpid(children[0], 0)[1] == 0
@@ -760,7 +763,7 @@ def test_an_archive_by_url(release: Release) -> None:
     url = release.server.put("/theirs", packed)
     installed = release.store().install_archive(url, None, release.fetcher())
     assert installed.folder == release.root / "runtimes" / digest / "files" / "runtime"
-    assert (installed.artifact, installed.release) == (None, None)
+    assert installed.artifact is None
     assert release.notes() == ["UNVERIFIED"]
     note = next(event for event in release.events if isinstance(event, Note))
     assert digest in note.message
@@ -1163,9 +1166,7 @@ def test_verify_looks_at_the_folder_itself_in_whichever_store(
 
 
 def unhashed(release: Release, *urls: str) -> Installed:
-    return release.store().install(
-        release.artifact, urls, release.fetcher(), release="b1-1", hashed=False
-    )
+    return release.store().install(release.artifact, urls, release.fetcher(), hashed=False)
 
 
 @pytest.mark.parametrize("how", ["same size and time", "missing", "no files", "gone"])

@@ -299,6 +299,15 @@ def test_a_serial_never_goes_back(published: Published) -> None:
         assert "serial 8; 9 was accepted before" in error.message
 
 
+def test_manifest_that_has_ended_brings_none_back_below_the_least_serial(
+    published: Published,
+) -> None:
+    published.follow()
+    published.put(manifest(serial=11, expires=NOW - timedelta(days=1)))
+    assert published.follow(least=7).serial == 7  # accepted before, and current
+    assert refused(published, least=11).code == "MANIFEST_EXPIRED"
+
+
 @pytest.mark.parametrize(
     ("now", "changes", "code"),
     [

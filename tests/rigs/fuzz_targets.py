@@ -122,7 +122,7 @@ def _read_pin(data: bytes, folder: Path) -> None:
     trust.read(place)
 
 
-_RECEIPT: Final = manifest.dump(Receipt(sha256=_ARTIFACT.sha256, release="r", artifact=_ARTIFACT))
+_RECEIPT: Final = manifest.dump(Receipt(sha256=_ARTIFACT.sha256, artifact=_ARTIFACT))
 
 
 def _read_receipt(data: bytes, folder: Path) -> None:

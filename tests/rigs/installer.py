@@ -27,7 +27,7 @@ store, fetcher = module.Store(Path(root)), Fetcher()
 try:
     manifest = store.manifest(url, sha256, fetcher)
     urls = manifest.artifacts[0].resolved_urls(url)
-    installed = store.install(manifest.artifacts[0], urls, fetcher, release=manifest.release)
+    installed = store.install(manifest.artifacts[0], urls, fetcher)
 except LoaderError as error:
     sys.exit(error.render())
 print(installed.folder)

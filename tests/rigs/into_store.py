@@ -42,7 +42,7 @@ def install_listed(packed: bytes, artifact: Artifact) -> None:
     """Install it as its manifest's entry says; what comes to lie there is what the entry lists."""
 
     def install(store: Store, url: str) -> None:
-        installed = store.install(artifact, [url], Fetcher(sleep=lambda _: None), release="r")
+        installed = store.install(artifact, [url], Fetcher(sleep=lambda _: None))
         place = installed.root / "files"
         found = {
             (str(path.relative_to(place)), hashlib.sha256(path.read_bytes()).hexdigest(),

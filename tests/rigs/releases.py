@@ -131,7 +131,7 @@ RELEASE = manifest(artifact("cu130", "sm90", "90"), artifact("cpu", "cpu"))
 def prepared(runtime: Path, host: HostFacts = H200, *, allow_cpu: bool = False) -> Prepared:
     """A folder as the runtime that ``RELEASE`` has for a host."""
     choice = select(RELEASE, host, allow_cpu=allow_cpu)
-    installed = Unlisted(runtime, runtime, SHA, "b1", choice.artifact)
+    installed = Unlisted(runtime, runtime, SHA, choice.artifact)
     return Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
 
 

@@ -59,7 +59,7 @@ def installing(
         if given.cuda_arch in lacking:
             raise HostError("NO_ARTIFACT_FOR_GPU", f"nothing for {given.cuda_arch}")
         found = RELEASE.artifacts[0 if given.cuda_arch == "90" else 1]
-        installed = Unlisted(tmp_path, tmp_path, "0" * 64, "r", found)
+        installed = Unlisted(tmp_path, tmp_path, "0" * 64, found)
         timeline = Timeline()
         timeline(Stage("fetch", 1.0))
         choice = Choice(found, "") if given.manifest_url else None
