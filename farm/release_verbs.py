@@ -39,9 +39,10 @@ def publish(
     signer = None if wanted is None or dry_run else trust.signer(key)
     checked = None
     if signer is not None:
-        report = checking.run(folder, show.check)
+        report = checking.run(folder, show.check, start=False)
         report.require_passed()
         checked = report.manifest_sha256
+        show.not_started(f"--folder {folder}")
     plan = own_space.publish(folder, place, dry_run=dry_run)
     if wanted is not None and signer is not None:
         from farm.publish import channels
@@ -94,7 +95,7 @@ def promote(
         days: until it expires
         serial: the lowest to give, where the place has lost those that it gave before
         project: OWNER/REPO that the signature names; the place's own if not given
-        sha256: of the manifest that `invoke gate` passed; without it, it is gated here
+        sha256: of the manifest that `invoke gate` passed; without it, it is read here, not started
     """
     from farm import trust
     from farm.publish import channels, places
@@ -105,6 +106,8 @@ def promote(
     place, signer = places.parse(to), trust.signer(key)
     own = channels.Channel(place, wanted, signer, places.project(project))
     checked = checking.require_gate(place, name, show.check, checked=sha256)
+    if sha256 is None:
+        show.not_started(f"--to {place.where} --release {name}")
     show.promotion(own.promote(name, days=days, at_least=serial, checked=checked))
 
 

@@ -7,8 +7,10 @@ promotions, and tell a rollback the previous release.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -71,7 +73,7 @@ class Channel:
         """Make a published release the current one of the channel.
 
         The digests that are signed must be those that were checked, those of the place's files now,
-        and those that this key signed before for a release of this name.
+        and those that this key signed before for a release of this name, in any channel here.
 
         Args:
             release: the release's name.
@@ -87,7 +89,8 @@ class Channel:
         """
         present = self.present()
         kept = list(self.kept(present, lost=at_least > 1, older=True))
-        signed = next((one for one in kept if one.release == release), None)
+        before = chain(kept, self._elsewhere())
+        signed = next((one for one in before if one.release == release), None)
         known = (one.serial for one in (*kept, present) if one is not None)
         return self._promote(release, present, signed, max(at_least - 1, *known, 0), days, checked)
 
@@ -218,6 +221,17 @@ class Channel:
                     )
                 raise
             yield found
+
+    def _elsewhere(self) -> Iterator[Manifest]:
+        """Yield what this key signed for the place's other channels.
+
+        A channel that is damaged, or another key's, tells nothing, and stops no promotion here.
+        """
+        for name in self.place.channels():
+            other = replace(self, name=name)
+            for serial in () if name == self.name else self.place.channel_serials(name):
+                with suppress(FarmError, LoaderError):
+                    yield other.numbered(serial, older=True)
 
     def require_as_signed(self, published: Manifest, signed: Manifest) -> None:
         """Refuse a release whose manifest differs from the signed one in more than addresses."""

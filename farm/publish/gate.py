@@ -3,7 +3,8 @@
 A release is named by a folder, a manifest's URL, or a place and its name there. The manifest bounds
 each download. Downloads go to a private folder, which is removed afterwards. The digest of the
 manifest that passed is the checks' result. They read the release's own tarballs again, and the
-loader starts them as a process, on the CPU. ``nox -s gpu`` tests them on a GPU.
+loader starts them as a process, on the CPU. ``nox -s gpu`` tests them on a GPU. Where the signing
+key is, nothing is started: a program can read the files and the environments of its user.
 """
 
 from __future__ import annotations
@@ -83,12 +84,13 @@ class Report(NamedTuple):
             raise PublishError("GATE_FAILED", release=self.release, failed="; ".join(failed))
 
 
-def run(folder: Path, tell: Callable[[Check], None]) -> Report:
+def run(folder: Path, tell: Callable[[Check], None], *, start: bool = True) -> Report:
     """Check a release folder.
 
     Args:
         folder: the release.
         tell: told of every check as it is made.
+        start: also start its programs, if they are what the manifest says.
 
     Raises:
         UsageError: the folder is no release.
@@ -97,19 +99,22 @@ def run(folder: Path, tell: Callable[[Check], None]) -> Report:
     content = release.content(folder)
     manifest = schema.parse(content, what=str(folder / MANIFEST))
     made = []
-    for check in _checks(folder, content, manifest):
+    for check in _checks(folder, content, manifest, start=start):
         tell(check)
         made.append(check)
     return Report(manifest.release, hashlib.sha256(content).hexdigest(), tuple(made))
 
 
-def check_published(destination: Destination, name: str, tell: Callable[[Check], None]) -> Report:
+def check_published(
+    destination: Destination, name: str, tell: Callable[[Check], None], *, start: bool = True
+) -> Report:
     """Fetch a published release and check it on this machine.
 
     Args:
         destination: where it is published.
         name: the release's.
         tell: told of every check as it is made.
+        start: as for ``run``.
 
     Raises:
         PublishError: it is not published, or is not whole.
@@ -126,7 +131,7 @@ def check_published(destination: Destination, name: str, tell: Callable[[Check],
         for file in names:
             limit = sizes.get(file, durable.SMALL)
             _write(destination.read(name, file), Path(place) / file, limit, f"{file} of {what}")
-        return run(Path(place), tell)
+        return run(Path(place), tell, start=start)
 
 
 def require_gate(
@@ -136,14 +141,14 @@ def require_gate(
     *,
     checked: str | None = None,
 ) -> str:
-    """Return the sha256 of a published manifest that passed the gate.
+    """Return the sha256 of a published manifest that may be signed. Nothing of it is started.
 
     Args:
         destination: where it is published.
         name: the release's.
         tell: told of every check as it is made.
         checked: sha256 of the manifest that passed the gate elsewhere, which `invoke gate` prints;
-            without it the release is fetched and checked here.
+            without it the release is fetched and read here.
 
     Raises:
         PublishError: it is not published, is another manifest (``RELEASE_CHANGED``), or a check
@@ -153,7 +158,7 @@ def require_gate(
         manifest = destination.small(name, MANIFEST)
         publishing.require_digest(manifest, checked, what=f"{name} of {destination.where}")
         return checked
-    report = check_published(destination, name, tell)
+    report = check_published(destination, name, tell, start=False)
     report.require_passed()
     return report.manifest_sha256
 
@@ -182,13 +187,18 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"ok {artifact.name}: answers on the CPU in {trial['seconds']:.1f} s"
 
 
-def _checks(folder: Path, content: bytes, manifest: Manifest) -> Iterator[Check]:
+def _checks(
+    folder: Path, content: bytes, manifest: Manifest, *, start: bool
+) -> Iterator[Check]:
     servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
-    yield _check(
+    read = _check(
         "tarballs, SBOMs and digests are what the manifest says",
         lambda: f"{len(release.verify(folder, lambda _: None, content))} tarballs read",
     )
+    yield read
     yield _check("no known hole of llama.cpp", lambda: _no_advisory(manifest))
+    if not start or not read.passed:
+        return
     yield _check("every tarball computes on the CPU", lambda: "; ".join(smoke(folder, manifest)))
     for artifact in servers:
         asked = partial(_ask, folder, artifact)

@@ -171,6 +171,14 @@ def gate(report: Report) -> None:
     line(f"promote these bytes: invoke promote {report.release} --sha256 {report.manifest_sha256}")
 
 
+def not_started(release: str) -> None:
+    """Print a note: programs were not started, as they could read the key; the gate does so."""
+    note(
+        "note[NOT_STARTED]: no program of the release was started, because it could read the"
+        f" signing key; where no key is, this starts them: invoke gate {release}"
+    )
+
+
 def pin(written: Pin, file: Path) -> None:
     """Print the content of ``release.json``, and a note with its path and what it cannot run on."""
     for told in json.dumps(written.content, indent=2).split("\n"):

@@ -36,12 +36,24 @@ def test_digest_that_the_gate_printed_counts_for_that_manifest_alone(
 
 
 def test_release_is_checked_then_and_there_without_a_digest(place: Place, released: Path) -> None:
-    """The tiny tree's llama-server is none: the check finds that, and nothing is promoted."""
+    """The tiny tree's llama-server is none: the gate finds that; where a key is, nothing starts."""
     publish(place, released)
     made: list[gate.Check] = []
+    report = gate.check_published(place.open(), "b11549-1", made.append)
     with refused("GATE_FAILED", PublishError, match="computes on the CPU"):
-        gate.require_gate(place.open(), "b11549-1", made.append)
+        report.require_passed()
     assert [check.passed for check in made[:3]] == [True, True, False]
+    made.clear()
+    checked = gate.require_gate(place.open(), "b11549-1", made.append)
+    assert ([check.passed for check in made], checked) == ([True, True], digest(released))
+
+
+def test_no_program_is_started_of_a_release_that_is_not_what_its_manifest_says(
+    released: Path,
+) -> None:
+    (released / "SHA256SUMS").write_bytes(b"")
+    report = gate.run(released, lambda _: None)
+    assert [check.passed for check in report.checks] == [False, True]
 
 
 def test_digest_is_that_of_the_manifest_that_was_checked(
