@@ -240,8 +240,8 @@ class Channel:
         if published.source != signed.source:
             names.append(MANIFEST)
         if names:
-            what = f"serial {signed.serial} of channel {self.name} was signed for"
-            raise _changed(self.place, published.release, names[0], what)
+            than = f"this key signed before (serial {signed.serial})"
+            raise _changed(self.place, published.release, names[0], than)
 
     def _promote(
         self,

@@ -499,10 +499,16 @@ def test_release_that_was_changed_since_it_was_signed_is_neither_promoted_nor_ro
     """Whoever may write there changes a tarball, adds one of his own, or changes the manifest."""
     signed.promote(11549, 11550)
     tamper(signed.root / "b11549-1")
-    for again in (signed.own.rollback, lambda: signed.promote(11549)):
-        with refused("RELEASE_CHANGED", PublishError, "serial 1 of channel stable"):
+    another = signed.channel("another")
+    for again in (
+        signed.own.rollback,
+        lambda: signed.promote(11549),
+        lambda: another.promote("b11549-1"),
+    ):
+        with refused("RELEASE_CHANGED", PublishError, "serial 1"):
             again()
     assert signed.to.channel_serials("stable") == (1, 2)
+    assert signed.to.channels() == ("stable",)
 
 
 def test_links_where_releases_lie_cost_no_person_a_file(
