@@ -184,8 +184,8 @@ def verify(_: object, folder: str, sha256: Sha256 = None) -> None:
     from farm.publish.gate import opened
     from farm.release import verify as verify_release
 
-    with opened(folder, sha256=sha256) as found:
-        show.verified(verify_release(found, show.note))
+    with opened(folder, sha256=sha256) as (found, content):
+        show.verified(verify_release(found, show.note, content))
 
 
 @verb

@@ -48,26 +48,41 @@ def writing(place: Path, *, hint: str = "") -> Iterator[None]:
         ) from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
     """Open a regular file to read, without ever waiting for a FIFO or a device.
+
+    Args:
+        path: the file.
+        follow: whether it may be a link. Where other users may write, a link can lead to a file
+            that only this user may read.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        handle = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
+    except OSError as error:
+        if follow or error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.EINVAL, "a link, not a regular file", str(path)) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(handle, "rb")
 
 
-def read_small(path: Path) -> bytes:
+def read_small(path: Path, *, follow: bool = True) -> bytes:
     """Read a regular file of at most 8 MiB: a manifest, an SBOM, a report, a signature.
+
+    Args:
+        path: the file.
+        follow: as for ``open_regular``.
 
     Raises:
         OSError: it cannot be read, is no regular file, or is larger.
     """
-    with open_regular(path) as stream:
+    with open_regular(path, follow=follow) as stream:
         content = stream.read(SMALL + 1)
     if len(content) > SMALL:
         raise OSError(errno.EFBIG, f"larger than {SMALL} bytes", str(path))

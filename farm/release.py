@@ -151,7 +151,7 @@ def content(folder: Path) -> bytes:
         UsageError: there is none.
     """
     try:
-        return durable.read_small(folder / MANIFEST)
+        return durable.read_small(folder / MANIFEST, follow=False)
     except OSError as error:
         raise UsageError("RELEASE_MISSING", folder=folder, strerror=error.strerror) from error
 
@@ -294,7 +294,7 @@ def _json(document: bytes) -> object:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return durable.read_small(path)
+        return durable.read_small(path, follow=False)
     except OSError as error:
         raise _mismatch(f"{path}: {error.strerror}") from error
 

@@ -153,8 +153,8 @@ def rebuild(asked: RebuildRequest, report: BuildReport) -> None:
     def wanted(manifest: Manifest) -> Artifact:
         return choose(manifest, asked.artifact)
 
-    with opened(asked.release, sha256=asked.sha256, wanted=wanted) as folder:
-        manifest = release.load(folder)
+    with opened(asked.release, sha256=asked.sha256, wanted=wanted) as (folder, content):
+        manifest = schema.parse(content, what=asked.release)
         release.require_whole(manifest, asked.release)
         listed = wanted(manifest)
         release.verify_artifact(folder, manifest, listed, report.say)

@@ -166,9 +166,7 @@ class Channel:
         found, serials = self.present(older=False), self.place.channel_serials(self.name)
         if found is None or not serials:
             raise PublishError("CHANNEL_MISSING/place", where=self.place.where, name=self.name)
-        newest = serials[-1]
-        if found.serial != newest or self._pair("manifest") != self._pair(str(newest)):
-            raise _not_newest(self.place, self.name, newest)
+        require_newest(self.place, self.name, self._pair("manifest"), found.serial)
         return found
 
     def numbered(self, serial: int, *, older: bool = False) -> Manifest:
@@ -339,6 +337,17 @@ def state(destination: Destination, name: str) -> tuple[bytes, FarmError | None]
 def _pair(destination: Destination, channel: str, name: str) -> Signed:
     files = (f"{name}.json", f"{name}.json.minisig")
     return Signed(*(destination.channel_file(channel, file) or b"" for file in files))
+
+
+def require_newest(destination: Destination, channel: str, current: Signed, serial: int) -> None:
+    """Compare a channel's current pair with the newest that the place keeps, if it keeps any.
+
+    Raises:
+        PublishError: ``CHANNEL_NOT_NEWEST``: an older one was put back, or a promotion was cut off.
+    """
+    for newest in destination.channel_serials(channel)[-1:]:
+        if serial != newest or current != _pair(destination, channel, str(newest)):
+            raise _not_newest(destination, channel, newest)
 
 
 def _not_newest(destination: Destination, channel: str, newest: int = 1) -> PublishError:

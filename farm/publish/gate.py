@@ -187,9 +187,7 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"ok {artifact.name}: answers on the CPU in {trial['seconds']:.1f} s"
 
 
-def _checks(
-    folder: Path, content: bytes, manifest: Manifest, *, start: bool
-) -> Iterator[Check]:
+def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) -> Iterator[Check]:
     servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
     read = _check(
         "tarballs, SBOMs and digests are what the manifest says",
@@ -245,8 +243,10 @@ def _model() -> Path:
 @contextmanager
 def opened(
     named: str, *, sha256: str | None = None, wanted: Choice | None = None
-) -> Iterator[Path]:
-    """Yield a folder with a release, whole or one artifact of it.
+) -> Iterator[tuple[Path, bytes]]:
+    """Yield a folder with a release, whole or one artifact of it, and its manifest's bytes.
+
+    Only these bytes are the pinned ones: others may write to a folder meanwhile.
 
     Args:
         named: a folder, the ``manifest.json`` in it, or a URL (https, file, or http on loopback)
@@ -267,16 +267,16 @@ def opened(
         _require_safe(address)
         with tempfile.TemporaryDirectory(prefix="llama-farm-verify-") as name:
             folder = Path(name)
-            _fetch_release(address, folder, sha256, wanted)
-            yield folder
+            yield folder, _fetch_release(address, folder, sha256, wanted)
         return
     if parts.scheme not in {"", "file"}:
         raise UsageError("RELEASE_URL_UNKNOWN", address=address)
     path = Path(unquote(parts.path)) if parts.scheme else Path(address)
     folder = path.parent if path.name == MANIFEST else path
+    content = release.content(folder)
     if sha256 is not None:
-        _require_pin(release.content(folder), sha256, address)
-    yield folder
+        _require_pin(content, sha256, address)
+    yield folder, content
 
 
 def read_manifest(url: str) -> bytes:
@@ -311,8 +311,11 @@ def _hub_address(named: str) -> str:
     return hf_hub_url(match["repo"], match["path"], revision=match["revision"])
 
 
-def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | None) -> None:
-    """Fetch the manifest first, then everything that it names, or the wanted artifact."""
+def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | None) -> bytes:
+    """Fetch the manifest first, then everything that it names, or the wanted artifact.
+
+    Returns the manifest.
+    """
     manifest_url = url if url.endswith(".json") else f"{url.rstrip('/')}/{MANIFEST}"
     with packages.session() as web:
         _fetch(web, (manifest_url,), folder / MANIFEST, schema.MAX_MANIFEST_BYTES)
@@ -325,6 +328,7 @@ def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | 
             _fetch(web, (urljoin(manifest_url, name),), folder / name, durable.SMALL)
         for artifact in manifest.artifacts if wanted is None else (wanted(manifest),):
             _fetch_artifact(web, artifact, manifest_url, folder)
+    return fetched
 
 
 def _fetch_artifact(

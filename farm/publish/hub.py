@@ -234,16 +234,15 @@ class Hub(Destination):
             ) from error
 
     def _folder(self, release: str, revision: str) -> Mapping[str, Known]:
-        found = {}
+        found: dict[str, Known] = {}
         for path, file in self._files(release, revision).items():
-            with hub_errors(self.where):
-                known = (
-                    Known(file.size, file.lfs.oid)
-                    if file.lfs
-                    else publishing.hashed(self._content(path, revision))
-                )
-            found[path.rpartition("/")[2]] = known
+            digest = file.lfs.oid if file.lfs else partial(self._sha256, path, revision)
+            found[path.rpartition("/")[2]] = Known(file.size, digest)
         return found
+
+    def _sha256(self, path: str, revision: str) -> str:
+        with hub_errors(self.where):
+            return publishing.hashed(self._content(path, revision)).sha256
 
     def _content(self, path: str, revision: str) -> Iterator[bytes]:
         return content(self._api, self._repository, path, revision)

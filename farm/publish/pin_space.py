@@ -16,6 +16,7 @@ from farm import PROJECT_ROOT, durable, elf, loader, targets, trust
 from farm.errors import FarmError, InspectError, PublishError, UsageError
 from farm.pack import Inventory, is_elf
 from farm.publish import channels, gate
+from farm.publish.places import Signed
 from farm.release import MANIFEST
 from farm.tarball.archive import Chunking, Digests
 from llama_loader import manifest as schema
@@ -75,7 +76,7 @@ def channel(
 
     Raises:
         PublishError: there is no such channel, it is not signed by that key, or not for this
-            channel of this project.
+            channel of this project; ``CHANNEL_NOT_NEWEST``: it is older than one that was promoted.
     """
     content = destination.channel_file(name, MANIFEST)
     what = f"channel {name} of {destination.where}"
@@ -86,6 +87,7 @@ def channel(
     comment = trust.require_signed(content, signature, public_key, what=what)
     channels.require_signed_for(comment, project, name, what=what)
     manifest = schema.parse(content, what=what)
+    channels.require_newest(destination, name, Signed(content, signature), manifest.serial)
     pinned = {
         "manifest_url": destination.channel_url(name),
         "public_key": public_key,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ from farm import release as folder_of
 from farm.errors import PublishError
 from farm.inputs import pins
 from farm.publish import places
+from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +31,7 @@ _COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a release."""
+    """One file of a release; ``path`` leads to what was opened when it was hashed."""
 
     name: str
     path: Path
@@ -102,9 +104,11 @@ def prepare(
         PackError: a tarball is not what the manifest says.
         PublishError: its llama.cpp has a known vulnerability, or other bytes are published already.
     """
-    folder_of.verify(folder, note)
-    manifest, found = of_folder(folder)
-    _require_verified(manifest, found)
+    content = folder_of.content(folder)
+    manifest = schema.parse(content, what=str(folder / folder_of.MANIFEST))
+    folder_of.verify(folder, note, content)
+    found = tuple(of_file(folder / name) for name in names_of(manifest))
+    _require_verified(folder, manifest, content, found)
     name = places.require_name("release", manifest.release)
     pins.require_no_advisory(manifest.source.build)
     if manifest.source.build_assumed:
@@ -140,12 +144,17 @@ def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -
     return destination.manifest_url(plan.release)
 
 
-def _require_verified(manifest: Manifest, found: Iterable[Part]) -> None:
-    """Compare the parts with the manifest again: a file may have changed after it was verified."""
-    digests = {one.name: one.sha256 for one in manifest.artifacts}
+def _require_verified(
+    folder: Path, manifest: Manifest, content: bytes, found: tuple[Part, ...]
+) -> None:
+    """Compare what is sent with the manifest that was verified: others may write to the folder."""
+    described = next(part for part in found if part.name == folder_of.SCHEMA)
+    sums = folder_of.sums(manifest, content, durable.read_small(described.path))
+    digests = {name: digest for digest, name in map(str.split, sums.decode().splitlines())}
+    digests[folder_of.SUMS] = hashlib.sha256(sums).hexdigest()
     for part in found:
-        if digests.get(part.name, part.sha256) != part.sha256:
-            raise PublishError("RELEASE_CHANGED/verified", path=part.path)
+        if digests[part.name] != part.sha256:
+            raise PublishError("RELEASE_CHANGED/verified", path=folder / part.name)
 
 
 def _unpublished(
@@ -157,17 +166,6 @@ def _unpublished(
         return (wheel,)
     note(f"the published {wheel.name} is kept: the one that was built now has other bytes")
     return ()
-
-
-def of_folder(folder: Path) -> tuple[Manifest, tuple[Part, ...]]:
-    """Read a release folder: its manifest, and the files to send, the manifest last.
-
-    Raises:
-        UsageError: it is no release folder.
-        PublishError: a file is missing, or the manifest points elsewhere than beside itself.
-    """
-    manifest = folder_of.load(folder)
-    return manifest, tuple(of_file(folder / name) for name in names_of(manifest))
 
 
 def names_of(manifest: Manifest) -> tuple[str, ...]:
@@ -257,18 +255,24 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 
 def of_file(path: Path) -> Part:
-    """Hash a file and describe it as a part of a release.
+    """Open and hash a file, and describe it as a part of a release.
+
+    The part keeps it open: what its name leads to later is never sent.
 
     Raises:
-        PublishError: it cannot be read.
+        PublishError: it cannot be read, or is a link.
     """
     try:
-        found = hashed(blocks(path))
+        stream = durable.open_regular(path, follow=False)
+        opened = durable.opened(stream.fileno())
+        found = hashed(blocks(opened))
     except OSError as error:
         raise PublishError(
             "RELEASE_INCOMPLETE/unreadable", path=path, strerror=error.strerror
         ) from error
-    return Part(path.name, path, found.size, found.sha256)
+    part = Part(path.name, opened, found.size, found.sha256)
+    weakref.finalize(part, stream.close)
+    return part
 
 
 def _beside(url: str, name: str | None) -> str:

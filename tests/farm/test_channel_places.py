@@ -285,7 +285,7 @@ def test_older_files_that_were_put_back_are_neither_renewed_nor_rolled_back_from
     own, channel = signed.own, signed.stable
     signed.promote(11549, 11550, 11549, 11550)
     replay(channel, 2)
-    for use in (own.renew, own.rollback):
+    for use in (own.renew, own.rollback, signed.pin):
         with refused("CHANNEL_NOT_NEWEST", PublishError, "serial 4"):
             use()
     replay(channel, 2, over="4")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -110,20 +111,64 @@ def test_other_bytes_under_a_published_name_are_refused(
         publishing.prepare(other, place.open())
 
 
-def test_tarball_that_changes_after_it_was_verified_is_not_published(
-    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "name", ["*.tar.zst", "*.cdx.json", "manifest.schema.json", "SHA256SUMS", "manifest.json"]
+)
+def test_file_that_changes_after_it_was_verified_is_not_published(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    verify = release.verify
+    """Whoever may write to the folder puts a link to a private file there, or adds to it."""
+    verify, place = release.verify, places.parse(str(tmp_path / "published"))
+    path = next(released.glob(name))
+    genuine = tmp_path / path.name
 
-    def verify_then_change(folder: Path, note: Callable[[str], None]) -> tuple[str, ...]:
-        names = verify(folder, note)
-        tarball = next(folder.glob("*.tar.zst"))
-        tarball.write_bytes(tarball.read_bytes() + b"x")
+    def verify_then_change(*given: Any) -> tuple[str, ...]:
+        names = verify(*given)
+        shutil.copy2(path, genuine)
+        path.write_bytes(genuine.read_bytes() + b" ")
+        return names
+
+    def verify_then_link(*given: Any) -> tuple[str, ...]:
+        names = verify(*given)
+        path.unlink()
+        path.symlink_to(genuine)
         return names
 
     monkeypatch.setattr(release, "verify", verify_then_change)
     with refused("RELEASE_CHANGED", PublishError):
-        publishing.prepare(released, places.parse(str(tmp_path / "published")), lambda _: None)
+        publishing.prepare(released, place, lambda _: None)
+    path.write_bytes(genuine.read_bytes())
+    monkeypatch.setattr(release, "verify", verify_then_link)
+    with refused("RELEASE_INCOMPLETE", PublishError, "a link"):
+        publishing.prepare(released, place, lambda _: None)
+    path.unlink()
+    shutil.copy2(genuine, path)
+    monkeypatch.setattr(release, "verify", verify)
+    plan = publishing.prepare(released, place, lambda _: None)
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+    publishing.publish(plan, place, lambda _: None)
+    assert (tmp_path / "published" / plan.release / path.name).read_bytes() == genuine.read_bytes()
+
+
+def test_foreign_files_beside_a_release_are_not_read(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would be a request: whoever may write there can put thousands there."""
+    with published.serving("hub", tmp_path, monkeypatch) as place:
+        publish(place, released)
+        files = place.server.repositories["owner/name"].commits[-1]
+        files |= {f"b11549-1/{number}.txt": b"x" for number in range(9)}
+        answer, asked = place.server.answer, []
+
+        def record(method: str, path: str, body: bytes) -> Any:
+            asked.append(path)
+            return answer(method, path, body)
+
+        monkeypatch.setattr(place.server, "answer", record)
+        assert publishing.prepare(released, place.open(), lambda _: None).new == ()
+    assert any("/resolve/" in path for path in asked)
+    assert not [path for path in asked if ".txt" in path]
 
 
 def test_nothing_to_read_is_not_an_empty_release(place: Place) -> None:

@@ -62,7 +62,7 @@ def names(folder: Path) -> set[str]:
 def test_a_url_gives_everything_that_the_manifest_names_and_leaves_nothing(folder: Path) -> None:
     with ReleaseServer(folder) as server:
         for url in (server.url, f"{server.url}manifest.json"):
-            with opened(url) as found:
+            with opened(url) as (found, _):
                 assert names(found) == names(folder)
                 for name in names(folder):
                     assert (found / name).read_bytes() == (folder / name).read_bytes()
@@ -85,22 +85,25 @@ def test_a_manifest_on_the_hub_is_read_from_its_repository(folder: Path, tmp_pat
 READ = """
 import sys
 from farm.publish.gate import opened
-with opened(sys.argv[1]) as folder:
+with opened(sys.argv[1]) as (folder, _):
     print(*sorted(path.name for path in folder.iterdir()))
 """
 
 
 def test_a_folder_is_taken_by_any_of_its_names(folder: Path) -> None:
     for name in (str(folder), f"{folder}/manifest.json", folder.as_uri(), f"{folder.as_uri()}/"):
-        with opened(name) as found:
+        with opened(name) as (found, _):
             assert found.samefile(folder)
 
 
 def test_a_pin_holds_for_folders_and_urls(folder: Path) -> None:
     with ReleaseServer(folder) as server:
         for where in (str(folder), server.url):
-            with opened(where, sha256=digest(folder)):
-                pass
+            right = digest(folder)
+            with opened(where, sha256=right) as (found, content):
+                (found / "manifest.json").write_bytes(b"{}")  # by who may write to the folder
+                assert hashlib.sha256(content).hexdigest() == right
+            (folder / "manifest.json").write_bytes(content)
             with (
                 refused("RELEASE_MISMATCH", FarmError, "not the pinned"),
                 opened(where, sha256="0" * 64),
@@ -136,7 +139,7 @@ def test_a_mirror_is_asked_where_the_first_does_not_answer(folder: Path) -> None
         tarball = tree["artifacts"][0]
         tarball["urls"] = [tarball["name"], "mirror/moved"]
     (folder / tarball["name"]).rename(folder / "mirror" / "moved")
-    with ReleaseServer(folder) as server, opened(server.url) as found:
+    with ReleaseServer(folder) as server, opened(server.url) as (found, _):
         assert (found / tarball["name"]).read_bytes() == TARBALL
 
 
@@ -148,7 +151,7 @@ def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_pat
         tree["artifacts"][0]["urls"] = [f"../../dist/{tree['artifacts'][0]['name']}"]
     with ReleaseServer(tmp_path) as server:
         for where in (f"{server.url}channels/stable/manifest.json", str(channel)):
-            with refused("CHANNEL_NOT_RELEASE", FarmError) as caught, opened(where) as found:
+            with refused("CHANNEL_NOT_RELEASE", FarmError) as caught, opened(where) as (found, _):
                 release.verify(found)
             assert caught.value.hint.endswith("/dist/manifest.json")
 

@@ -110,6 +110,20 @@ def test_a_release_that_was_cut_into_other_chunks_is_verified_as_it_was_cut(
         assert release.verify(released) == (NAME,)
 
 
+@pytest.mark.parametrize("name", ["manifest.schema.json", "manifest.json"])
+def test_link_in_a_release_folder_brings_no_other_file_into_a_release(
+    released: Path, tmp_path: Path, name: str
+) -> None:
+    """Whoever may write to the folder lets it lead to a file that only this user may read."""
+    private = tmp_path / "private"
+    private.write_bytes((released / name).read_bytes())
+    (released / name).unlink()
+    (released / name).symlink_to(private)
+    for read in (release.verify, release.write):
+        with pytest.raises(FarmError, match="a link, not a regular file"):
+            read(released)
+
+
 def test_the_record_has_every_flag_and_the_digest_of_every_program(tree: Path) -> None:
     record = build_record.decode((tree / "BUILD.json").read_bytes(), what="test")
     configure, compile_ = record.commands
