@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from rich.filesize import decimal
@@ -34,7 +34,7 @@ class Part:
     """One file of a release; ``path`` leads to what was opened when it was hashed."""
 
     name: str
-    path: Path
+    path: Path = field(compare=False)
     size: int
     sha256: str
 
