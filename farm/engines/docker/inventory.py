@@ -33,6 +33,8 @@ CACHE_VOLUME: Final = "llama-farm-ccache"
 BUILDER: Final = "llama-farm-builder"
 IMAGES: Final = (BUILDER, "llama-farm-base")
 """Repositories of the images that the farm makes; images of other names are never removed."""
+_IN_USE: Final = frozenset({"running", "paused"})
+"""A container is paused while its products are copied out."""
 _CONFLICT: Final = 409
 """The engine's answers if a container uses the thing, or another process is removing it."""
 
@@ -139,7 +141,7 @@ def _thing(name: str, size: int, kept: str, delete: Callable[[], object]) -> Sto
 
 
 def _container(container: Any) -> Stored:
-    kept = "a run of the farm uses it" if container.status == "running" else ""
+    kept = "a run of the farm uses it" if container.status in _IN_USE else ""
     return _thing(f"container {container.name}", 0, kept, partial(remove_container, container))
 
 
