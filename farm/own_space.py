@@ -137,7 +137,8 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
         show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
             show.line(publishing.publish(plan, place, show.line))
-            if (line := publishing.requirement(plan, place)) is not None:
+            line = publishing.requirement(plan, place)
+            if line is not None and "@ file:" not in line:  # which no Space could read
                 show.note(f"for requirements.txt of a Space: {line}")
     return plan
 

@@ -13,7 +13,7 @@ def respond(message, history):  # streams the answer: with the page below the wh
         for piece in engine.chat(asked, max_tokens=engine.settings.max_new_tokens or 512):
             yield (text := text + piece)
     except LoaderError as error:  # such as no GPU, or the Hub does not answer
-        raise gr.Error(f"{error.message}. {error.hint}", print_exception=False) from error
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 page = gr.ChatInterface(respond).queue(default_concurrency_limit=3, max_size=20)

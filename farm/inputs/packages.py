@@ -251,6 +251,13 @@ def shown(url: str) -> str:
     return url.partition("?")[0]
 
 
+def cause(error: BaseException) -> str:
+    """Return the innermost message: requests wraps urllib3, which wraps the system's own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error) or type(error).__name__
+
+
 def within(seconds: float, ask: Callable[[], T]) -> T:
     """Return what a call returns; one that takes longer is left alone in its thread.
 

@@ -57,6 +57,7 @@ _PRELOAD: Final = re.compile(r"^preload_from_hub:\n(?:  - .*\n)+", re.MULTILINE)
 """The lines at the top of README.md that name the model, which the Hub puts into the image."""
 HARDWARE: Final = SpaceHardware.ZERO_A10G
 """The Hub's name for ZeroGPU; a Space that is created without it starts on CPU Basic."""
+_NAMED: Final = {"zerogpu": HARDWARE.value}
 _REFUSED: Final = (
     "may HF_TOKEN write to it, and may the account use that hardware? ZeroGPU needs an account that"
     " is 30 days old, or PRO; --hardware cpu-basic asks for none. The same command resumes"
@@ -142,7 +143,7 @@ def plan(
     missing = [name for name in NEEDED if name not in files]
     if missing:
         raise PublishError("SPACE_INCOMPLETE", name=root.name, missing=", ".join(missing))
-    asked = dict(_variable(text) for text in wanted.variable)
+    asked = dict(_variable(*given) for given in enumerate(wanted.variable, 1))
     for name, value in asked.items():
         if name.endswith(("LLAMA_CPP_URL", "LLAMA_CPP_MANIFEST_URL")):
             _require_public(name, json.dumps({"manifest_url": value}).encode())
@@ -207,7 +208,8 @@ def require_model(text: str | None) -> None:
     chosen = _Model.parse(text, mount=False) if text else None
     if chosen is None or chosen.mounted:
         return
-    with hub.hub_errors(f"--model {text}"):
+    hint = "check the model's name; a private or gated one needs a token that may read it"
+    with hub.hub_errors(f"--model {text}", hint):
         if not hub.api().file_exists(chosen.repo, chosen.file):
             raise UsageError("MODEL_INVALID/hub", text=text, file=chosen.file, repo=chosen.repo)
 
@@ -342,13 +344,13 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 def hardware(name: str | None) -> SpaceHardware | None:
-    """Return the hardware of that name; None for no name.
+    """Return the hardware of that name, also of ``zerogpu``; None for no name.
 
     Raises:
         UsageError: the Hub has no hardware of that name.
     """
     try:
-        return None if name is None else SpaceHardware(name)
+        return None if name is None else SpaceHardware(_NAMED.get(name, name))
     except ValueError as error:
         known = ", ".join(one.value for one in SpaceHardware if one is not HARDWARE)
         raise UsageError(
@@ -356,10 +358,10 @@ def hardware(name: str | None) -> SpaceHardware | None:
         ) from error
 
 
-def _variable(text: str) -> tuple[str, str]:
+def _variable(number: int, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:  # not quoted: it may be a secret whose name was forgotten
-        raise UsageError("VARIABLE_INVALID")
+        raise UsageError("VARIABLE_INVALID", number=number)
     if not _VARIABLE.fullmatch(name):
         raise UsageError("VARIABLE_INVALID/name", name=name[:64])
     if _SECRET.search(name) or _TOKEN.search(value):

@@ -199,7 +199,7 @@ class Api:
                 method, url, headers=headers, timeout=_TIMEOUT, **options
             )
         except requests.RequestException as error:
-            raise _UnansweredError(method, url, str(error)) from error
+            raise _UnansweredError(method, url, packages.cause(error)) from error
         if answer.status_code in _BROKEN:
             answer.close()
             raise _UnansweredError(method, url, f"status {answer.status_code}")
@@ -232,7 +232,7 @@ def _content(answer: requests.Response) -> Iterator[bytes]:
     try:
         yield from packages.pieces(answer)
     except requests.RequestException as error:
-        raise _UnansweredError("GET", answer.url, str(error)) from error
+        raise _UnansweredError("GET", answer.url, packages.cause(error)) from error
 
 
 def _require_success(method: str, url: str, answer: requests.Response) -> None:

@@ -351,7 +351,8 @@ def hub_errors(where: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except _UNREACHED as error:
-        raise PublishError("HUB_UNREACHABLE", where=where, said=_said(error)) from error
+        host, said = endpoint("HF_ENDPOINT", HUB), packages.cause(error)
+        raise PublishError("HUB_UNREACHABLE", where=where, host=host, said=said) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
         # RuntimeError: what the client makes of whatever stopped the upload of a large file
         raise PublishError("HUB_REFUSED", where=where, said=_said(error), hint=hint) from error

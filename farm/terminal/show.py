@@ -186,7 +186,9 @@ def pin(written: Pin, file: Path) -> None:
     cuda = any(artifact.cuda for artifact in written.manifest.artifacts)
     cpu = f"; {written.manifest.release} has no CUDA set: it runs on a Space's CPU alone, with"
     cpu += " the variable YAKULINGO_SPACES_ALLOW_CPU=1"
-    note(f"wrote {file}{'' if cuda else cpu}")
+    local = "; only this machine can read its file:// address, and no Space"
+    is_local = written.content["manifest_url"].startswith("file:")
+    note(f"wrote {file}{'' if cuda else cpu}{local if is_local else ''}")
 
 
 def archive(found: Archive) -> None:

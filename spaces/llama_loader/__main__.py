@@ -83,7 +83,8 @@ class _Parser(argparse.ArgumentParser):
         known = re.findall(r"--([a-z-]+)", self.format_help()) if dashes else _COMMANDS
         near = difflib.get_close_matches(wrong, known, 1)
         hint = "".join(f"did you mean {dashes}{name}? " for name in near)
-        error = LoaderError("USAGE", message, hint=f"{hint}{self.prog} --help")
+        after = "; options of llama-server go after --" if self.prog.endswith(" serve") else ""
+        error = LoaderError("USAGE", message, hint=f"{hint}{self.prog} --help{after}")
         raise SystemExit(_complain(error.render(), _USAGE))
 
     def print_help(self, file: Any = None) -> None:

@@ -36,7 +36,7 @@ _ALIKE: Final = 0.85
 _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     # what a value must be; in words
     "max_tokens": (lambda value: type(value) is int and value > 0, "a number of tokens above 0"),
-    "temperature": (lambda value: isinstance(value, int | float) and value >= 0, "0 or more"),
+    "temperature": (lambda value: isinstance(value, int | float) and 0 <= value <= 10, "0 to 10"),  # noqa: PLR2004
     "seed": (lambda value: type(value) is int, "a whole number"),
     "stop": (lambda value: _all(value, str), "a text, or a list of texts"),
 }

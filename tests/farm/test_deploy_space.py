@@ -218,6 +218,7 @@ def test_hardware_of_an_existing_space_changes_only_if_asked(
     assert hub.repositories["me/space"].hardware == "l4x1"
     deploy_space.deploy(compared(space), hardware=deploy_space.hardware("t4-small"))
     assert hub.repositories["me/space"].hardware == "t4-small"
+    assert deploy_space.hardware("zerogpu") is deploy_space.HARDWARE
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_hardware_of_an_existing_space_changes_only_if_asked(
 )
 def test_pin_that_only_this_machine_can_read_is_refused(url: str, space: Path) -> None:
     (space / "release.json").write_text(json.dumps({"manifest_url": url}))
-    with refused("PIN_IS_LOCAL", PublishError):
+    with refused("PIN_IS_LOCAL", PublishError, hint="invoke publish --to hf:OWNER/REPO"):
         deploy_space.plan(Deploy("me/space"), space)
 
 

@@ -71,7 +71,7 @@ def test_what_is_no_key(text: str, code: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with refused("KEY_NOT_WRITTEN", PublishError):
+    with refused("KEY_NOT_WRITTEN", PublishError, hint="--out FILE"):
         trust.generate(tmp_path / "nowhere" / "key")
     with pytest.raises(UsageError):
         trust.signer(tmp_path / "nowhere" / "key")

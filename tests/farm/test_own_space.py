@@ -202,7 +202,10 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
     ):
         with refused(code, UsageError):
             make(replace(CPU, **change))
-    hub.role = "read"
+    hub.refuse = "HEAD .*gguf"
+    with refused("HUB_REFUSED", PublishError, hint="the model's name"):
+        make(CPU)
+    hub.refuse, hub.role = "", "read"
     with refused("TOKEN_INVALID", UsageError):
         make(CPU)
     monkeypatch.setenv("HF_TOKEN", "hf_w0rng")
@@ -271,7 +274,7 @@ def test_token_goes_to_no_page_of_another_server(hub: hub_repository.Hub) -> Non
 def test_hub_without_dns_is_unreachable_and_not_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
-    with refused("HUB_UNREACHABLE", PublishError, hint="DNS"):
+    with refused("HUB_UNREACHABLE", PublishError, "https://hub.invalid: ", hint="HF_HUB_OFFLINE"):
         deploy_space.compare(deploy_space.plan(Deploy(SPACE, model="4b")))
 
 

@@ -205,6 +205,8 @@ def test_place_that_sends_a_byte_now_and_then_is_not_awaited(
             monkeypatch.setenv(variable, server.url)
         with refused(code, PublishError, "not done within 0.5 s"):
             places.parse(to).require_there()
+    with refused(code, PublishError, f"{server.url}.*: .Errno [0-9]+. Connection refused$"):
+        places.parse(to).require_there()
 
 
 @pytest.mark.parametrize("url", ["http://192.0.2.1", "http://localhost:1", "//x", "https://u@x"])

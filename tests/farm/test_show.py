@@ -62,8 +62,10 @@ def test_pin_of_a_release_without_cuda_is_told_with_the_file_that_was_written(
     for backend, cuda in (("cpu", None), ("cuda", code)):
         artifacts = (structs.replace(manifest.artifacts[0], cuda=cuda, backend=backend),)
         held = structs.replace(manifest, artifacts=artifacts)
-        show.pin(pin_space.Pin({"manifest_url": PLACE}, held), Path("spaces/release.json"))
+        pin = pin_space.Pin({"manifest_url": f"file://{PLACE}"}, held)
+        show.pin(pin, Path("spaces/release.json"))
         told = capsys.readouterr().err
+        assert "only this machine can read" in told
         assert told.startswith("wrote spaces/release.json")
         assert ("YAKULINGO_SPACES_ALLOW_CPU=1" in told) is (cuda is None)
 

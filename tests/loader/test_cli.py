@@ -367,11 +367,17 @@ def test_package_that_is_not_installed_is_named_with_the_command_that_installs_i
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("servee", "serve"), ("fetch --manifst=x", "--manifest"), ("fetch --check", "")],
+    [
+        ("servee", "serve"),
+        ("fetch --manifst=x", "--manifest"),
+        ("fetch --check", ""),
+        ("serve --ctx-size=100", ""),
+    ],
 )
 def test_name_near_to_a_mistyped_one_is_offered(command: Command, wrong: str, near: str) -> None:
     hint = refused(command(*wrong.split()), 2, "USAGE")
     assert f"did you mean {near}?" in hint if near else "did you mean" not in hint
+    assert ("options of llama-server go after --" in hint) is wrong.startswith("serve ")
 
 
 def test_a_host_without_gpu(command: Command, release: Path) -> None:

@@ -555,6 +555,7 @@ def test_error_of_a_download_has_the_refusal_of_every_url(
     assert error.message == f"a.tar.gz cannot be fetched: {'; '.join(told)}"  # each reason once
     assert error.hint.startswith("is the address right")
     assert ("does this machine reach it" in error.hint) == (0 in refusals)
+    assert ("not of a page about it" in error.hint) == (0 not in refusals)
     for other, told, refusal in (
         ("foo", "is not a URL to load from", 0),
         ("file:///", "it is not a file", 0),

@@ -56,6 +56,7 @@ def refused(path: Path) -> SettingError:
         ("m.gguf-split-a", TINY, "MODEL_PART"),
         ("mmproj.gguf", MMPROJ, "MODEL_PROJECTOR"),
         ("none.gguf", None, "MODEL_MISSING"),
+        ("4b", None, "MODEL_MISSING"),
     ],
 )
 def test_what_is_no_whole_model_is_refused_before_anything_is_started(
@@ -67,6 +68,7 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_started(
     error = refused(tmp_path / name)
     assert error.code == code
     assert ("--hf REPO FILE" in error.hint) is (code == "MODEL_MISSING")
+    assert ("invoke space --model" in error.hint) is (name == "4b")
     if code == "MODEL_PART" or "-00002-" in name:
         told = reason(settings(GGUF_FILENAME=name))
         assert (told.code, told.exit_status) == ("MODEL_PART", 2)

@@ -98,6 +98,7 @@ def test_other_fields_of_llama_servers_request_pass() -> None:
         ({"max_tokens": True}, "max_tokens", ""),
         ({"temperature": "hot"}, "temperature", ""),
         ({"temperature": -1}, "temperature", ""),
+        ({"temperature": 99}, "temperature", "0 to 10"),
         ({"temperature": float("nan")}, "temperature", ""),
         ({"seed": 0.5}, "seed", ""),
         ({"stop": 7}, "stop", ""),

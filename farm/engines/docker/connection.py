@@ -32,6 +32,7 @@ from docker.tls import TLSConfig
 from docker.utils import kwargs_from_env, parse_host
 
 from farm.errors import EngineError
+from farm.inputs import packages
 
 _DEFAULT: Final = "default"
 """The context's name that stands for the variables or the usual socket."""
@@ -294,7 +295,4 @@ def reason(error: BaseException) -> str:
     explanation = getattr(error, "explanation", None)
     if explanation:
         return str(explanation)
-    cause: BaseException = error
-    while cause.__context__ is not None:
-        cause = cause.__context__
-    return str(cause)
+    return packages.cause(error)
