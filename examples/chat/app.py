@@ -1,6 +1,6 @@
 import gradio as gr
 
-from llama_space import Engine, LoaderError
+from llama_space import Engine, LoaderError, guard
 
 engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one here
 
@@ -17,4 +17,4 @@ def respond(message, history):  # streams the answer: with the page below the wh
 
 
 page = gr.ChatInterface(respond).queue(default_concurrency_limit=3, max_size=20)
-page.launch(max_file_size=0, run_history=False)  # no upload, and no text goes to the Hub
+page.launch(**guard.options(engine.settings.max_chars))  # texts alone: no files, no other routes

@@ -17,15 +17,14 @@ import gradio as gr
 from gradio import routes
 from gradio.events import api as gradio_api
 from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader
-from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from llama_loader import doctor, settings
 from llama_loader.errors import LoaderError
 from llama_loader.events import ignore
-from llama_space import Engine, Failure, Status
-from translator import api, documents, guard, handlers, languages, panels, texts
+from llama_space import Engine, Failure, Status, guard
+from translator import api, documents, handlers, languages, panels, texts
 from translator.session import Line
 
 if TYPE_CHECKING:
@@ -144,11 +143,7 @@ class Page:
             mcp_server=find_spec("mcp") is not None,
             ssr_mode=False,
             footer_links=["api"],
-            run_history=False,  # it would send texts to the Hub with the token of this machine
-            app_kwargs={
-                "middleware": [Middleware(guard.Guard, max_chars=limit)],
-                "routes": [Route("/state", self._state)],
-            },
+            **guard.options(limit, Route("/state", self._state)),
             **options,
         )
 

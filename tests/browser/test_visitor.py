@@ -1,6 +1,6 @@
 """What a visitor can rely on: nothing is lost, nothing jumps, and whatever happens is said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from held_process import Held
@@ -379,6 +379,43 @@ def test_nothing_comes_from_elsewhere_and_the_page_s_own_part_is_small(
     assert {url for url, _ in found if not url.startswith(resting.url)} == set()
     own = [size for url, size in found if "/assets/" not in url and "/static/" not in url]
     assert sum(own) < 400_000
+
+
+@pytest.fixture(params=["", "/translate"])
+def behind(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Held, str]]:
+    """A page and its address: as it is, and as a proxy that gives it a path needs it."""
+    monkeypatch.setenv("GRADIO_ROOT_PATH", request.param)
+    served = Held()
+    try:
+        served.await_line("serving")
+        yield served, served.url + request.param
+    finally:
+        served.end()
+
+
+def test_the_guard_lets_through_whatever_the_page_asks_for(
+    behind: tuple[Held, str], visit: Callable[..., Page]
+) -> None:
+    """In both languages; the panel about the API is part of the page."""
+    served, url = behind
+    answered: list[tuple[int, str]] = []
+    for locale in ("en-GB", "ja-JP"):
+        page = visit("about:blank", locale=locale)
+        page.on("response", lambda told: answered.append((told.status, told.url)))
+        page.goto(f"{url}/")
+        settled(page).locator(SOURCE).fill("猫")
+        page.locator("#go").click()
+        served.await_line("begun")
+        served.let_go(1)
+        page.wait_for_selector(".status.done")
+        page.locator("button.show-api").click()
+        expect(page.get_by_text("/detect").first).to_be_visible()
+    for path in ("favicon.ico", "manifest.json", "pwa_icon/192", "gradio_api/openapi.json"):
+        page.request.get(f"{url}/{path}", fail_on_status_code=True)
+    assert any("/theme.css" in asked for _, asked in answered)
+    assert [one for one in answered if one[0] >= 400] == []
 
 
 def test_a_failure_is_the_owner_s_business_and_visitors_read_a_sentence(

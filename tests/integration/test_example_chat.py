@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import http_served
 import pytest
 import requests
 import space
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from http_served import Answer, Request
 from verbs import PROJECT
 from zerogpu import Emulator
 
@@ -76,16 +78,35 @@ def test_example_is_ten_lines_of_code_in_twenty() -> None:
     assert len((EXAMPLE / "app.py").read_text().splitlines()) <= 20
 
 
-def test_example_keeps_no_upload_and_answers_no_endless_text(
+def test_example_keeps_no_file_of_a_visitor_and_answers_no_endless_text(
     folder: Path, settings: dict[str, str], tmp_path: Path
 ) -> None:
     kept = tmp_path / "uploads"
     python, root = str(folder / "venv/bin/python"), folder / "app"
     environment = {**settings, "GRADIO_TEMP_DIR": str(kept)}
-    with space.serving(tmp_path / "home", python=python, root=root, **environment) as app:
+    asked: list[str] = []
+
+    def answer(request: Request) -> Answer:
+        asked.append(request.path)
+        return Answer(200, b"<script>alert(document.domain)</script>")
+
+    with (
+        http_served.serving(answer) as stranger,
+        space.serving(tmp_path / "home", python=python, root=root, **environment) as app,
+    ):
+        api = f"{app.url}/gradio_api"
         files = {"files": ("visitors.bin", b"x" * 3_000_000)}
-        answer = requests.post(f"{app.url}/gradio_api/upload", files=files, timeout=60)
-        assert answer.status_code == 413
+        assert requests.post(f"{api}/upload", files=files, timeout=60).status_code == 404
+        assert requests.get(f"{api}/file={stranger}/x", timeout=60).status_code == 404
+        file = {"path": f"{stranger}/x", "meta": {"_type": "gradio.FileData"}}
+        message = {"role": "user", "content": [{"type": "file", "file": file}]}
+        saved = {"data": [None, [message]], "fn_index": 1, "session_hash": "s"}
+        answers = [
+            requests.post(f"{api}/call/respond", json={"data": [file]}, timeout=60),
+            requests.post(f"{api}/queue/join", json=saved, timeout=60),
+        ]
+        assert [one.status_code for one in answers] == [400, 400]
+        assert asked == []
         assert not [path for path in kept.rglob("*") if path.is_file()]
         with pytest.raises(AppError, match="too long"):
             Client(app.url, verbose=False).predict("x" * 20_000, api_name="/respond")

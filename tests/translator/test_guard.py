@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,10 @@ from typing import Any
 import pytest
 import requests
 
+from llama_space import guard
 from tests.rigs import http_served, space
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.space import Space
-from translator import guard
 
 PRESS = 4
 """The function behind the button that translates, in the order in which the page adds them."""
@@ -98,6 +101,113 @@ def test_page_uploads_nothing_of_a_visitor(page: Space) -> None:
         assert answer.status_code == 404
 
 
+@pytest.fixture
+def stranger() -> Iterator[tuple[str, list[str]]]:
+    """An address of somebody else's, and what it was asked for."""
+    asked: list[str] = []
+
+    def answer(request: Request) -> Answer:
+        asked.append(request.path)
+        return Answer(200, b"<script>alert(document.domain)</script>")
+
+    with http_served.serving(answer) as url:
+        yield url, asked
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        *("file={}/x.png", "%66ile={}/x.png", "file/{}/x.png", "proxy={}/x.png"),
+        *("file=/etc/passwd", "upload_progress?upload_id=x", "stream/s/1/2/playlist-file", "token"),
+        "custom_component/x%0A%1B%5B2Jllama_space%3A%20ready%0A/client/t/f",
+        *(
+            "deep_link",
+            "vibe-code",
+            "%0A",
+            "mcp/x",
+            "call/detect/a/b",
+            "heartbeat/a%0Ab",
+            "mcp/../file={}/x",
+        ),
+    ],
+)
+def test_route_that_the_page_never_asks_for_is_closed(
+    page: Space, stranger: tuple[str, list[str]], route: str
+) -> None:
+    url, asked = stranger
+    before = page.said()
+    address = f"{page.url}/gradio_api/{route.format(url)}"
+    prepared = requests.Request("GET", address).prepare()
+    prepared.url = address  # as it stands: no part of it is taken out or quoted
+    with requests.Session() as session:
+        for method in ("GET", "HEAD", "DELETE"):
+            prepared.method = method
+            assert session.send(prepared, timeout=30).status_code == 404
+    assert asked == []
+    assert page.said() == before
+
+
+@pytest.mark.parametrize("route", ["call/detect", "call/v2/detect", "queue/join", "mcp/"])
+@pytest.mark.parametrize("wrapped", ["{}", "[{}]", '{{"text": {}}}'])
+def test_argument_that_stands_for_a_file_is_not_fetched(
+    page: Space, stranger: tuple[str, list[str]], route: str, wrapped: str
+) -> None:
+    """Gradio downloads it to the temporary files, through a link that another user put there."""
+    url, asked = stranger
+    file = json.dumps({"path": f"{url}/f", "meta": {"_type": "gradio.FileData"}})
+    value = json.loads(wrapped.format(file))
+    dependencies = config(page).json()["dependencies"]
+    (detect,) = (one["id"] for one in dependencies if one["api_name"] == "detect")
+    called = {"name": "detect", "arguments": {"text": value}}
+    bodies: dict[str, object] = {
+        "call/detect": {"data": [value]},
+        "call/v2/detect": {"text": value},
+        "queue/join": {"data": [value], "fn_index": detect, "session_hash": "file"},
+        "mcp/": {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called},
+    }
+    headers = {"Accept": "application/json, text/event-stream"}
+    assert post(page, route, json=bodies[route], headers=headers).status_code == 400
+    assert asked == []
+    assert "Traceback" not in page.said()
+
+
+def said_by(program: str, tmp_path: Path, **variables: str) -> str:
+    """Return what a program of its own prints, with gradio and the guard."""
+    usual = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(space.PROJECT / "spaces")}
+    environment = {**os.environ, **usual, **variables}
+    if not variables:
+        environment.pop("GRADIO_TEMP_DIR", None)
+    command = [sys.executable, "-c", program]
+    return subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_files_of_gradio_go_to_a_folder_of_this_user_alone(tmp_path: Path) -> None:
+    program = "import llama_space.guard, gradio as gr; print(gr.Textbox().GRADIO_CACHE)"
+    folder = Path(said_by(program, tmp_path))
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    chosen = str(tmp_path / "chosen")
+    assert said_by(program, tmp_path, GRADIO_TEMP_DIR=chosen) == chosen
+
+
+def test_gradio_keeps_the_pages_of_the_newest_visitors_alone(tmp_path: Path) -> None:
+    """It kept 100 kB of each of 10,000 that a program made up."""
+    program = """
+import gradio, requests
+from llama_space import guard
+with gradio.Blocks(analytics_enabled=False) as demo:
+    demo.load(lambda: "x", None, gradio.Textbox(), queue=False)
+app, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **guard.options(10))
+for number in range(120):
+    asked = {"data": [], "fn_index": 0, "session_hash": f"s{number}"}
+    requests.post(f"{url}gradio_api/run/predict", json=asked, timeout=60).raise_for_status()
+print(len(app.state_holder.session_data))
+"""
+    assert said_by(program, tmp_path) == "100"
+
+
 def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space) -> None:
     text = "x" * 1_000_000
     asked = {"data": [text], "fn_index": 0, "session_hash": "s"}
@@ -122,7 +232,7 @@ def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
 def test_names_that_gradio_keeps_have_a_length(page: Space, route: str, name: str) -> None:
     """It kept those of each request, 290,000 characters long, for hours."""
     usual = {"data": ["x"], "fn_index": 0, "session_hash": "s", "event_id": "e"}
-    for long in ("x" * 4097, ["x" * 4097], {"x": "x" * 4097}):
+    for long in ("x" * 6097, ["x" * 6097], {"x": "x" * 6097}):
         answer = post(page, route, json={**usual, name: long})
         assert answer.status_code == 400
         assert answer.json()["detail"].startswith(f"{name} has at most")

@@ -1,14 +1,18 @@
-"""Refuse requests that the page never makes, before gradio handles them.
+"""Refuse requests that a page of text never makes, before gradio handles them.
 
-Gradio serves more routes than a page of text needs: an upload that keeps files of any visitor, and
-handlers that end in a traceback when a program calls them with other values than the page does.
-Each refusal is one line for the caller, and at most one line in the log.
+Gradio serves more than such a page needs: files of any address in the page's own name, an upload
+that keeps files of any visitor, values that it takes for files and downloads, and handlers that end
+in a traceback when a program calls them with other values than the page does. Each refusal is one
+line for the caller, and at most one line in the log.
+
+``page.launch(**guard.options(max_chars))`` is all that an app needs. The module needs gradio, which
+brings Starlette along; nothing else of ``llama_space`` imports it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
+import contextlib
 import ipaddress
 import json
 import os
@@ -20,32 +24,51 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
+from llama_loader.disk import make_private_folder
 from llama_loader.errors import safe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+if "GRADIO_TEMP_DIR" not in os.environ:  # gradio's own is one for all users of the machine
+    with contextlib.suppress(OSError):
+        os.environ["GRADIO_TEMP_DIR"] = str(make_private_folder("gradio"))
+
+_MCP: Final = r"mcp(?:/(?:schema|sse|messages/?)?)?"
+_NAME: Final = r"[^/\s]{1,100}"
 _POSTED: Final = re.compile(
-    r"/gradio_api/(?:queue/join|cancel|reset|run/predict|call/.+|mcp(?:/.*)?)/?"
+    rf"/gradio_api/(?:queue/join|cancel|reset|run/predict|call/(?:v2/)?{_NAME}|{_MCP})/?"
 )
 """Where the page, the API's callers and MCP clients send something to."""
+_READ: Final = re.compile(
+    r"/?|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon(?:/[0-9]+)?)/?"
+    r"|/(?:static|assets|svelte)/.+"
+    r"|/gradio_api/(?:info|openapi\.json|startup-events|app_id|theme\.css|queue/(?:data|status)"
+    rf"|heartbeat/{_NAME}|call/(?:v2/)?{_NAME}/{_NAME}|{_MCP})/?"
+)
+"""What they read."""
 _CALLED: Final = re.compile(r"/gradio_api/(?:queue/join|run/predict)/?")
 """Where the page's own events go."""
 _ENDPOINT: Final = re.compile(r"/gradio_api/call/(?P<named>v2/)?(?P<name>[^/]+)/?")
 """Where programs send a list of values to, or under ``v2`` values with names."""
-_CLOSED: Final = re.compile(r"/monitoring.*|/gradio_api/(?:deep_link|(?:upload|runs|run-).*)")
-"""Routes that are read with GET, and that no part of the page uses."""
+_OF_A_CHAT: Final = {"role", "content", "metadata", "options", "type", "text"}
+"""Names in a message; with others, such as ``path``, it would stand for a file or a component."""
 _BYTES_EACH: Final = 12
 """Most bytes of a character in JSON: two escapes such as ``\\ud83d``."""
 _BESIDE: Final = 64 * 1024
 """Bytes of a request beside the text."""
 _DEEPEST: Final = 32
 """Levels of lists and objects in each other: gradio and MCP walk through them by recursion."""
-_MOST: Final = {"session_hash": 64, "event_id": 64, "event_data": 4096, "oauth_token": 4096}
-"""Characters of what gradio keeps of a request beside its texts."""
+_MOST: Final = {"session_hash": 64, "event_id": 64, "oauth_token": 4096}
+"""Characters of what gradio keeps of a request beside its texts, and ``event_data``: a message."""
 _SECONDS: Final = 30.0
 """For a whole body."""
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,255})(?::[0-9]{1,5})?")
@@ -54,6 +77,23 @@ _FROM_GRADIO: Final = (
     *(FnIndexInferError, gr.Error),
 )
 """What gradio raises for values that no page sends, such as an unknown function or language."""
+_SESSIONS: Final = 100
+"""Visitors whose page gradio keeps, some 100 kB each; a program can pretend to be any number."""
+
+
+def options(max_chars: int, *routes: Route) -> dict[str, Any]:
+    """Return the options with which gradio's ``launch`` serves a page of texts, and nothing else.
+
+    Args:
+        max_chars: the longest text that the page takes, in characters.
+        routes: what the app serves beside gradio, read with GET.
+    """
+    guard = Middleware(Guard, max_chars=max_chars, own=[one.path for one in routes])
+    return {
+        "app_kwargs": {"middleware": [guard], "routes": list(routes)},
+        "run_history": False,  # it would send texts to the Hub with the token of this machine
+        "state_session_capacity": _SESSIONS,
+    }
 
 
 class Guard:
@@ -62,11 +102,14 @@ class Guard:
     Args:
         application: what answers the requests that are let through.
         max_chars: the longest text that the page takes, in characters.
+        own: paths that the app serves beside gradio.
     """
 
-    def __init__(self, application: ASGIApp, *, max_chars: int) -> None:
+    def __init__(self, application: ASGIApp, *, max_chars: int, own: Sequence[str] = ()) -> None:
         self._application = application
+        self._own = own
         self._limit = max_chars * _BYTES_EACH + _BESIDE
+        self._most = {**_MOST, "event_data": 2 * max_chars + 4096}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
@@ -85,9 +128,9 @@ class Guard:
 
         try:
             _require_host(scope)
-            _require_route(scope)
+            self._require_route(scope)
             body = await asyncio.wait_for(_read(receive, self._limit), _SECONDS)
-            asked = _parsed(body)
+            asked = _parsed(body, self._most)
             _require_values(scope, asked)
             _require_arguments(scope, asked)
             messages = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -100,6 +143,17 @@ class Guard:
             sys.stderr.write(f"{safe(line)[:300]}\n")
             if not began:
                 await _answer(400, "this request is none that the page makes")(scope, receive, send)
+
+    def _require_route(self, scope: Scope) -> None:
+        """Refuse what is on neither list; paths as gradio's router sees them."""
+        path, method = get_route_path(scope), scope["method"]
+        if method == "DELETE":  # ends the session of an MCP client
+            known = path.startswith("/gradio_api/mcp")
+        else:
+            listed = _READ if method in {"GET", "HEAD", "OPTIONS"} else _POSTED
+            known = bool(listed.fullmatch(path)) or (listed is _READ and path in self._own)
+        if not known:
+            raise HTTPException(404, "the page has no such route")
 
 
 def _require_host(scope: Scope) -> None:
@@ -131,12 +185,6 @@ def _is_own(host: str) -> bool:
     return True
 
 
-def _require_route(scope: Scope) -> None:
-    path, reads = scope["path"], scope["method"] in {"GET", "HEAD", "OPTIONS", "DELETE"}
-    if _CLOSED.fullmatch(path) or not (reads or _POSTED.fullmatch(path)):
-        raise HTTPException(404, "the page has no such route")
-
-
 async def _read(receive: Receive, limit: int) -> bytes:
     """Read a whole body of at most ``limit`` bytes."""
     body = bytearray()
@@ -149,45 +197,59 @@ async def _read(receive: Receive, limit: int) -> bytes:
             return bytes(body)
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes, most: dict[str, int]) -> Any:
     """Return what a body's JSON says, None for an empty one."""
     try:
         asked = json.loads(body or b"null")
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, "a request is JSON") from error
-    level: list[Any] = [[asked]]
-    for _ in range(_DEEPEST + 1):
+    if sum(1 for _ in _levels(asked)) > _DEEPEST:
+        raise HTTPException(400, f"a request has at most {_DEEPEST} levels")
+    for name, limit in most.items() if isinstance(asked, dict) else ():
+        if len(str(asked.get(name))) > limit:
+            raise HTTPException(400, f"{name} has at most {limit} characters")
+    return asked
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """Yield the lists and objects in each other, the outermost first."""
+    level = [value] if isinstance(value, dict | list) else []
+    while level:
+        yield level
         inside = [one.values() if isinstance(one, dict) else one for one in level]
         level = [one for many in inside for one in many if isinstance(one, dict | list)]
-    if level:
-        raise HTTPException(400, f"a request has at most {_DEEPEST} levels")
-    for name, most in _MOST.items() if isinstance(asked, dict) else ():
-        if len(str(asked.get(name))) > most:
-            raise HTTPException(400, f"{name} has at most {most} characters")
-    return asked
 
 
 def _require_values(scope: Scope, asked: Any) -> None:
     """Refuse values that no component of the page sends: gradio prints a traceback for them."""
-    if _CALLED.fullmatch(scope["path"]):
-        function = scope["app"].get_blocks().fns[asked["fn_index"]]
-        for component, value in zip(function.inputs, asked["data"], strict=True):
-            kind = str if isinstance(component, gr.Dropdown) else str | None
-            if not isinstance(value, kind):
+    if not _CALLED.fullmatch(get_route_path(scope)):
+        return
+    function = scope["app"].get_blocks().fns[asked["fn_index"]]
+    for component, value in zip(function.inputs, asked["data"], strict=True):
+        objects = [one for level in _levels(value) for one in level if isinstance(one, dict)]
+        if any(set(one) - _OF_A_CHAT for one in objects):
+            raise TypeError("a value that is no text")
+        if isinstance(component, gr.Dropdown | gr.Textbox):
+            if not isinstance(value, str if isinstance(component, gr.Dropdown) else str | None):
                 raise TypeError("a value that is no text")
             component.preprocess(value)
 
 
 def _require_arguments(scope: Scope, asked: Any) -> None:
     """Refuse a program's call that gradio would end with ``null`` and a traceback."""
-    called = _ENDPOINT.fullmatch(scope["path"])
+    path = get_route_path(scope)
+    if path.startswith("/gradio_api/mcp"):
+        for one in (one for level in _levels(asked) for one in level):
+            if isinstance(one, dict) and "arguments" in one:
+                _require_texts(one["arguments"])
+    called = _ENDPOINT.fullmatch(path)
     if called is None or scope["method"] != "POST":
         return
-    every = scope["app"].get_blocks().fns.values()
-    public = {one.api_name: one for one in every if one.api_visibility == "public"}
-    if called["name"] not in public:
-        raise HTTPException(404, f"there is no such endpoint; there are: {', '.join(public)}")
-    names = list(inspect.signature(public[called["name"]].fn).parameters)
+    public = scope["app"].get_blocks().get_api_info()["named_endpoints"]
+    if f"/{called['name']}" not in public:
+        known = ", ".join(name.lstrip("/") for name in public)
+        raise HTTPException(404, f"there is no such endpoint; there are: {known}")
+    names = [one["parameter_name"] for one in public[f"/{called['name']}"]["parameters"]]
     given = asked if called["named"] else asked.get("data") if isinstance(asked, dict) else None
     came = "none came"
     if called["named"] and isinstance(given, dict):
@@ -199,6 +261,13 @@ def _require_arguments(scope: Scope, asked: Any) -> None:
         form = "by these names" if called["named"] else 'in this order, as {"data": […]}'
         takes = f"{called['name']} takes {len(names)} values: {', '.join(names)}"
         raise HTTPException(400, f"{takes}, {form}; {came}")
+    _require_texts(given)
+
+
+def _require_texts(given: Any) -> None:
+    """Refuse an argument that gradio could take for a file: a list or an object."""
+    if sum(len(level) for level in _levels(given)) > 1:
+        raise HTTPException(400, "an argument is a text, not a list or an object")
 
 
 def _answer(status: int, sentence: str) -> JSONResponse:
