@@ -412,7 +412,7 @@ def test_the_guard_lets_through_whatever_the_page_asks_for(
         page.wait_for_selector(".status.done")
         page.locator("button.show-api").click()
         expect(page.get_by_text("Guess which language").first).to_be_visible()
-    for path in ("favicon.ico", "manifest.json", "pwa_icon/192", "gradio_api/openapi.json"):
+    for path in ("favicon.ico", "manifest.json", "gradio_api/openapi.json"):
         page.request.get(f"{url}/{path}", fail_on_status_code=True)
     assert any("/theme.css" in asked for _, asked in answered)
     assert [one for one in answered if one[0] >= 400] == []
