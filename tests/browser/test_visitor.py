@@ -415,7 +415,8 @@ def test_the_guard_lets_through_whatever_the_page_asks_for(
     for path in ("favicon.ico", "manifest.json", "gradio_api/openapi.json"):
         page.request.get(f"{url}/{path}", fail_on_status_code=True)
     assert any("/theme.css" in asked for _, asked in answered)
-    assert [one for one in answered if one[0] >= 400] == []
+    refused = {asked.removeprefix(url) for status, asked in answered if status >= 400}
+    assert refused <= {"/monitoring/summary"}  # how often others asked: no visitor's business
 
 
 def test_a_failure_is_the_owner_s_business_and_visitors_read_a_sentence(
