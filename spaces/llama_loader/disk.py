@@ -47,12 +47,12 @@ _IN_PLACE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O
 
 
 @contextmanager
-def errors(place: Path) -> Iterator[None]:
-    """Turn the operating system's errors into ``StoreError``."""
+def errors(place: Path, needed: int = 0) -> Iterator[None]:
+    """Turn the operating system's errors into ``StoreError``; it names the bytes ``needed``."""
     try:
         yield
     except OSError as error:
-        raise failure(place, error) from error
+        raise failure(place, error, needed) from error
 
 
 def is_full(error: OSError) -> bool:
@@ -60,10 +60,11 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
-def failure(place: Path, error: OSError) -> StoreError:
+def failure(place: Path, error: OSError, needed: int = 0) -> StoreError:
     """Return the error of a disk that is full, or that fails."""
     if is_full(error):
-        return StoreError("DISK_FULL", place=place, why=error.strerror)
+        needs = f" ({needed / 1e6:.0f} MB are needed)" if needed else ""
+        return StoreError("DISK_FULL", place=place, needs=needs, why=error.strerror)
     return StoreError("STORE_FAILED/place", why=reason(place, error))
 
 

@@ -319,7 +319,8 @@ class Store:
         """Fetch an artifact and unpack it on the way, from the chunks on that are kept."""
         from llama_loader import unpack
 
-        with root.folder("partial", make=0o700) as downloads:
+        needed = artifact.size + artifact.unpacked_size
+        with disk.errors(self.root, needed), root.folder("partial", make=0o700) as downloads:
             for name in downloads.unused(store_folder.DIGEST, disk.STALE_SECONDS):
                 downloads.unlink(name)
             downloads.make_room(artifact.sha256)

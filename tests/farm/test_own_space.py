@@ -17,7 +17,7 @@ import pytest
 from farm import loader, own_space, preflight
 from farm.errors import FarmError, PublishError, UsageError
 from farm.options import Deploy, Wish
-from farm.publish import deploy_space, pin_space
+from farm.publish import deploy_space, pin_space, places
 from farm.terminal.progress import BuildReport
 from tests.rigs import binaries, http_served, hub_repository, tiny_release
 from tests.rigs.heard import heard
@@ -172,6 +172,16 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
     with refused("PIN_INVALID", UsageError):
         make(allowed, dry_run=True)
     assert hub.repositories == {}
+
+
+@pytest.mark.usefixtures("hub")
+def test_release_in_a_folder_is_told_without_a_requirement_that_no_space_could_read(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_space.publish(released, places.parse(str(tmp_path / "place")))
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith("file://")
+    assert "requirements.txt" not in said.err
 
 
 @pytest.mark.parametrize("step", ["/llama-server/tag/", "/space/variables", "/space/commit/"])
