@@ -167,9 +167,11 @@ def manifest(
         release: its name, e.g. b11549-1; without it the one there, else bBUILD-1
         serial: its serial number; without it the one there, else 1
     """
+    from farm.publish.places import require_name
     from farm.release import MANIFEST, write
 
-    written = write(out, release=release, serial=serial)
+    name = None if release is None else require_name("release", release)
+    written = write(out, release=name, serial=serial)
     show.line(f"{out / MANIFEST}: {written.release}, {len(written.artifacts)} artifacts")
 
 

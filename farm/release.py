@@ -47,7 +47,10 @@ SCHEMA: Final = "manifest.schema.json"
 SUMS: Final = "SHA256SUMS"
 MAX_BYTES: Final = 32 << 30
 """Bytes of all tarballs of a release, which whoever verifies it fetches to a temporary folder."""
-_AGAIN: Final = "invoke manifest writes manifest and SBOMs again from the tarballs"
+_AGAIN: Final = (
+    "of a release that you fetched: fetch it again, and ask its publisher; of your own: invoke"
+    " manifest writes manifest and SBOMs again from the tarballs"
+)
 
 
 def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:

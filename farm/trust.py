@@ -22,6 +22,8 @@ from llama_loader.trust import signed_comment
 
 VARIABLE: Final = "FARM_SIGNING_KEY"
 PASSWORD: Final = "FARM_SIGNING_PASSWORD"  # noqa: S105 - the variable's name
+_OTHER_KEY: Final = "incompatible key identifiers"
+"""py-minisign's words for a signature that names another key."""
 _LARGEST: Final = 4096
 """Bytes. A minisign key has about 250."""
 
@@ -88,11 +90,15 @@ def signer(file: Path | None) -> Signer:
     where = VARIABLE if file is None else str(file)
     try:
         key = _parse(text)
+        password = os.environ.get(PASSWORD, "")
+        if key.is_encrypted() and not password:
+            raise UsageError("KEY_INVALID/password", where=where)
         if key.is_encrypted():
-            key.decrypt(os.environ.get(PASSWORD, ""))
+            key.decrypt(password)
         key.get_public_key()
     except (minisign.Error, ValueError) as error:
-        raise UsageError("KEY_INVALID", where=where, error=error) from error
+        case = "KEY_INVALID/pub" if _is_public(text) else "KEY_INVALID"
+        raise UsageError(case, where=where, error=error) from error
     return Signer(key)
 
 
@@ -100,16 +106,15 @@ def require_signed(content: bytes, signature: bytes, public_key: str, *, what: s
     """Check a signature; return its trusted comment, which is signed, too.
 
     Raises:
-        PublishError: ``SIGNED_BY_ANOTHER_KEY``: another key made it, or it is of other bytes.
+        PublishError: ``SIGNED_BY_ANOTHER_KEY``, or ``SIGNATURE_DAMAGED``: it is none, or it is of
+            other bytes.
     """
     try:
         return signed_comment(content, signature, public_key, what)
     except LoaderError as error:
-        raise PublishError(
-            "SIGNED_BY_ANOTHER_KEY",
-            error.message,
-            hint="use the key that its Spaces trust, or another channel",
-        ) from error
+        why = str(error.__cause__)
+        code = "SIGNED_BY_ANOTHER_KEY" if why == _OTHER_KEY else "SIGNATURE_DAMAGED"
+        raise PublishError(code, what=what, told=error.message, why=why) from error
 
 
 def require_public(text: str) -> str:
@@ -125,6 +130,13 @@ def require_public(text: str) -> str:
         # the text is not quoted: it may be the secret key
         raise UsageError("KEY_INVALID/public", error=error) from error
     return line
+
+
+def _is_public(text: bytes) -> bool:
+    try:
+        return bool(require_public(text.decode()))
+    except (UsageError, UnicodeDecodeError):
+        return False
 
 
 def _parse(text: bytes) -> minisign.SecretKey:

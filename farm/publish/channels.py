@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DAYS: Final = 90
 """How long a promotion is valid: long enough for holidays, and short enough that Spaces notice
 within a season if a mirror withholds newer promotions."""
-_OTHER_KEY: Final = "SIGNED_BY_ANOTHER_KEY"
+_NOT_OURS: Final = frozenset({"SIGNED_BY_ANOTHER_KEY", "SIGNATURE_DAMAGED"})
 _SKEW: Final = timedelta(minutes=5)
 """How far the clocks of two machines may differ."""
 
@@ -149,7 +149,7 @@ class Channel:
         try:
             return self._signed("manifest", self.what, older=older)
         except PublishError as error:
-            if not serials or error.code != _OTHER_KEY:
+            if not serials or error.code not in _NOT_OURS:
                 raise
             return self.numbered(serials[-1], older=older)
 
@@ -211,7 +211,7 @@ class Channel:
             try:
                 found = self.numbered(serial, older=older)
             except PublishError as error:
-                if error.code in {_OTHER_KEY, "CHANNEL_MISMATCH"}:
+                if error.code in {*_NOT_OURS, "CHANNEL_MISMATCH"}:
                     error.hint = (
                         f"{serial}.json or its signature was changed, lost or put there: put back"
                         " what was there, or remove it. If a promotion is lost, invoke promote"

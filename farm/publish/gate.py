@@ -25,7 +25,6 @@ from farm import durable, loader, release
 from farm.errors import FarmError, PackError, PublishError, SourceError, UsageError
 from farm.inputs import packages, pins
 from farm.inputs.packages import shown
-from farm.pack import FREE_SPACE
 from farm.publish import publishing
 from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
@@ -362,7 +361,7 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
 def _write(blocks: Iterable[bytes], place: Path, limit: int, what: str) -> None:
     with place.open("xb") as out:
         for block in blocks:
-            with durable.writing(place, hint=FREE_SPACE):
+            with durable.writing(place, hint="TMPDIR names a folder with more space"):
                 out.write(block)
             if out.tell() > limit:
                 raise PackError("RELEASE_MISMATCH/longer", what=what, limit=limit)

@@ -44,6 +44,8 @@ _Arguments = ParamSpec("_Arguments")
 
 _HELP: Final = re.compile(r"^    (\w+): (.+)$", re.MULTILINE)
 """A line under ``Args`` or ``Attributes`` of a docstring."""
+_MISSING: Final = re.compile(r"'(\S+)' did not receive required positional arguments: (.+)")
+"""How invoke says that a verb was given without what it cannot do without."""
 
 
 def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
@@ -186,6 +188,10 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
                 program.core.unparsed[:] = _one_each(program)
             method(program)
         except ParseError as error:
+            if missing := _MISSING.fullmatch(str(error)):
+                given, names = missing[1], missing[2].replace("'", "").replace("_", "-").upper()
+                hint = f"invoke --help {given} says what it takes"
+                _end(f"error[USAGE]: {given} needs {names}\nhint: {hint}", USAGE)
             near = " or ".join(_near(program, error))
             told = "invoke --list, or invoke --help VERB, says what there is"
             asked = f"did you mean {near}? " if near else ""
@@ -205,6 +211,8 @@ def _near(program: Program, error: ParseError) -> list[str]:
     dashes, wrong = found.groups() if found else ("", "")
     flags = error.context.flags if error.context and dashes else ()
     known = [name.lstrip("-") for name in flags or program.collection.task_names]
+    if wrong == "dry-run" and "check" in known:  # of a build it has another name
+        wrong = "check"
     begun = [name for name in known if wrong and name.startswith(wrong)]
     near = [f"{dashes}{name}" for name in begun or difflib.get_close_matches(wrong, known, 1)]
     verb = error.context if error.context and error.context.name and not dashes else None

@@ -274,7 +274,7 @@ def test_a_changed_history_is_not_rolled_back_to(signed: Signed) -> None:
     signed.promote(11549, 11550)
     past = signed.stable / "1.json"
     past.write_bytes(past.read_bytes().replace(b"11549", b"11551"))
-    with refused("SIGNED_BY_ANOTHER_KEY", PublishError):
+    with refused("SIGNATURE_DAMAGED", PublishError):
         signed.own.rollback()
 
 
@@ -329,7 +329,7 @@ def test_history_that_was_damaged_disarms_no_comparison_with_it(
     for build in (11549, 11550):
         with pytest.raises(PublishError) as caught:
             signed.promote(build)
-        assert caught.value.code in {"SIGNED_BY_ANOTHER_KEY", "RELEASE_CHANGED"}
+        assert caught.value.code in {"SIGNATURE_DAMAGED", "RELEASE_CHANGED"}
     assert not (signed.stable / "4.json").exists()
 
 
@@ -349,7 +349,7 @@ def test_file_under_a_number_that_was_not_given_yet_raises_no_serial(
             use()
     for at_least in (1, 5):
         with refused(
-            "CHANNEL_MISMATCH" if content is None else "SIGNED_BY_ANOTHER_KEY",
+            "CHANNEL_MISMATCH" if content is None else "SIGNATURE_DAMAGED",
             PublishError,
             f"serial {last}",
             hint=f"{last}.json",
@@ -362,7 +362,7 @@ def test_file_under_a_number_that_was_not_given_yet_raises_no_serial(
 def test_place_that_lost_a_promotion_begins_above_by_an_option(signed: Signed) -> None:
     signed.promote(11549, 11550, 11549)
     remove(signed.stable, 2)
-    with refused("SIGNED_BY_ANOTHER_KEY", PublishError, "serial 2", hint="--serial"):
+    with refused("SIGNATURE_DAMAGED", PublishError, "serial 2", hint="--serial"):
         signed.promote(11550)
     assert signed.own.promote("b11550-1", at_least=2).serial == 4
 

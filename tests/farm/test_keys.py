@@ -54,6 +54,13 @@ def test_an_encrypted_key_needs_its_password(
         with refused("KEY_INVALID", UsageError) as caught:
             trust.signer(tmp_path / "key")
         assert "a long one" not in caught.value.render()
+        assert ("FARM_SIGNING_PASSWORD is not set" in caught.value.message) is (not wrong)
+
+
+def test_public_key_in_place_of_the_secret_one_is_named(tmp_path: Path) -> None:
+    trust.generate(tmp_path / "key")
+    with refused("KEY_INVALID", UsageError, "key.pub holds the public key"):
+        trust.signer(tmp_path / "key.pub")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +112,9 @@ def test_a_key_or_signature_that_was_damaged_is_one_clear_error(
     at = number * len(signature) // 60
     for damaged in (signature[:at], b"\0" + signature[at:], signature[at:]):
         if damaged != signature:
-            with pytest.raises(PublishError):
+            with pytest.raises(PublishError) as caught:
                 trust.require_signed(b"x", damaged, public, what="x")
+            assert caught.value.code in {"SIGNATURE_DAMAGED", "SIGNED_BY_ANOTHER_KEY"}
     (tmp_path / "key").write_bytes(whole[: number * len(whole) // 62])
     with pytest.raises(UsageError):
         trust.signer(tmp_path / "key")
