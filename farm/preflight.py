@@ -96,6 +96,9 @@ def opened(
     with ExitStack() as stack:
         with findings.collecting():
             line, sets = resolve(request)
+            if request.arch_set is None and request.archs is None:
+                names = ", ".join(one.name for one in sets)
+                report.say(f"sets: {names} (--arch-set or --archs names others)")
         with findings.collecting():
             if not request.fresh:
                 shared_cache.check(report.say)

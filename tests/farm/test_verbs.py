@@ -109,6 +109,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("space --model 4b", "OPTION_MISSING", "--to OWNER/NAME"),
         ("demo --arch-set nope", "ARCH_SET_UNKNOWN", "sm90"),
         ("build-cpu --source nowhere", "SOURCE_NOT_LLAMA_CPP", "nowhere"),
+        ("build-cuda --source nowhere", "SOURCE_NOT_LLAMA_CPP", "sets: sm120, sm90 (--arch-set"),
         ("verify --folder nowhere", "RELEASE_MISSING", "nowhere"),
         ("verify nowhere/manifest.json", "RELEASE_MISSING", "nowhere"),
         ("verify http://192.0.2.1/", "RELEASE_URL_UNSAFE", "https"),
