@@ -226,8 +226,9 @@ def update_pins(_: object, newest: bool = False) -> None:
     """
     from farm.update_pins import compared, main
 
-    if main(newest=newest).newer is not None:
-        show.line(compared())
+    if main(say=show.line, newest=newest).newer is not None:
+        for line in compared():
+            show.line(line)
 
 
 @verb

@@ -307,7 +307,10 @@ def pack_kept(kept: KeptTree, request: BuildRequest, report: BuildReport, *, beg
     tarball = tarball or kept.pack(request.out)
     if request.copy is not None:
         request.copy.parent.mkdir(parents=True, exist_ok=True)
-        with durable.replacing(request.copy, 0o644) as copy, tarball.open("rb") as packed:
+        with (
+            durable.replacing(request.copy, 0o644) as copy,
+            durable.open_regular(tarball, follow=False) as packed,  # others may write to --out
+        ):
             shutil.copyfileobj(packed, copy)
     report.say(f"{how}: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
     return Made(tarball, compiled - began, time.monotonic() - compiled)

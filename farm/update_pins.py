@@ -90,8 +90,10 @@ def main(
     return Update(changes, now if now > int(old["source"]["build"]) else None)
 
 
-def compared(remote: str = source.GIT_REMOTE) -> str:
+def compared(remote: str = source.GIT_REMOTE) -> tuple[str, ...]:
     """Return in which files the pinned archive differs from llama.cpp's own tag of that build.
+
+    The lines are a pull request's text: what a file's name would hide there stands in a fence.
 
     Raises:
         SourceError: llama.cpp's repository or the package index cannot be reached.
@@ -101,7 +103,9 @@ def compared(remote: str = source.GIT_REMOTE) -> str:
     differing = differences(source.from_archive(pin).tree, tag.tree)
     first = f"{pin.filename}: not as in llama.cpp's tag b{pin.build} ({tag.commit}) are"
     names = [f"- {printable(name)}" for name in differing]  # all: one that is hidden may count
-    return "\n".join((f"{first} {len(differing)} of its files", *names))
+    longest = max(map(len, re.findall("`+", "".join(names))), default=0)
+    fence = "`" * (max(longest, 2) + 1)
+    return (f"{first} {len(differing)} of its files", "", fence, *names, fence)
 
 
 def differences(tree: Path, upstream: Path) -> tuple[str, ...]:

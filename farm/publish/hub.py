@@ -164,7 +164,7 @@ class Hub(Destination):
 
     def names(self, folder: str) -> tuple[str, ...]:
         """List the files in a folder of the main branch."""
-        return tuple(path.rpartition("/")[2] for path in self._files(folder))
+        return tuple(self._in(folder))
 
     def folders(self) -> tuple[str, ...]:
         """Return the folders of the main branch."""
@@ -235,10 +235,17 @@ class Hub(Destination):
 
     def _folder(self, release: str, revision: str) -> Mapping[str, Known]:
         found: dict[str, Known] = {}
-        for path, file in self._files(release, revision).items():
+        for name, file in self._in(release, revision).items():
+            path = f"{release}/{name}"
             digest = file.lfs.oid if file.lfs else partial(self._sha256, path, revision)
-            found[path.rpartition("/")[2]] = Known(file.size, digest)
+            found[name] = Known(file.size, digest)
         return found
+
+    def _in(self, folder: str, revision: str = "main") -> dict[str, File]:
+        """Return the files of a folder by their names; those of folders in it are others."""
+        found = self._files(folder, revision).items()
+        there = {path.removeprefix(f"{folder}/"): file for path, file in found}
+        return {name: file for name, file in there.items() if "/" not in name}
 
     def _sha256(self, path: str, revision: str) -> str:
         with hub_errors(self.where):

@@ -14,19 +14,20 @@ import io
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, Final
 
 from llama_loader import disk, gguf_header, hub_client, model_file
 from llama_loader.concurrency import Background
-from llama_loader.errors import LoaderError, NetworkError
+from llama_loader.errors import IntegrityError, LoaderError, NetworkError
 from llama_loader.events import Downloading, Event, Note, Sink
 from llama_loader.fetch import Fetcher
 from llama_loader.locations import Web
@@ -34,6 +35,8 @@ from llama_loader.settings import Settings
 
 _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may be silent when it answers a question about a file."""
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+"""The ETag of a large file."""
 _LONGEST_NAME: Final = 1024
 """Characters of a file's name; longer ones of a list count for none."""
 _LARGEST: Final = 1 << 50
@@ -81,6 +84,8 @@ def cached(settings: Settings) -> list[Path | None]:
     except (ImportError, ValueError):  # the second is a variable of its own: see hub_client
         return []
     found: list[Path | None] = []
+    if not _is_small(_ref(settings)):
+        return [None]
     for name in gguf_header.parts(settings.gguf_filename):
         try:
             path = try_to_load_from_cache(
@@ -163,6 +168,18 @@ def size(settings: Settings) -> int | None:
     return _size(remote)
 
 
+def _require_pinned(settings: Settings, remote: _Remote) -> None:
+    """Refuse a file that cannot be the pinned one before its first byte comes.
+
+    What is in the cache once is found by each later start, and no other server is asked.
+    """
+    pinned = settings.gguf_sha256
+    if pinned and _SHA256.fullmatch(remote.etag) and remote.etag != pinned:
+        raise IntegrityError(
+            "MODEL_SHA256_MISMATCH", path=settings.model, digest=remote.etag, sha256=pinned
+        )
+
+
 def _size(remote: list[_Remote]) -> int | None:
     sizes = [one.size for one in remote]
     return None if None in sizes else sum(filter(None, sizes))
@@ -175,6 +192,8 @@ def fetch(settings: Settings, sink: Sink) -> Path:
     if None in cached(settings) and not settings.offline:
         _require_own_cache(settings, sink)
         remote = _on_hub(settings)
+        for one in remote:
+            _require_pinned(settings, one)
         _require_room(settings, remote)
     names, found, done = gguf_header.parts(settings.gguf_filename), [], 0
     for name, one in zip_longest(names, remote):
@@ -194,20 +213,34 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
 
     cache, folder = hub_client.cache(), _folder(settings)
     place = next(one for one in (cache, *cache.parents) if os.path.exists(one))  # noqa: PTH110
-    ways = [
-        folder,
-        *(one for pattern in ("*", "refs/*", "snapshots/*") for one in folder.glob(pattern)),
-    ]
-    ways += [cache / ".locks", cache / ".locks" / folder.name]
+    inner = PurePosixPath(settings.gguf_filename).parent
+    ends = [_ref(settings), folder / "blobs", cache / ".locks" / folder.name]
+    ends += [one / inner for one in (folder / "snapshots").glob("*")]
+    ways = {one for end in ends for one in (end, *end.parents) if one.is_relative_to(cache)}
     foreign = [
         one for one in ways if one.is_symlink() and one.lstat().st_uid not in {0, os.geteuid()}
     ]
-    if not foreign and cache.is_absolute() and os.access(place, os.W_OK | os.X_OK):
+    may_write = cache.is_absolute() and os.access(place, os.W_OK | os.X_OK)
+    if may_write and not foreign and _is_small(_ref(settings)):
         return
     with disk.errors(cache):
         own = disk.make_private_folder("llama-loader-hub")
     constants.HF_HUB_CACHE = str(own)
     sink(Note.of("MODEL_CACHE_TEMPORARY", cache=cache, own=own))
+
+
+def _ref(settings: Settings) -> Path:
+    """Return the file of the Hub's cache with the commit that a revision's name stands for."""
+    return _folder(settings) / "refs" / (settings.gguf_revision or "main")
+
+
+def _is_small(ref: Path) -> bool:
+    """Whether the Hub's client, which reads a ref as a whole, may look at it, if there is one."""
+    try:
+        status = ref.stat()
+    except OSError:
+        return True
+    return stat.S_ISREG(status.st_mode) and status.st_size <= _LONGEST_NAME
 
 
 def _require_room(settings: Settings, remote: list[_Remote]) -> None:
@@ -316,13 +349,15 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
             return
         _go_on(settings, remote, transfer)
         try:
-            size = remote.begun.stat().st_size
-            if re.fullmatch("[0-9a-f]{64}", remote.etag):
+            size, pinned = remote.begun.stat().st_size, settings.gguf_sha256
+            if _SHA256.fullmatch(remote.etag):
                 name = "MODEL_SHA256_MISMATCH/hub"
                 model_file.require_digest(remote.begun, remote.etag, name)
             elif (header := gguf_header.read(remote.begun)) is None or header.end > size:
                 told = f"what it sends for {settings.model} is no whole GGUF file"
                 raise hub_client.failure("HUB_UNUSABLE", settings, told)
+            elif pinned:
+                model_file.require_digest(remote.begun, pinned)
         except LoaderError:
             remote.begun.unlink()
             raise

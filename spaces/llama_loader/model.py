@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_loader import gguf_header, hub, model_file
-from llama_loader.errors import IntegrityError, NetworkError, SettingError
+from llama_loader.errors import NetworkError, SettingError
 from llama_loader.events import Sink, ignore
 from llama_loader.settings import Settings
 
@@ -65,16 +65,10 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
     number, count = gguf_header.part(name)
     if pinned and count > 1:
         raise SettingError("MODEL_PIN_OF_PARTS", model=settings.model, number=number, count=count)
-    is_new = given is None and None in hub.cached(settings)
     path = given or hub.fetch(settings, sink)
     model_file.require_usable(path)
     if pinned:
-        try:
-            model_file.require_digest(path, pinned)
-        except IntegrityError:
-            if is_new:  # else each start would find it in the cache, and ask no other server
-                path.resolve().unlink()
-            raise
+        model_file.require_digest(path, pinned)
     return path
 
 

@@ -167,6 +167,10 @@ def test_foreign_files_beside_a_release_are_not_read(
 
         monkeypatch.setattr(place.server, "answer", record)
         assert publishing.prepare(released, place.open(), lambda _: None).new == ()
+        # nor does a file in a folder below answer for the one that is gone
+        files[f"b11549-1/z/{NAMES[0]}"] = files.pop(f"b11549-1/{NAMES[0]}")
+        (new,) = publishing.prepare(released, place.open(), lambda _: None).new
+        assert new.name == NAMES[0]
     assert any("/resolve/" in path for path in asked)
     assert not [path for path in asked if ".txt" in path]
 

@@ -119,7 +119,7 @@ def gh(tmp_path: Path, caches: list[dict[str, object]]) -> workflows.Instead:
     """GitHub's own program, which only GitHub answers: its words go to a file, jq is real."""
     (tmp_path / "caches").write_text(json.dumps(caches))
     (tmp_path / "gh").write_text(
-        f'#!/bin/sh\necho "$*" >> {tmp_path}/said\ncase "$1 $2" in\n"pr view") exit 1;;\n'
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/said\ncase "$1 $2" in\n"pr edit") exit 1;;\n'
         f'"cache list") while [ "$1" != --jq ]; do shift; done; jq -r "$2" {tmp_path}/caches;;\n'
         "esac\n"
     )
@@ -405,7 +405,7 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
         assert titles == ["llama.cpp b11600", "Digests of packages and images"]
         said = (tmp_path / "said").read_text("utf-8").splitlines()
         assert [line.split()[:3] for line in said[:2]] == [
-            ["pr", "view", branch], ["pr", "create", "--head"],
+            ["pr", "edit", branch], ["pr", "create", "--head"],
         ]  # fmt: skip
         changes = (tmp_path / "job0" / "work" / "changes.txt").read_text("utf-8")
         assert "not as in llama.cpp's tag b11600" in changes

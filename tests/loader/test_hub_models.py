@@ -29,7 +29,7 @@ from tests.rigs import fault_server, http_served, hub, refusals
 from tests.rigs.fault_server import FaultServer
 from tests.rigs.heard import heard
 from tests.rigs.http_served import Answer, Request
-from tests.rigs.hub import Hub, serving
+from tests.rigs.hub import COMMIT, Hub, serving
 from tests.rigs.small_disk import mounted
 from tests.rigs.waiting import until
 
@@ -352,7 +352,7 @@ def test_begun_download_that_is_no_file_of_this_user_alone_is_not_gone_on_with(
     assert path.stat().st_uid == os.geteuid()
 
 
-@pytest.mark.parametrize("place", ["refs", "snapshots", "blobs", ""])
+@pytest.mark.parametrize("place", ["refs", "snapshots", "blobs", "", f"snapshots/{COMMIT}/sub"])
 def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, place: str) -> None:
     """The Hub's client writes through it: its commit into ``refs/main``, say."""
     mine = tmp_path / "project" / "refs"
@@ -362,8 +362,8 @@ def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, 
     link.parent.mkdir(parents=True)
     link.symlink_to(mine if place else mine.parent)
     os.chown(link, 4321, 4321, follow_symlinks=False)
-    with serving(Hub(files={"m.gguf": TINY})) as hub:
-        environ = environment(hub, tmp_path, GGUF_FILENAME="m.gguf")
+    with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
+        environ = environment(hub, tmp_path, GGUF_FILENAME="sub/m.gguf")
         told = heard([sys.executable, "-c", TELL], env=environ).stdout.splitlines()
     assert told[0] == "MODEL_CACHE_TEMPORARY"
     assert Path(told[-1]).read_bytes() == TINY
@@ -372,12 +372,17 @@ def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, 
     ] == ["a branch"]
 
 
-def test_file_that_is_not_the_pinned_one_is_not_kept(tmp_path: Path) -> None:
-    """Kept, it would be found by every later start, and no other server asked."""
+@pytest.mark.parametrize("named", [{}, {"ETag": '"1"'}])
+def test_file_that_is_not_the_pinned_one_is_not_kept(
+    tmp_path: Path, named: dict[str, str | None]
+) -> None:
+    """Kept, it would be found by every later start, and no other server asked.
+
+    By the Hub's ETag it is refused before it comes.
+    """
     pin = hashlib.sha256(TINY).hexdigest()
-    other = TINY + bytes(100)
-    for content, code in ((other, "MODEL_SHA256_MISMATCH"), (TINY, None)):
-        with serving(Hub(files={"m.gguf": content})) as hub:
+    for content, code in ((TINY + bytes(100), "MODEL_SHA256_MISMATCH"), (TINY, None)):
+        with serving(Hub(files={"m.gguf": content}, changed=named)) as hub:
             asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", "gguf_sha256": pin}
             wanted = load({}, {"HOME": str(tmp_path)}, hf_endpoint=hub.url, **asked)
             if code is None:
@@ -385,6 +390,20 @@ def test_file_that_is_not_the_pinned_one_is_not_kept(tmp_path: Path) -> None:
             else:
                 with refusals.refused(code, LoaderError, "pinned"):
                     model.get(wanted)
+                assert len(hub.bodies) == len(named)
+
+
+def test_ref_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    """The Hub's client reads one as a whole; who can write to the cache can make it sparse."""
+    ref = tmp_path / "hf" / "hub" / "models--me--model" / "refs" / "main"
+    ref.parent.mkdir(parents=True)
+    with ref.open("wb") as file:
+        file.truncate(1 << 40)
+    with serving(Hub(files={"m.gguf": TINY})) as hub:
+        environ = environment(hub, tmp_path, GGUF_FILENAME="m.gguf")
+        told = heard([sys.executable, "-c", TELL], env=environ).stdout.splitlines()
+    assert told[0] == "MODEL_CACHE_TEMPORARY"
+    assert Path(told[-1]).read_bytes() == TINY
 
 
 HTML = b"<!doctype html><title>log in</title>"
