@@ -73,6 +73,9 @@ _PACKAGES = {"minisign": "py-minisign", "backports": "backports.zstd"}
 """Packages whose modules have another name."""
 
 
+_MISPLACED = "comes before the command"
+
+
 class _Parser(argparse.ArgumentParser):
     """Says usage errors in the words of all other errors."""
 
@@ -83,6 +86,11 @@ class _Parser(argparse.ArgumentParser):
         known = re.findall(r"--([a-z-]+)", self.format_help()) if dashes else _COMMANDS
         near = difflib.get_close_matches(wrong, known, 1)
         hint = "".join(f"did you mean {dashes}{name}? " for name in near)
+        file = re.search(r"arguments: (?:.* )?(\S+\.gguf)(?: |$)", message)
+        if file and not near and self.prog.endswith((" serve", " doctor")):
+            hint = f"did you mean --model {file[1]}? "
+        if message.endswith(_MISPLACED):
+            hint += "options come after the command: "
         after = "; options of llama-server go after --" if self.prog.endswith(" serve") else ""
         error = LoaderError("USAGE", message, hint=f"{hint}{self.prog} --help{after}")
         raise SystemExit(_complain(error.render(), _USAGE))
@@ -118,6 +126,8 @@ def _parsed(given: list[str]) -> argparse.Namespace:
         extra = given[given.index("--") + 1 :]
         given = given[: given.index("--")]
     parser = _parser()
+    if given and given[0].startswith("--") and given[0] != "--help":
+        parser.error(f"{given[0].partition('=')[0]} {_MISPLACED}")
     options, unknown = parser.parse_known_args(given)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -156,7 +156,11 @@ class Store:
         entry = next((one for one in artifacts or () if one.sha256 == path.name), None)
         if artifacts is not None and entry is None:
             raise IntegrityError("OTHER_ARTIFACT", path=path)
-        with disk.errors(path), Folder.open(path) as place:
+        with disk.errors(path), contextlib.ExitStack() as opened:
+            try:
+                place = opened.enter_context(Folder.open(path))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise SettingError("NOT_A_RUNTIME", folder=folder) from error
             installed = Receipt.read(place).installed(path, entry, self._sink)
         installed.verify()
         if entry is None:

@@ -2,6 +2,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,7 +291,7 @@ REFUSALS: dict[tuple[int, str], list[list[str]]] = {
         *(["serve"], ["serve", "--model", "a", "--hf", "b", "c"], ["serve", "--hf", "only-one"]),
         *(["verify"], ["verify", ""], ["verify", "--no-test-run", "x"]),
     ],
-    (2, "NOT_A_RUNTIME"): [["verify", "/proc"]],
+    (2, "NOT_A_RUNTIME"): [["verify", "/proc"], ["verify", f"/proc/runtimes/{'0' * 64}/llama"]],
     (2, "SETTING_INVALID"): [
         ["fetch", "--arch", "hopper"],
         ["fetch", "--arch", ""],
@@ -371,6 +372,7 @@ def test_package_that_is_not_installed_is_named_with_the_command_that_installs_i
         ("servee", "serve"),
         ("fetch --manifst=x", "--manifest"),
         ("fetch --check", ""),
+        ("serve --port 0 m.gguf", "--model m.gguf"),
         ("serve --ctx-size=100", ""),
     ],
 )
@@ -378,6 +380,13 @@ def test_name_near_to_a_mistyped_one_is_offered(command: Command, wrong: str, ne
     hint = refused(command(*wrong.split()), 2, "USAGE")
     assert f"did you mean {near}?" in hint if near else "did you mean" not in hint
     assert ("options of llama-server go after --" in hint) is wrong.startswith("serve ")
+
+
+@pytest.mark.parametrize("wrong", ["--manifest x fetch", "--offline fetch", "--arch=90"])
+def test_an_option_before_the_command_is_told_its_place(command: Command, wrong: str) -> None:
+    told = refused(command(*wrong.split()), 2, "USAGE")
+    assert f"{re.split('[ =]', wrong)[0]} comes before the command\n" in told
+    assert "hint: options come after the command: " in told
 
 
 def test_a_host_without_gpu(command: Command, release: Path) -> None:
