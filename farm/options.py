@@ -92,8 +92,8 @@ def require_known(code: str, option: str, value: str, known: tuple[str, ...]) ->
         raise UsageError(code, f"{option} {value!r}", hint=f"it is one of {', '.join(known)}")
 
 
-def one_of(options: Mapping[str, str | None]) -> None:
-    """Require exactly one of several options.
+def one_of(options: Mapping[str, str | None]) -> str:
+    """Require exactly one of several options; return its name.
 
     Raises:
         UsageError: none or more than one was given.
@@ -101,6 +101,20 @@ def one_of(options: Mapping[str, str | None]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         raise UsageError("OPTIONS_INVALID", options=", ".join(options), given=len(given))
+    return given[0]
+
+
+def require_beside(chosen: str, taken: tuple[str, ...], others: Mapping[str, str | None]) -> None:
+    """Refuse options that the chosen one does not take beside it: they would be ignored.
+
+    Raises:
+        UsageError: names them, and those that it takes.
+    """
+    wrong = [name for name, value in others.items() if value is not None and name not in taken]
+    if wrong:
+        hint = f"{chosen} takes {', '.join(taken) or 'none of these'}"
+        named = ", ".join(wrong)
+        raise UsageError("OPTIONS_INVALID/beside", options=named, chosen=chosen, hint=hint)
 
 
 Days = Annotated[int, _days]

@@ -68,9 +68,10 @@ def gate(
     if to is None and release is None:
         report = checking.run(folder, show.check)
     else:
-        name = places.require_name("release", release)
-        report = checking.check_published(places.parse(to), name, show.check)
-    show.gate(report)
+        place = places.parse(to)
+        name = places.require_given("release", release, place)
+        report = checking.check_published(place, name, show.check)
+    show.gate(report, to)
 
 
 @verb
@@ -102,8 +103,8 @@ def promote(
     from farm.publish import gate as checking
 
     name = places.require_name("release", release)
-    wanted = places.require_name("channel", channel)
-    place, signer = places.parse(to), trust.signer(key)
+    place = places.parse(to)
+    wanted, signer = places.require_given("channel", channel, place), trust.signer(key)
     own = channels.Channel(place, wanted, signer, places.project(project))
     checked = checking.require_gate(place, name, show.check, checked=sha256)
     if sha256 is None:
@@ -132,8 +133,8 @@ def rollback(
     from farm import trust
     from farm.publish import channels, places
 
-    wanted = places.require_name("channel", channel)
-    place, signer = places.parse(to), trust.signer(key)
+    place = places.parse(to)
+    wanted, signer = places.require_given("channel", channel, place), trust.signer(key)
     own = channels.Channel(place, wanted, signer, places.project(project))
     show.promotion(own.rollback(days=days))
 
@@ -229,9 +230,11 @@ def pin_space(
     from farm.publish import pin_space as pins_of
     from farm.publish import places
 
-    options.one_of(
+    chosen = options.one_of(
         {"--manifest": manifest, "--release": release, "--channel": channel, "--url": url}
     )
+    beside = {"--to": to, "--public-key": public_key, "--project": project, "--suppose": suppose}
+    options.require_beside(chosen, pins_of.BESIDE[chosen], beside)
     if url is not None:
         found = pins_of.archive(url, (suppose,) if suppose else own_space.ZEROGPU)
         show.archive(found)

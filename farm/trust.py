@@ -154,7 +154,7 @@ def _read(file: Path) -> bytes:
             content = stream.read(_LARGEST)
     except OSError as error:
         raise UsageError("KEY_MISSING/file", file=file, strerror=error.strerror) from error
-    if mode & 0o077:
+    if mode & 0o077 and not _is_public(content):
         sys.stderr.write(f"note[KEY_READABLE]: others may read {file}: chmod 600 {file}\n")
     return content
 

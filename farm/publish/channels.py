@@ -165,7 +165,7 @@ class Channel:
         """
         found, serials = self.present(older=False), self.place.channel_serials(self.name)
         if found is None or not serials:
-            raise PublishError("CHANNEL_MISSING/place", where=self.place.where, name=self.name)
+            raise missing(self.place, self.name)
         require_newest(self.place, self.name, self._pair("manifest"), found.serial)
         return found
 
@@ -297,8 +297,7 @@ def due(
     destination.require_there()
     names = destination.channels()
     if only is not None and only not in names:
-        hint = f"there is {', '.join(names)}" if names else "invoke promote makes one"
-        raise PublishError("CHANNEL_MISSING/place", hint=hint, where=destination.where, name=only)
+        raise missing(destination, only)
     end = _now() + timedelta(days=days)
     found: dict[str, Manifest] = {}
     errors: list[FarmError] = []
@@ -311,6 +310,15 @@ def due(
         if named.expires is not None and named.expires <= end:
             found[name] = named
     return found, errors
+
+
+def missing(destination: Destination, name: str) -> PublishError:
+    """Return the error of a channel that is not there, with the names of those that are."""
+    names: tuple[str, ...] = ()
+    with suppress(FarmError):  # the place itself may be missing
+        names = tuple(one for one in destination.channels() if one != name)
+    hint = f"there is {', '.join(names)}" if names else "invoke promote makes one"
+    return PublishError("CHANNEL_MISSING", hint=hint, where=destination.where, name=name)
 
 
 def state(destination: Destination, name: str) -> tuple[bytes, FarmError | None]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from farm import PROJECT_ROOT, durable, elf, loader, targets, trust
 from farm.errors import FarmError, InspectError, PublishError, UsageError
+from farm.inputs.packages import shown
 from farm.pack import Inventory, is_elf
 from farm.publish import channels, gate
 from farm.publish.places import Signed
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
     from llama_loader.manifest import Artifact
 
 FILE: Final = PROJECT_ROOT / "spaces" / "release.json"
+BESIDE: Final[dict[str, tuple[str, ...]]] = {
+    "--manifest": (),
+    "--release": ("--to",),
+    "--channel": ("--to", "--public-key", "--project"),
+    "--url": ("--suppose",),
+}
+"""The options that each way to name what is pinned takes beside it."""
+_CHANNEL: Final = re.compile(r"/(?:channels/|channel-)([^/]+)/[^/]+\Z")
 _URL: Final = "YAKULINGO_SPACES_LLAMA_CPP_URL"
 _SHA256: Final = "YAKULINGO_SPACES_LLAMA_CPP_SHA256"
 _CHUNK: Final = 1 << 30
@@ -45,12 +54,17 @@ def url(manifest_url: str) -> Pin:
     """Pin the manifest at a URL: https, hf, file, or http on loopback.
 
     Raises:
-        UsageError: it is another kind of URL.
+        UsageError: it is another kind of URL; ``PIN_IS_CHANNEL``: the next promotion would change
+            what is pinned.
         SourceError: it cannot be read.
         IntegrityError: it is no manifest.
     """
-    content = gate.read_manifest(manifest_url)
-    return _pin(manifest_url, content, what=manifest_url)
+    pin = _pin(manifest_url, gate.read_manifest(manifest_url), what=manifest_url)
+    if pin.manifest.expires is not None:  # a release's does not expire
+        named = _CHANNEL.search(urlsplit(manifest_url).path)
+        name = unquote(named[1]) if named else "NAME"
+        raise UsageError("PIN_IS_CHANNEL", url=shown(manifest_url), name=name)
+    return pin
 
 
 def release(destination: Destination, name: str) -> Pin:
@@ -81,7 +95,7 @@ def channel(
     content = destination.channel_file(name, MANIFEST)
     what = f"channel {name} of {destination.where}"
     if content is None:
-        raise PublishError("CHANNEL_MISSING", what=what)
+        raise channels.missing(destination, name)
     signature = destination.channel_file(name, f"{MANIFEST}.minisig") or b""
     project = project or destination.project
     comment = trust.require_signed(content, signature, public_key, what=what)

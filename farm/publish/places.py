@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -309,6 +310,22 @@ def require_name(kind: str, name: str | None) -> str:
     if not name or not _NAME.fullmatch(name) or ".." in name:
         raise UsageError("NAME_INVALID" if name else "NAME_INVALID/none", kind=kind, name=name)
     return name
+
+
+def require_given(kind: str, name: str | None, place: Destination) -> str:
+    """Return the name that ``--release`` or ``--channel`` gives.
+
+    Raises:
+        UsageError: it was not given; names what the place has. Or it cannot be one.
+    """
+    if name:
+        return require_name(kind, name)
+    there: tuple[str, ...] = ()
+    with suppress(FarmError):  # the place may be missing, too, or not answer
+        there = place.releases()[:-6:-1] if kind == "release" else place.channels()
+    usual = "such as --release b11549-1" if kind == "release" else "such as --channel stable"
+    hint = f"there is {', '.join(there)}" if there else usual
+    raise UsageError("OPTION_MISSING", option=f"--{kind}", hint=hint)
 
 
 def project(name: str | None) -> str | None:

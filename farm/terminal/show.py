@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from datetime import datetime, timedelta, timezone
@@ -160,15 +161,21 @@ def check(made: Check) -> None:
     line(f"{'ok' if made.passed else 'FAILED':8} {made.name}: {made.detail}")
 
 
-def gate(report: Report) -> None:
-    """Print the end of the gate.
+def gate(report: Report, to: str | None = None) -> None:
+    """Print the end of the gate; its last word is the digest, which workflows read.
+
+    Args:
+        report: of the checks.
+        to: where the release is published, if the gate was told so.
 
     Raises:
         PublishError: a check failed.
     """
     report.require_passed()
     line(f"{report.release} may be published and promoted")
-    line(f"promote these bytes: invoke promote {report.release} --sha256 {report.manifest_sha256}")
+    place = shlex.quote(to) if to else "PLACE"
+    named = f"{report.release} --channel NAME --to {place} --key FILE"
+    line(f"promote these bytes: invoke promote {named} --sha256 {report.manifest_sha256}")
 
 
 def not_started(release: str) -> None:

@@ -225,6 +225,34 @@ def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(signed: Signe
         signed.channel("missing").renew()
 
 
+def test_a_channel_that_is_not_there_or_not_named_is_answered_with_those_that_are(
+    signed: Signed,
+) -> None:
+    with refused("CHANNEL_MISSING", PublishError, hint="invoke promote makes one"):
+        signed.pin()
+    signed.channel("candidate").promote("b11549-1")
+    with refused("CHANNEL_MISSING", PublishError, hint="there is candidate"):
+        signed.pin()
+    with refused("CHANNEL_MISSING", PublishError, hint="there is candidate"):
+        signed.own.rollback()
+    with refused("OPTION_MISSING", UsageError, "--channel", hint="there is candidate"):
+        places.require_given("channel", None, signed.to)
+    with refused("OPTION_MISSING", UsageError, "--release", hint="there is b11550-1, b11549-1"):
+        places.require_given("release", None, signed.to)
+
+
+def test_a_channel_s_manifest_is_not_pinned_by_its_digest(signed: Signed) -> None:
+    signed.promote(11549)
+    assert pin_space.url(signed.to.manifest_url("b11549-1")).content["manifest_sha256"]
+    for url, name in (
+        (signed.to.channel_url("stable"), "stable"),
+        ((signed.stable / "1.json").as_uri(), "stable"),
+        (shutil.copy(signed.stable / "1.json", signed.folder / "m.json").as_uri(), "NAME"),
+    ):
+        with refused("PIN_IS_CHANNEL", UsageError, hint=f"--channel {name} --to PLACE"):
+            pin_space.url(url)
+
+
 def test_a_clock_that_is_behind_promotes_nothing(
     signed: Signed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,10 +57,13 @@ def test_an_encrypted_key_needs_its_password(
         assert ("FARM_SIGNING_PASSWORD is not set" in caught.value.message) is (not wrong)
 
 
-def test_public_key_in_place_of_the_secret_one_is_named(tmp_path: Path) -> None:
+def test_public_key_in_place_of_the_secret_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trust.generate(tmp_path / "key")
     with refused("KEY_INVALID", UsageError, "key.pub holds the public key"):
         trust.signer(tmp_path / "key.pub")
+    assert capsys.readouterr().err == ""  # that others may read it is no mistake
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from verbs import PROJECT
 from farm import release
 from farm.errors import UsageError
 from farm.publish import pin_space, places
-from farm.publish.gate import Check
+from farm.publish.gate import Check, Report
 from farm.terminal import show, status
 from farm.terminal.status import Overview, Row
 from llama_loader.manifest import Cuda, Manifest
@@ -113,6 +113,18 @@ def test_the_verbs_are_listed_without_an_import_of_the_work() -> None:
     assert "rich.console" not in imported
     assert not imported & {"farm.pipeline", "farm.release", "farm.pack", "farm.engines"}
     assert len([name for name in imported if name.startswith("farm.")]) < 15
+
+
+@pytest.mark.parametrize(
+    ("to", "place"), [(None, "PLACE"), ("hf:a/b", "hf:a/b"), ("my place", "'my place'")]
+)
+def test_the_gate_ends_with_a_promotion_and_its_digest(
+    to: str | None, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workflows take the digest from the end of the last line."""
+    show.gate(Report("b1-1", "0" * 64, ()), to)
+    wanted = f"invoke promote b1-1 --channel NAME --to {place} --key FILE --sha256 {'0' * 64}"
+    assert capsys.readouterr().out.endswith(f"{wanted}\n")
 
 
 def test_texts_from_outside_are_shown_without_terminal_codes(

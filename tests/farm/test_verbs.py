@@ -79,9 +79,21 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("rebuild http://example.org/manifest.json", "RELEASE_URL_UNSAFE", "loopback"),
         ("publish --to s3:bucket", "DESTINATION_INVALID", "such as --to hf:OWNER/llama-server"),
         ("publish", "OPTION_MISSING", "--to"),
-        ("promote b1-1 --to x", "NAME_INVALID", "channel"),
+        ("promote b1-1 --to x", "OPTION_MISSING", "--channel"),
+        ("rollback --to x", "OPTION_MISSING", "--channel was not given"),
         ("promote ../x --channel stable --to x", "NAME_INVALID", "release"),
         ("pin-space", "OPTIONS_INVALID", "--manifest"),
+        *(
+            (f"pin-space {wrong}", "OPTIONS_INVALID", f"{named} does not go with {chosen}")
+            for wrong, named, chosen in (
+                ("--manifest x --public-key RW", "--public-key", "--manifest"),
+                ("--manifest x --to .", "--to", "--manifest"),
+                ("--to . --release b1-1 --public-key RW", "--public-key", "--release"),
+                ("--to . --release b1-1 --project a/b", "--project", "--release"),
+                ("--to . --channel stable --suppose x", "--suppose", "--channel"),
+                ("--url x --to . --project a/b", "--to, --project", "--url"),
+            )
+        ),
         ("pin-space --manifest http://example.org/m.json", "RELEASE_URL_UNSAFE", "https"),
         ("deploy-space --to nobody", "SPACE_INVALID", "OWNER/NAME"),
         ("build-cuda --arch-set zerogpu --copy x.tar.gz", "COPY_OF_SEVERAL", "2 are asked"),
@@ -143,7 +155,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("publish --to README.md", "DESTINATION_INVALID", "--folder takes the release"),
         ("status --to nowhere", "DESTINATION_MISSING", "nowhere"),
         ("gate --release b1-1", "OPTION_MISSING", "--to"),
-        ("gate --to .", "NAME_INVALID", "release"),
+        ("gate --to .", "OPTION_MISSING", "--release was not given"),
         ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "begins with RW"),
         ("deploy-space --to a/b --hardware zero", "HARDWARE_UNKNOWN", "zero-a10g (ZeroGPU)"),
         ("deploy-space --to a/b --model 70b", "MODEL_INVALID", "4b, 12b, 27b"),
