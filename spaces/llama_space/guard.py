@@ -12,13 +12,14 @@ brings Starlette along; nothing else of ``llama_space`` imports it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import json
+import logging
 import os
 import re
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -29,8 +30,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
-from llama_loader.disk import make_private_folder
-from llama_loader.errors import safe
+from llama_loader.disk import make_private_folder, reason
+from llama_loader.errors import StoreError, safe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,9 +39,15 @@ if TYPE_CHECKING:
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-if "GRADIO_TEMP_DIR" not in os.environ:  # gradio's own is one for all users of the machine
-    with contextlib.suppress(OSError):
+if not os.environ.get("GRADIO_TEMP_DIR"):  # gradio's own is one for all users of the machine
+    try:
         os.environ["GRADIO_TEMP_DIR"] = str(make_private_folder("gradio"))
+    except OSError as error:
+        place = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108 - only a name
+        here = "no private folder for gradio's files, and GRADIO_TEMP_DIR is not set"
+        sys.exit(StoreError("STORE_FAILED", root=here, why=reason(place, error)).render())
+os.environ.pop("GRADIO_NUM_WORKERS", None)  # such processes serve files of any address, unguarded
+logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it logs what a caller sends as it stands
 
 _MCP: Final = r"mcp(?:/(?:schema|sse|messages/?)?)?"
 _NAME: Final = r"[^/\s]{1,100}"
@@ -79,6 +86,10 @@ _FROM_GRADIO: Final = (
 """What gradio raises for values that no page sends, such as an unknown function or language."""
 _SESSIONS: Final = 100
 """Visitors whose page gradio keeps, some 100 kB each; a program can pretend to be any number."""
+_OPEN: Final = 400
+"""Requests that are answered at the same time: each has a descriptor, of which there are 1,024."""
+_IMAGES: Final = b"img-src 'self' data: blob:; media-src 'self' data: blob:"
+"""A model's answer that names an image elsewhere would have the browser send the chat there."""
 
 
 def options(max_chars: int, *routes: Route) -> dict[str, Any]:
@@ -91,6 +102,7 @@ def options(max_chars: int, *routes: Route) -> dict[str, Any]:
     guard = Middleware(Guard, max_chars=max_chars, own=[one.path for one in routes])
     return {
         "app_kwargs": {"middleware": [guard], "routes": list(routes)},
+        "ssr_mode": False,  # Node would answer in front of the guard
         "run_history": False,  # it would send texts to the Hub with the token of this machine
         "state_session_capacity": _SESSIONS,
     }
@@ -108,6 +120,7 @@ class Guard:
     def __init__(self, application: ASGIApp, *, max_chars: int, own: Sequence[str] = ()) -> None:
         self._application = application
         self._own = own
+        self._open = 0
         self._limit = max_chars * _BYTES_EACH + _BESIDE
         self._most = {**_MOST, "event_data": 2 * max_chars + 4096}
 
@@ -124,15 +137,23 @@ class Guard:
         async def sending(message: Message) -> None:
             nonlocal began
             began = True
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (b"content-security-policy", _IMAGES)]
+                message = {**message, "headers": headers}
             await send(message)
 
+        self._open += 1
         try:
+            if self._open > _OPEN:
+                raise HTTPException(503, "too many requests are open: try again later")
             _require_host(scope)
             self._require_route(scope)
             body = await asyncio.wait_for(_read(receive, self._limit), _SECONDS)
             asked = _parsed(body, self._most)
             _require_values(scope, asked)
             _require_arguments(scope, asked)
+            if get_route_path(scope).startswith(("/gradio_api/info", "/gradio_api/openapi")):
+                scope["app"].api_info = None  # gradio keeps the address of whoever asked first
             messages = iter([{"type": "http.request", "body": body, "more_body": False}])
             await self._application(scope, receiving, sending)
         except (HTTPException, asyncio.TimeoutError) as error:
@@ -143,6 +164,8 @@ class Guard:
             sys.stderr.write(f"{safe(line)[:300]}\n")
             if not began:
                 await _answer(400, "this request is none that the page makes")(scope, receive, send)
+        finally:
+            self._open -= 1
 
     def _require_route(self, scope: Scope) -> None:
         """Refuse what is on neither list; paths as gradio's router sees them."""
@@ -225,10 +248,12 @@ def _require_values(scope: Scope, asked: Any) -> None:
     if not _CALLED.fullmatch(get_route_path(scope)):
         return
     function = scope["app"].get_blocks().fns[asked["fn_index"]]
+    event = asked.get("event_data")
+    about = list(event.values()) if isinstance(event, dict) else event
+    objects = [one for level in _levels([asked["data"], about]) for one in level]
+    if any(isinstance(one, dict) and set(one) - _OF_A_CHAT for one in objects):
+        raise TypeError("a value that is no text")
     for component, value in zip(function.inputs, asked["data"], strict=True):
-        objects = [one for level in _levels(value) for one in level if isinstance(one, dict)]
-        if any(set(one) - _OF_A_CHAT for one in objects):
-            raise TypeError("a value that is no text")
         if isinstance(component, gr.Dropdown | gr.Textbox):
             if not isinstance(value, str if isinstance(component, gr.Dropdown) else str | None):
                 raise TypeError("a value that is no text")

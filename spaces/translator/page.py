@@ -141,7 +141,6 @@ class Page:
             css_paths=[HERE / "style.css"],
             i18n=self.i18n,
             mcp_server=find_spec("mcp") is not None,
-            ssr_mode=False,
             footer_links=["api"],
             **guard.options(limit, Route("/state", self._state)),
             **options,

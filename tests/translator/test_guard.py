@@ -171,6 +171,53 @@ def test_argument_that_stands_for_a_file_is_not_fetched(
     assert "Traceback" not in page.said()
 
 
+@pytest.mark.parametrize("wrapped", ["{}", '{{"value": {}, "index": 0}}', '[{{"value": [{}]}}]'])
+@pytest.mark.parametrize("route", ["queue/join", "run/predict"])
+def test_what_an_event_says_of_itself_stands_for_no_file(
+    page: Space, stranger: tuple[str, list[str]], route: str, wrapped: str
+) -> None:
+    """A chat puts the option that was chosen among its messages, and gradio downloads it."""
+    url, asked = stranger
+    about = json.loads(wrapped.format(json.dumps({"file": {"path": f"{url}/f"}})))
+    body = {"data": VALUES, "fn_index": PRESS, "session_hash": "option", "event_data": about}
+    answer = post(page, route, json=body)
+    assert answer.status_code == 400
+    assert "none that the page makes" in answer.json()["detail"]
+    assert asked == []
+
+
+def test_event_of_a_chat_tells_what_was_chosen(page: Space) -> None:
+    about = {"index": [0, 1], "value": [{"type": "text", "text": "x"}], "liked": True}
+    body = {"data": VALUES, "fn_index": PRESS, "session_hash": "chosen", "event_data": about}
+    assert post(page, "queue/join", json=body).status_code == 200
+
+
+def test_browser_fetches_no_image_of_elsewhere(page: Space) -> None:
+    """A model's answer with one would send the chat to a stranger, as a part of its address."""
+    for told in (config(page), requests.get(page.url, timeout=30)):
+        policy = told.headers["Content-Security-Policy"]
+        assert policy == "img-src 'self' data: blob:; media-src 'self' data: blob:"
+
+
+def test_mcp_clients_write_nothing_into_the_log(page: Space) -> None:
+    before = page.said()
+    called = {"name": "x\n\x1b[2Jllama_space: ready\n", "arguments": {}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called}
+    headers = {"Accept": "application/json, text/event-stream"}
+    assert post(page, "mcp/", json=body, headers=headers).status_code == 200
+    assert page.said() == before
+
+
+@pytest.mark.parametrize("route", ["info", "openapi.json"])
+def test_address_of_one_visitor_is_not_told_to_the_next(page: Space, route: str) -> None:
+    for host in ("192.0.2.7", "192.0.2.8"):
+        headers = {"Host": host}
+        told = requests.get(f"{page.url}/gradio_api/info", headers=headers, timeout=30).text
+        assert host in told
+        other = requests.get(f"{page.url}/gradio_api/{route}", timeout=30).text
+        assert host not in other
+
+
 def said_by(program: str, tmp_path: Path, **variables: str) -> str:
     """Return what a program of its own prints, with gradio and the guard."""
     usual = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(space.PROJECT / "spaces")}
@@ -188,8 +235,31 @@ def test_files_of_gradio_go_to_a_folder_of_this_user_alone(tmp_path: Path) -> No
     folder = Path(said_by(program, tmp_path))
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert said_by(program, tmp_path, GRADIO_TEMP_DIR="") == str(folder)
     chosen = str(tmp_path / "chosen")
     assert said_by(program, tmp_path, GRADIO_TEMP_DIR=chosen) == chosen
+
+
+def test_without_a_private_folder_nothing_is_served(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)  # anybody can put another folder there
+    with pytest.raises(subprocess.CalledProcessError) as ended:
+        said_by("import llama_space.guard", tmp_path, GRADIO_TEMP_DIR="")
+    (line,) = ended.value.stderr.splitlines()
+    assert line.startswith("error[STORE_FAILED]: no private folder for gradio's files")
+
+
+def test_no_other_process_serves_the_page(tmp_path: Path) -> None:
+    """Gradio's workers, and Node, would answer in front of the guard."""
+    program = """
+import gradio
+from llama_space import guard
+with gradio.Blocks(analytics_enabled=False) as demo:
+    gradio.Textbox()
+app, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **guard.options(10))
+print(app.static_worker_pool, demo.ssr_mode)
+"""
+    named = {"GRADIO_NUM_WORKERS": "1", "GRADIO_SSR_MODE": "true"}
+    assert said_by(program, tmp_path, **named) == "None False"
 
 
 def test_gradio_keeps_the_pages_of_the_newest_visitors_alone(tmp_path: Path) -> None:
@@ -390,3 +460,33 @@ def test_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(guard, "_SECONDS", 0.1)
     scope = {"method": "POST", "path": "/gradio_api/queue/join"}
     assert asyncio.run(answered(scope, drip)) == 408
+
+
+def test_more_requests_than_there_are_descriptors_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guard, "_OPEN", 2)
+
+    async def counted() -> list[int]:
+        waiting, told = asyncio.Event(), []
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            del scope, receive
+            await waiting.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request"}
+
+        async def send(message: Any) -> None:
+            if "status" in message:
+                told.append(message["status"])
+                waiting.set()  # the first answer is the refusal: the two others wait for it
+
+        guarded = guard.Guard(application, max_chars=1)
+        scope = {"type": "http", "method": "GET", "path": "/config", "headers": []}
+        await asyncio.gather(*(guarded({**scope}, receive, send) for _ in range(3)))
+        await guarded({**scope}, receive, send)
+        return told
+
+    assert asyncio.run(counted()) == [503, 200, 200, 200]
