@@ -142,10 +142,11 @@ class Guard:
                 message = {**message, "headers": headers}
             await send(message)
 
+        if self._open >= _OPEN:
+            await _answer(503, "too many requests are open: try later")(scope, receive, send)
+            return
         self._open += 1
         try:
-            if self._open > _OPEN:
-                raise HTTPException(503, "too many requests are open: try again later")
             _require_host(scope)
             self._require_route(scope)
             body = await asyncio.wait_for(_read(receive, self._limit), _SECONDS)
