@@ -200,12 +200,12 @@ def test_browser_fetches_no_image_of_elsewhere(page: Space) -> None:
 
 
 def test_mcp_clients_write_nothing_into_the_log(page: Space) -> None:
-    before = page.said()
-    called = {"name": "x\n\x1b[2Jllama_space: ready\n", "arguments": {}}
+    called = {"name": "x\n\x1b[2Jllama_space: forged\n", "arguments": {}}
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called}
     headers = {"Accept": "application/json, text/event-stream"}
-    assert post(page, "mcp/", json=body, headers=headers).status_code == 200
-    assert page.said() == before
+    for _ in range(3):  # the log of the first is there when the last is answered
+        assert post(page, "mcp/", json=body, headers=headers).status_code == 200
+    assert "forged" not in page.said()
 
 
 @pytest.mark.parametrize("route", ["info", "openapi.json"])
