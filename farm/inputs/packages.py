@@ -248,7 +248,7 @@ def fetched(web: requests.Session, url: str) -> Iterator[bytes]:
 
 def shown(url: str) -> str:
     """Return a URL without its query: signed URLs carry secrets there."""
-    return url.partition("?")[0]
+    return without_secrets(url).partition("?")[0]
 
 
 def cause(error: BaseException) -> str:

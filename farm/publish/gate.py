@@ -28,7 +28,7 @@ from farm.inputs.packages import shown
 from farm.publish import publishing
 from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
-from llama_loader.errors import LoaderError
+from llama_loader.errors import LoaderError, without_secrets
 from llama_loader.locations import is_allowed_web
 from llama_loader.manifest import LLAMA_SERVER, Artifact, Manifest
 
@@ -269,7 +269,7 @@ def opened(
             yield folder, _fetch_release(address, folder, sha256, wanted)
         return
     if parts.scheme not in {"", "file"}:
-        raise UsageError("RELEASE_URL_UNKNOWN", address=address)
+        raise UsageError("RELEASE_URL_UNKNOWN", address=shown(address))
     path = Path(unquote(parts.path)) if parts.scheme else Path(address)
     folder = path.parent if path.name == MANIFEST else path
     content = release.content(folder)
@@ -352,7 +352,7 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
             problems.append(error.message)
         except requests.RequestException as error:
             place.unlink(missing_ok=True)
-            problems.append(f"{shown(url)}: {error}")
+            problems.append(without_secrets(f"{url}: {error}"))
         else:
             return
     raise SourceError("RELEASE_UNREACHABLE", name=place.name, problems="; ".join(problems))

@@ -16,11 +16,11 @@ import requests
 from farm import durable, run_lock
 from farm.engines.docker import engine
 from farm.engines.docker.engine import DockerWorkspace
-from farm.errors import SourceError
+from farm.errors import FarmError, SourceError
 from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.plan import CONTAINER_LAYOUT
-from farm.publish import pin_space
+from farm.publish import gate, pin_space
 from tests.rigs import fault_server, http_served
 from tests.rigs.archives import Entry, compress, link, tar
 from tests.rigs.fault_server import FaultServer
@@ -377,6 +377,22 @@ def looked_up(
     server.fail("/simple/thing/", fault, always=True)
     with packages.session() as web:
         packages.project_files(web, "thing")
+
+
+@pytest.mark.parametrize("where", ["me:S3cret@127.0.0.1", "query", "redirect"])
+def test_secrets_of_a_release_s_address_are_in_no_error(where: str) -> None:
+    def answer(asked: http_served.Request) -> http_served.Answer:
+        if asked.path == "/redirect":
+            return http_served.Answer(302, None, {"Location": "/manifest.json?sig=S3cret"})
+        return http_served.Answer(403)
+
+    with http_served.serving(answer) as url:
+        place = url.replace("127.0.0.1", where) if "@" in where else url
+        name = {"query": "manifest.json?sig=S3cret", "redirect": "redirect"}.get(where, "x")
+        code = "RELEASE_URL_UNSAFE" if "@" in where else "RELEASE_UNREACHABLE"
+        with refused(code, FarmError) as caught:
+            gate.read_manifest(f"{place}/{name}")
+    assert "S3cret" not in caught.value.render()
 
 
 def test_password_of_an_index_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
