@@ -12,7 +12,6 @@ import errno
 import glob
 import io
 import os
-import re
 import shutil
 import stat
 import time
@@ -35,8 +34,6 @@ from llama_loader.settings import Settings
 
 _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may be silent when it answers a question about a file."""
-_SHA256: Final = re.compile("[0-9a-f]{64}")
-"""The ETag of a large file."""
 _LONGEST_NAME: Final = 1024
 """Characters of a file's name; longer ones of a list count for none."""
 _LARGEST: Final = 1 << 50
@@ -83,9 +80,9 @@ def cached(settings: Settings) -> list[Path | None]:
         from huggingface_hub import errors, try_to_load_from_cache
     except (ImportError, ValueError):  # the second is a variable of its own: see hub_client
         return []
-    found: list[Path | None] = []
     if not _is_small(_ref(settings)):
         return [None]
+    found: list[Path | None] = []
     for name in gguf_header.parts(settings.gguf_filename):
         try:
             path = try_to_load_from_cache(
@@ -174,7 +171,7 @@ def _require_pinned(settings: Settings, remote: _Remote) -> None:
     What is in the cache once is found by each later start, and no other server is asked.
     """
     pinned = settings.gguf_sha256
-    if pinned and _SHA256.fullmatch(remote.etag) and remote.etag != pinned:
+    if pinned and model_file.ETAG_OF_LARGE.fullmatch(remote.etag) and remote.etag != pinned:
         raise IntegrityError(
             "MODEL_SHA256_MISMATCH", path=settings.model, digest=remote.etag, sha256=pinned
         )
@@ -350,7 +347,7 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
         _go_on(settings, remote, transfer)
         try:
             size, pinned = remote.begun.stat().st_size, settings.gguf_sha256
-            if _SHA256.fullmatch(remote.etag):
+            if model_file.ETAG_OF_LARGE.fullmatch(remote.etag):
                 name = "MODEL_SHA256_MISMATCH/hub"
                 model_file.require_digest(remote.begun, remote.etag, name)
             elif (header := gguf_header.read(remote.begun)) is None or header.end > size:

@@ -16,6 +16,8 @@ from llama_loader import gguf_header
 from llama_loader.errors import IntegrityError, SettingError
 
 _BLOCK: Final = 4 * 1024 * 1024
+ETAG_OF_LARGE: Final = re.compile("[0-9a-f]{64}")
+"""The Hub's name for the bytes of a large file: their sha256."""
 _MAX_PARTS: Final = 1000
 """Of a model: each costs a request; the largest models have some 50."""
 _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
@@ -88,7 +90,7 @@ def require_as_named(path: Path) -> None:
     """
     for part in gguf_header.files(path):
         place = Path(os.path.realpath(part))
-        if re.fullmatch("[0-9a-f]{64}", place.name):
+        if ETAG_OF_LARGE.fullmatch(place.name):
             require_digest(place, place.name, "MODEL_SHA256_MISMATCH/name")
 
 
