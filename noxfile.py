@@ -24,6 +24,7 @@ DEV_LOCK = "requirements-dev.lock"
 DOCS_LOCK = "requirements-docs.lock"
 CLUSTER_LOCK = "requirements-cluster.lock"
 LOADER_LOCK = "requirements-loader.lock"
+CI_LOCK = "requirements-ci.lock"
 SOURCES = (
     *("farm", "spaces", "examples", "tests", "benchmarks", "docs/conf.py"),
     *("tasks.py", "noxfile.py"),
@@ -175,7 +176,7 @@ def format_(session: nox.Session) -> None:
 @nox.session
 def lock(session: nox.Session) -> None:
     """Write the lock files again from pyproject.toml, with hashes and no index's address."""
-    session.install("uv>=0.13")
+    _install(session, CI_LOCK)
     common = (
         "--universal",
         "--generate-hashes",
@@ -191,5 +192,6 @@ def lock(session: nox.Session) -> None:
     session.run(*ours, *groups, "-o", DEV_LOCK)
     session.run(*ours, "--group=cluster", "-c", DEV_LOCK, "-o", CLUSTER_LOCK)
     session.run(*ours, "--group=docs", "-o", DOCS_LOCK)
+    session.run(*compile_, "--python-version=3.11", "--group=ci", "-c", DEV_LOCK, "-o", CI_LOCK)
     loader = ("--python-version=3.10", "spaces/requirements.txt", "--group=loader-test")
     session.run(*compile_, *loader, "-o", LOADER_LOCK)

@@ -127,6 +127,18 @@ def test_the_tests_that_run_them_exist_and_no_row_is_left_over() -> None:
     assert WHOLE.keys() <= set(documented.PAGES)
 
 
+@pytest.mark.parametrize(
+    "path", [".ci/run", "noxfile.py", *sorted(documented.PROJECT.glob(".github/workflows/*.yml"))]
+)
+def test_ci_installs_nothing_without_a_hash(path: str | Path) -> None:
+    text = (documented.PROJECT / path).read_text("utf-8")
+    asked = re.findall(
+        r"^.*(?:\bpipx?|\buv pip|session)[ .]install\b.*$|^.*\buvx\b.*$", text, re.MULTILINE
+    )
+    assert all("--require-hashes" in line for line in asked), asked
+    assert asked or path not in (".ci/run", "noxfile.py")
+
+
 def test_every_verb_and_option_exists() -> None:
     """Also of the commands that are not run here: invoke's own parser takes them."""
     contexts = Collection.from_module(tasks).to_contexts()
