@@ -178,7 +178,7 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
             try:
                 fetched = loader.told("fetch", *_only(folder, artifact, store), variables=_NO_GPU)
             except FarmError as error:
-                raise FarmError("SMOKE_FAILED", name=artifact.name, why=error.message) from error
+                raise FarmError("SMOKE_FAILED", name=artifact.name, why=error.line) from error
         trial = fetched["test_run"]
         if trial is None or trial["devices"]:
             tried = trial and trial["devices"]
@@ -206,7 +206,8 @@ def _check(name: str, make: Callable[[], str]) -> Check:
     try:
         return Check(name, passed=True, detail=make())
     except _EXPECTED_ERRORS as error:
-        return Check(name, passed=False, detail=str(error))
+        told = error.line if isinstance(error, FarmError) else str(error)
+        return Check(name, passed=False, detail=told)
 
 
 def _no_advisory(manifest: Manifest) -> str:

@@ -92,8 +92,19 @@ def read(path: Path) -> Header | None:
     try:
         status = path.stat()
         return _read(path, status.st_mtime_ns, status.st_size)
-    except (OSError, ValueError, struct.error, OverflowError):
+    except (OSError, ValueError, EOFError, struct.error, OverflowError):
         return None
+
+
+def is_cut(path: Path) -> bool:
+    """Return whether a file that cannot be read as GGUF begins as one, and ends in its header."""
+    try:
+        _read(path)
+    except (EOFError, struct.error):
+        return True
+    except (OSError, ValueError, OverflowError):
+        pass
+    return False
 
 
 @lru_cache(maxsize=8)
@@ -174,9 +185,11 @@ class _Reader:
         self._room = _MAX_TEXT
 
     def header(self) -> Header:
-        magic, version, tensors, count = self._unpack("<4sIQQ")
-        if magic != b"GGUF" or version not in (2, 3) or count > _MAX_KEYS:
-            raise ValueError("no GGUF, or of an unknown version")
+        if self._file.read(4) != b"GGUF":
+            raise ValueError("no GGUF")
+        version, tensors, count = self._unpack("<IQQ")
+        if version not in (2, 3) or count > _MAX_KEYS:
+            raise ValueError("of an unknown version")
         numbers: dict[str, int] = {}
         texts: dict[str, str] = {}
         for _ in range(count):
@@ -248,5 +261,5 @@ class _Reader:
     def _exactly(self, count: int) -> bytes:
         data = self._file.read(count)
         if len(data) != count:
-            raise ValueError("the file ends within its header")
+            raise EOFError
         return data

@@ -59,6 +59,8 @@ def _whole(path: Path) -> gguf_header.Header:
     with _reading(path), path.open("rb") as file:
         head, size = file.read(16), path.stat().st_size
     if header is None:
+        if gguf_header.is_cut(path):
+            raise SettingError("MODEL_INCOMPLETE/header", path=path.resolve(), size=size)
         raise SettingError("MODEL_NOT_GGUF", path=path, head=head)
     if size < header.end:
         raise SettingError("MODEL_INCOMPLETE/cut", path=path.resolve(), size=size, end=header.end)

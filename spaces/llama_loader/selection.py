@@ -12,7 +12,7 @@ from typing import Any, Final
 from llama_loader import cuda_libraries
 from llama_loader.cuda_libraries import Library
 from llama_loader.errors import HostError
-from llama_loader.host import HostFacts
+from llama_loader.host import SUPPOSED, HostFacts
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER, Artifact, Manifest
 
 _KNOWN: Final = {
@@ -176,6 +176,7 @@ def _nothing(
         why=why,
         there=there,
         building=building(targets) if targets else "",
+        list="its verdicts say" if host.gpu_source == SUPPOSED else "the page of `doctor` lists",
     )
 
 

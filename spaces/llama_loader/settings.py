@@ -197,6 +197,7 @@ class Settings:
         inherited: the variables that a started program may see.
         unknown: a note for each variable with a prefix of ours that is no setting.
         prefix: that of the variables that are set, for messages.
+        keywords: what the code has given, by the names of keywords.
     """
 
     zerogpu: bool
@@ -204,6 +205,7 @@ class Settings:
     inherited: Mapping[str, str]
     unknown: tuple[Note, ...]
     prefix: str
+    keywords: frozenset[str]
     backend: str = _setting(
         "BACKEND", _like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
     )
@@ -299,6 +301,9 @@ def load(
     for name, text in (options or {}).items():
         if text is not None:
             chosen[name] = _read(_FIELDS[name], _FIELDS[name].option or name, text)
+    keywords = frozenset(keyword for keyword, value in given.items() if value is not None)
+    neutral = {name.startswith(NEUTRAL_PREFIX) for name in environ if name.startswith(_PREFIXES)}
+    prefix = NEUTRAL_PREFIX if neutral == {True} or (keywords and not neutral) else PREFIX
     values = {
         name: chosen[name] if name in chosen else _of_environment(row, environ)
         for name, row in _FIELDS.items()
@@ -306,10 +311,10 @@ def load(
     if "gguf_repo_id" in chosen and "gguf_path" not in chosen:
         values["gguf_path"] = None  # the variable must not win over an option or a keyword
     if values["sha256"] and not values["url"]:
-        raise SettingError("SETTING_INVALID/pin", prefix=PREFIX)
+        raise SettingError("SETTING_INVALID/pin", prefix=prefix)
     if ":" in values["gguf_repo_id"] and values["gguf_filename"] != DEFAULT_FILE:
         raise SettingError(
-            "SETTING_CONFLICT/quantisation", repo=values["gguf_repo_id"], prefix=PREFIX
+            "SETTING_CONFLICT/quantisation", repo=values["gguf_repo_id"], prefix=prefix
         )
     hub = {name: _of_environment(_Row(name, kind), environ) for name, kind in _OF_THE_HUB.items()}
     values["offline"] |= bool(hub["HF_HUB_OFFLINE"] or hub["TRANSFORMERS_OFFLINE"])
@@ -323,7 +328,6 @@ def load(
     if not values["hf_token"] and not hub["HF_HUB_DISABLE_IMPLICIT_TOKEN"]:
         place = hub["HF_TOKEN_PATH"] or (home or cache / "huggingface") / "token"
         values["hf_token"] = _token_of_login(place)
-    neutral = {name.startswith(NEUTRAL_PREFIX) for name in environ if name.startswith(_PREFIXES)}
     folders = re.split("[:;]", environ.get("LD_LIBRARY_PATH", ""))
     return Settings(
         **values,
@@ -332,7 +336,8 @@ def load(
         library_path=tuple(Path(folder) for folder in folders if folder.startswith("/")),
         inherited=_inherited(environ),
         unknown=tuple(_unknown(environ)),
-        prefix=NEUTRAL_PREFIX if neutral == {True} else PREFIX,
+        prefix=prefix,
+        keywords=keywords,
     )
 
 

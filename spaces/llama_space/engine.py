@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -290,10 +291,15 @@ class Engine:
         self._record.hear(self._named(event) if isinstance(event, Note) else event)
 
     def _named(self, told: _Told) -> _Told:
-        """Name variables with the prefix that the app's owner has used."""
-        ours, hint = self.settings.prefix, told.hint
-        message = told.message.replace(loader_settings.PREFIX, ours)
-        return replace(told, message=message, hint=hint.replace(loader_settings.PREFIX, ours))
+        """Name settings as the app's owner did: by keyword, or with that prefix."""
+        settings, variable = self.settings, rf"{loader_settings.PREFIX}(\w*)"
+
+        def own(found: re.Match[str]) -> str:
+            keyword = found[1].lower()
+            return keyword if keyword in settings.keywords else settings.prefix + found[1]
+
+        message, hint = (re.sub(variable, own, text) for text in (told.message, told.hint))
+        return replace(told, message=message, hint=hint)
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""

@@ -34,6 +34,8 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
     first = prepared[0]
     for note in report.notes(first):
         sink(note)
+    if not settings.model_named and model.at_hand(settings) is None:
+        sink(Note.of("MODEL_DEFAULT", model=settings.model))
     with prepared[-1].timeline.stage("model"):
         path = model.get(settings, sink=sink)
     known = {

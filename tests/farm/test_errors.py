@@ -35,3 +35,9 @@ def test_case_is_no_part_of_the_code_and_an_error_can_be_sent_to_another_host() 
     again = copy.copy(error)  # as pickle does
     assert (type(again), again.render()) == (UsageError, error.render())
     assert FarmError("KEY_MISSING", hint="find it").hint == "find it"
+
+
+def test_certificate_of_a_proxy_is_answered_with_the_variables_that_name_its_authority() -> None:
+    said = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate"
+    error = FarmError("RELEASE_UNREACHABLE", name="manifest.json", problems=said)
+    assert error.hint.endswith("SSL_CERT_FILE and REQUESTS_CA_BUNDLE")

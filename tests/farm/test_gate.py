@@ -43,6 +43,7 @@ def test_release_is_checked_then_and_there_without_a_digest(place: Place, releas
     with refused("GATE_FAILED", PublishError, match="computes on the CPU"):
         report.require_passed()
     assert [check.passed for check in made[:3]] == [True, True, False]
+    assert "(is this really a llama-server?" in made[2].detail  # the check's own hint
     made.clear()
     checked = gate.require_gate(place.open(), "b11549-1", made.append)
     assert ([check.passed for check in made], checked) == ([True, True], digest(released))

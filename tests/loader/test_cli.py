@@ -633,6 +633,8 @@ def test_doctor_says_what_another_machine_would_fetch(
     assert page.stdout.endswith("verdict: a model cannot be served on that machine\n")
     assert "has nothing for compute capability 6.0 on that machine: none has code" in page.stderr
     assert "(invoke build-cuda --archs '60')" in page.stderr
+    other = command(*ask, "capability=12.0,machine=aarch64")
+    assert other.stderr.endswith("; its verdicts say why each artifact is passed over\n")
     none = json.loads(command(*ask, "glibc=2.36", "--json").stdout)
     assert (none["ok"], none["code"], none["choice"]) == (False, "NO_GPU", None)
     assert len(none["verdicts"]) == len(RELEASE.artifacts)

@@ -45,7 +45,9 @@ def refused(path: Path) -> SettingError:
     [
         ("page.gguf", b"<!doctype html><html>", "MODEL_NOT_GGUF"),
         ("empty.gguf", b"", "MODEL_NOT_GGUF"),
-        ("cut.gguf", TINY[:100], "MODEL_NOT_GGUF"),
+        ("begun.gguf", TINY[:4], "MODEL_INCOMPLETE"),
+        ("cut.gguf", TINY[:100], "MODEL_INCOMPLETE"),
+        ("words.gguf", TINY[:4000], "MODEL_INCOMPLETE"),
         ("half.gguf", TINY[: len(TINY) // 2], "MODEL_INCOMPLETE"),
         ("end.gguf", TINY[:-1], "MODEL_INCOMPLETE"),
         ("old.gguf", b"GGUF\1" + TINY[5:], "MODEL_NOT_GGUF"),

@@ -181,6 +181,7 @@ def test_every_variable_may_have_the_neutral_prefix() -> None:
     assert (found.n_ctx, found.allow_cpu, found.cuda_arch) == (8192, True, "90")
     assert found.prefix == PREFIX
     assert load(environ={"LLAMA_SPACE_N_CTX": "8192"}).prefix == "LLAMA_SPACE_"
+    assert load(environ={}, n_ctx=8192).prefix == "LLAMA_SPACE_"
     for row in settings._FIELDS.values():
         prefixes = [name for name in row.variables if name.startswith("LLAMA_SPACE_")]
         assert bool(prefixes) == row.variable.startswith(PREFIX)

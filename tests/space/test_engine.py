@@ -475,6 +475,8 @@ def test_app_is_told_in_lines_that_name_its_own_variables(
     assert "LLAMA_SPACE_OFFLINE=0" in caught.value.hint
     notes = [one for one in rig.engine._record._events if isinstance(one, Note)]
     assert [note.hint.partition("=")[0] for note in notes] == ["set LLAMA_SPACE_LLAMA_CPP_SHA256"]
+    note = rig.engine._named(Note("MODEL_ON_CPU", "", "set YAKULINGO_SPACES_ALLOW_CPU=1"))
+    assert note.hint == "set allow_cpu=1"  # a keyword of this engine
 
 
 def test_zerogpu_without_its_package_is_an_error_that_says_so(

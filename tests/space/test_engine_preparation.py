@@ -103,6 +103,27 @@ def test_one_of_two_is_enough_and_the_other_is_said_but_neither_is_an_error(
         preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
 
 
+def test_default_model_of_17_gb_is_told_before_it_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installing(monkeypatch, tmp_path, NAMED)
+    told: list[Event] = []
+
+    def get(*_: object, **__: object) -> Path:
+        told.append(Stage("model", 0.0))
+        return self_test.MODEL
+
+    monkeypatch.setattr(preparation.model, "at_hand", lambda _: None)
+    monkeypatch.setattr(preparation.model, "get", get)
+    preparation.run(zerogpu(), told.append)
+    note, _ = told
+    assert isinstance(note, Note)
+    assert (note.code, "17 GB" in note.message) == ("MODEL_DEFAULT", True)
+    assert "YAKULINGO_SPACES_GGUF_REPO_ID" in note.hint
+    preparation.run(zerogpu(gguf_repo_id="me/model"), told.append)
+    assert len(told) == 3
+
+
 def test_a_model_that_is_not_there_is_found_without_a_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
