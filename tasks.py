@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    """Answer Ctrl-C while modules are imported, as `guarded` does once a verb runs."""
+    del number, frame
+    os.write(2, b"error[INTERRUPTED]: stopped; the same command resumes\n")
+    os._exit(130)
+
+
+if sys.argv[0].endswith(("/invoke", "/inv", "/invoke/__main__.py")):
+    signal.signal(signal.SIGINT, _end_at_once)
+
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Final
 
-from llama_loader.errors import UNTRUSTED, printable, sentence
+from llama_loader.errors import advice, printable, sentence
 
 _SENTENCES: Final = json.loads(Path(__file__).with_name("sentences.json").read_text("utf-8"))
 """``what`` happened and the ``hint`` by code, with ``{names}`` of values."""
@@ -40,7 +40,7 @@ class FarmError(Exception):
     ) -> None:
         if message is None:
             code, message, hint = sentence(code, hint, values, _SENTENCES)
-        hint = UNTRUSTED[1] if UNTRUSTED[0] in message else hint
+        hint = advice(message, hint)
         super().__init__(message)
         self.code = code
         self.message = message

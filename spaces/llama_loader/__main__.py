@@ -19,7 +19,6 @@ if __name__ == "__main__":
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 _OK, _FAILED, _USAGE, _SYSTEM, _INTERRUPTED = 0, 1, 2, 6, 130
 """The last one is 128 + SIGINT, as shells have it."""
@@ -46,6 +45,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from llama_loader.errors import LoaderError, SettingError, printable, tell
 

@@ -24,13 +24,13 @@ _URL: Final = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]{0,32})://(?P<rest>\S+)")
 """Schemes are short. Without a bound, 64 kB from a mirror without ``:`` take half a minute."""
 _CLOSING: Final = ")]}>'\",;:."
 """What a sentence may put right behind a URL."""
-UNTRUSTED: Final = (
-    "certificate verify failed",  # OpenSSL's words
+_UNTRUSTED: Final = "certificate verify failed"
+"""What OpenSSL says, and so the message of whichever library asked."""
+_TRUSTING: Final = (
     "this machine trusts no authority that vouches for the certificate: behind a proxy that makes"
     " its own, name the file with its authority's certificate in SSL_CERT_FILE and"
-    " REQUESTS_CA_BUNDLE",
+    " REQUESTS_CA_BUNDLE"
 )
-"""What a message says of a connection whose certificate is refused, and the hint for all of them."""
 
 
 class LoaderError(Exception):
@@ -52,7 +52,7 @@ class LoaderError(Exception):
     ) -> None:
         if message is None:
             code, message, hint = sentence(code, hint, values)
-        hint = UNTRUSTED[1] if UNTRUSTED[0] in message else hint
+        hint = advice(message, hint)
         super().__init__(code, message)
         self.code = code
         self.message, self.hint = safe(message), safe(hint)
@@ -113,6 +113,11 @@ def sentence(
     told = known[name]
     hint = hint or told.get("hint", "").format(**values)
     return name.partition("/")[0], told["what"].format(**values), hint
+
+
+def advice(message: str, hint: str) -> str:
+    """Return the hint; where a certificate is refused, another one, whatever was asked for."""
+    return _TRUSTING if _UNTRUSTED in message else hint
 
 
 def safe(text: str) -> str:

@@ -27,7 +27,7 @@ from typing import Final
 from llama_loader import disk, locations, receipt, store_folder
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
-from llama_loader.errors import IntegrityError, SettingError
+from llama_loader.errors import IntegrityError, NetworkError, SettingError
 from llama_loader.events import Note, Sink, Stage, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.manifest import Artifact, Manifest
@@ -121,20 +121,35 @@ class Store:
         return found
 
     def manifest(self, url: str, sha256: str | None, fetcher: Fetcher) -> Manifest:
-        """Return a manifest: a pinned one from the store if it is there, else fetched."""
+        """Return a manifest: a pinned one from the store if it is there, else fetched.
+
+        Offline, the error of one that is not pinned names the digest of the last one from there.
+        """
         what = f"manifest {locations.shown(url)}"
         if sha256 is not None:
             kept = self.read("manifests", f"{sha256}.json", limit=schema.MAX_MANIFEST_BYTES)
             if kept is not None and hashlib.sha256(kept).hexdigest() == sha256:
                 return schema.parse(kept, what=what)
-        data = fetcher.manifest_bytes(url)
+        at = ("manifests", f"{hashlib.sha256(url.encode()).hexdigest()}.last")
+        last = self.read(*at, limit=64) if sha256 is None else None
+        try:
+            data = fetcher.manifest_bytes(url)
+        except NetworkError as error:
+            if last is None or error.code != "OFFLINE":
+                raise
+            shown = locations.shown(url)
+            raise NetworkError(
+                "OFFLINE/pin", url=shown, digest=last.decode("ascii", "replace")
+            ) from error
         digest = hashlib.sha256(data).hexdigest()
         _require_pin(what, digest, sha256, "MANIFEST_PIN_MISMATCH")
         if sha256 is None:
             self._sink(Note.of("MANIFEST_NOT_PINNED", what=what, digest=digest))
         manifest = schema.parse(data, what=what)
-        if sha256 is not None:
-            self.write("manifests", f"{sha256}.json", data=data)
+        if last != digest.encode():
+            self.write("manifests", f"{digest}.json", data=data)
+            if sha256 is None:
+                self.write(*at, data=digest.encode())
         return manifest
 
     def verify(self, folder: Path, artifacts: Sequence[Artifact] | None = None) -> Installed:

@@ -195,6 +195,22 @@ def test_an_older_python_and_a_missing_package_are_refused_in_one_line(lacking: 
     assert "requirements.lock" in hint
 
 
+def test_ctrl_c_while_modules_are_imported_is_one_line_and_status_130() -> None:
+    code = """
+import os, signal, sys
+class Import:
+    def find_spec(self, name, *_):
+        if name == "farm.terminal.cli": os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run where it is ignored
+sys.meta_path.insert(0, Import())
+sys.argv[0] = "/venv/bin/invoke"
+import tasks
+"""
+    done = heard([sys.executable, "-c", code], cwd=PROJECT)
+    told = "error[INTERRUPTED]: stopped; the same command resumes\n"
+    assert (done.returncode, done.stderr) == (130, told)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_option_that_a_verb_does_not_have_is_usage(verb: str, here: Here) -> None:
     """invoke's own status would be 1, the same as for what failed."""

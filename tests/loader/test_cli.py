@@ -708,7 +708,7 @@ def interrupted(where: str, home: dict[str, str], *argv: str) -> subprocess.Comp
 
 
 @pytest.mark.parametrize(
-    "where", ["argparse", "llama_loader.errors", "loader", "llama_loader.store"]
+    "where", ["typing", "argparse", "llama_loader.errors", "loader", "llama_loader.store"]
 )
 def test_interrupted_early_is_one_line_and_status_130(
     where: str, home: dict[str, str], release: Path

@@ -154,7 +154,13 @@ def test_a_manifest_without_a_pin_is_fetched_every_time_and_said(release: Releas
     assert isinstance(note, Note)
     assert release.manifest_sha256 in note.hint
     assert len(release.server.requests) == 2
-    assert not release.root.exists()
+    offline = release.fetcher(offline=True)
+    with refused("OFFLINE", NetworkError, hint=f"_SHA256={release.manifest_sha256} (--manifest"):
+        release.store().manifest(release.manifest_url, None, offline)
+    with refused("OFFLINE", NetworkError, hint="unset"):
+        release.store().manifest(f"{release.manifest_url}?", None, offline)
+    pinned = release.store().manifest(release.manifest_url, release.manifest_sha256, offline)
+    assert pinned.artifacts == (release.artifact,)
 
 
 def test_a_manifest_that_is_not_the_pinned_one_or_none_is_not_kept(release: Release) -> None:
