@@ -10,15 +10,24 @@ import errno
 import fcntl
 import os
 import stat
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from farm.errors import BuildError
 
 IN_USE: Final = ".in-use"
 """The file of a folder that a run holds open, and locked, while it uses the folder."""
+PATIENCE: Final = 600.0
+"""Seconds to wait for another run, which may be packing a tarball of a GB meanwhile."""
+_REPLACED: Final = 1.0
+"""Seconds within which a lock's file that is replaced is opened anew."""
+_TOLD: Final = 0.1
+"""Seconds after which a note says who is awaited."""
+_PAUSE: Final = 0.02
 _USED: Final[dict[Path, int]] = {}
 """These files of this process, by folder."""
 _MOST_USED: Final = 8
@@ -35,59 +44,93 @@ def held(keys: Iterable[str], folders: Iterable[Path]) -> Iterator[None]:
     wanted = [(key, folder) for folder in folders for key in keys]
     with ExitStack() as stack:
         for key, folder in wanted:
-            stack.enter_context(_locked(folder, key, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            try:
+                stack.enter_context(_locked(folder, key, 0))
+            except TimeoutError as taken:
+                raise BuildError("SET_IS_BEING_BUILT", name=key, folder=folder, by=taken) from taken
         yield
 
 
 @contextmanager
 def turn(folder: Path, name: str) -> Iterator[None]:
-    """Wait until a lock is free, and hold it: for work of a few seconds.
+    """Wait until a lock is free, and hold it: for work of a few minutes at most.
 
     Raises:
-        BuildError: ``OUT_NOT_WRITABLE``.
+        BuildError: ``OUT_NOT_WRITABLE``; ``FOLDER_LOCKED``: another process has it for too long.
     """
-    with _locked(folder, name, fcntl.LOCK_EX):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(folder, name, PATIENCE))
+        except TimeoutError as taken:
+            what = f"{taken} has locked {folder}"
+            raise BuildError("FOLDER_LOCKED", what=what, patience=PATIENCE) from taken
         yield
 
 
 @contextmanager
-def _locked(folder: Path, name: str, how: int) -> Iterator[None]:
+def _locked(folder: Path, name: str, patience: float) -> Iterator[None]:
     place = folder / f".{name}.lock"
     with ExitStack() as stack:
         try:
-            file = _open(place, how, stack)
-        except BlockingIOError as taken:
-            number = ""
-            with suppress(OSError), place.open("rb") as held_by:  # of one that has ended meanwhile
-                told = held_by.read(20).strip()
-                number = told.decode("ascii") if told.isdigit() else ""
-            raise BuildError(
-                "SET_IS_BEING_BUILT",
-                name=name,
-                folder=folder,
-                by=number and f" by process {number}",
-            ) from taken
+            folder.mkdir(parents=True, exist_ok=True)
+            _take(place, patience, stack)
+        except TimeoutError:
+            raise
         except OSError as error:
             raise BuildError(
                 "OUT_NOT_WRITABLE/disk", folder=folder, strerror=error.strerror
             ) from error
         stack.callback(place.unlink, missing_ok=True)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
         yield
 
 
-def _open(place: Path, how: int, stack: ExitStack) -> IO[str]:
+def _take(place: Path, patience: float, stack: ExitStack) -> None:
     """Open and lock the file of this name; a missing file is made."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + max(patience, _REPLACED)
     while True:
-        file = stack.enter_context(os.fdopen(_handle(place), "r+", encoding="ascii"))
-        fcntl.flock(file, how)
-        with suppress(FileNotFoundError):  # its holder has removed it meanwhile
-            if place.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
-        file.close()
+        with ExitStack() as opened:
+            handle = _handle(place)
+            opened.callback(os.close, handle)
+            wait(handle, place, patience, "FOLDER_LOCKED")
+            with suppress(FileNotFoundError):  # its holder has removed it meanwhile
+                if os.path.samestat(place.lstat(), os.fstat(handle)):
+                    stack.push(opened.pop_all())
+                    return
+        if time.monotonic() > end:
+            raise TimeoutError("a process that replaces it again and again")
+
+
+def wait(handle: int, place: object, patience: float, code: str) -> None:
+    """Lock what is open as ``handle``; print a note of that code if that takes a moment.
+
+    Raises:
+        TimeoutError: another process, which it names, has it for more than ``patience`` seconds.
+    """
+    begun, told = time.monotonic(), False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            waited = time.monotonic() - begun
+            if waited >= patience:
+                raise TimeoutError(_holder(handle)) from error
+            if waited >= _TOLD and not told:
+                told = True
+                sys.stderr.write(f"note[{code}]: waiting: {_holder(handle)} has locked {place}\n")
+            time.sleep(_PAUSE)
+        else:
+            return
+
+
+def _holder(handle: int) -> str:
+    """Name the process that holds the lock of an open file, as the kernel lists it."""
+    inode = str(os.fstat(handle).st_ino)
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text("ascii").splitlines():
+            _, kind, _, _, process, place, *_ = line.split()
+            if kind == "FLOCK" and place.rpartition(":")[2] == inode:
+                return f"process {process}"
+    return "another process"
 
 
 def _handle(place: Path) -> int:

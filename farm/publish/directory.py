@@ -6,20 +6,17 @@ its place, every file synced, and appears with one rename.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from farm import durable
+from farm import durable, run_lock
 from farm.errors import PublishError, UsageError
 from farm.publish import publishing
 from farm.publish.places import SIGNATURE, Destination, Signed
@@ -151,39 +148,14 @@ class Directory(Destination):
         self._root.mkdir(exist_ok=True)
         handle = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._lock(handle)
+            try:
+                run_lock.wait(handle, self.where, _PATIENCE, "DESTINATION_LOCKED")
+            except TimeoutError as taken:
+                what = f"{taken} has locked {self.where}"
+                raise PublishError("DESTINATION_LOCKED", what=what, patience=_PATIENCE) from taken
             yield durable.opened(handle)
         finally:
             os.close(handle)
-
-    def _lock(self, handle: int) -> None:
-        end, told = time.monotonic() + _PATIENCE, False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                what = f"{_holder(handle)} has locked {self.where}"
-                if time.monotonic() >= end:
-                    raise PublishError(
-                        "DESTINATION_LOCKED", what=what, patience=_PATIENCE
-                    ) from error
-            else:
-                return
-            if not told:
-                sys.stderr.write(f"note[DESTINATION_LOCKED]: waiting: {what}\n")
-            told = True
-            time.sleep(0.1)
-
-
-def _holder(handle: int) -> str:
-    """Name the process that holds the lock of a folder, as the kernel lists it."""
-    inode = str(os.fstat(handle).st_ino)
-    with suppress(OSError):
-        for line in Path("/proc/locks").read_text("ascii").splitlines():
-            _, kind, _, _, process, place, *_ = line.split()
-            if kind == "FLOCK" and place.rpartition(":")[2] == inode:
-                return f"process {process}"
-    return "another process"
 
 
 def _sha256(path: Path, size: int) -> str:

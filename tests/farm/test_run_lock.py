@@ -59,20 +59,21 @@ def test_a_set_that_another_process_builds_is_refused_and_the_process_named(
     assert list(out.iterdir()) == []
 
 
-@pytest.mark.parametrize("told", [b"\xff", b"\x1b[2J", "\u00b2".encode(), b"1\nerror[X]: fake"])
-def test_lock_that_names_no_process_is_not_read_to_its_end(tmp_path: Path, told: bytes) -> None:
-    """Whoever may write in a shared folder writes something else into its lock."""
+def test_turn_that_is_not_given_back_is_not_awaited_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who may write to the folder takes the lock and keeps it, or replaces its file for ever."""
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.3)
     with holder(tmp_path) as other:
-        with (tmp_path / ".cu130-sm90.lock").open("r+b") as file:
-            file.write(told)
-            file.truncate(1 << 42)
         with (
-            refused("SET_IS_BEING_BUILT", BuildError) as caught,
-            run_lock.held(["cu130-sm90"], [tmp_path]),
+            refused("FOLDER_LOCKED", BuildError, f"process {other.pid} has locked {tmp_path}"),
+            run_lock.turn(tmp_path, "cu130-sm90"),
         ):
             pass
-    assert caught.value.message == f"cu130-sm90 is being built into {tmp_path}"
-    assert other.returncode == 0
+        assert f"note[FOLDER_LOCKED]: waiting: process {other.pid}" in capsys.readouterr().err
+    monkeypatch.setattr(run_lock, "wait", lambda *_: (tmp_path / ".a.lock").unlink())
+    with refused("FOLDER_LOCKED", BuildError, "replaces it"), run_lock.turn(tmp_path, "a"):
+        pass
 
 
 def test_a_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_a_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
         other.kill()
         other.wait()
     with run_lock.held(["cu130-sm90"], [tmp_path]):
-        assert (tmp_path / ".cu130-sm90.lock").read_text() == f"{os.getpid()}\n"
+        assert (tmp_path / ".cu130-sm90.lock").is_file()
     assert list(tmp_path.iterdir()) == []
 
 
