@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import zipfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
@@ -23,6 +21,7 @@ import msgspec
 from farm import durable, elf, targets
 from farm.errors import InspectError, PackError, SourceError
 from farm.inputs import pins
+from farm.inputs.archives import open_wheel
 from farm.inputs.packages import fetch_package
 from farm.pack import (
     FREE_SPACE,
@@ -38,7 +37,8 @@ from farm.tarball.build_record import LineRecord
 from llama_loader.manifest import CUDA_RUNTIME, Artifact, Cuda
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    import zipfile
+    from collections.abc import Mapping, Sequence
 
     from farm.inputs.pins import PackagePin
     from farm.targets import Line
@@ -124,7 +124,7 @@ def pack(
         InspectError: a library is not what its name and line say.
     """
     with contextlib.ExitStack() as stack:
-        opened = [(pin, stack.enter_context(_open_wheel(path))) for pin, path in wheels]
+        opened = [(pin, stack.enter_context(open_wheel(path))) for pin, path in wheels]
         libraries = _libraries(opened, line)
         taken = [(pin, [*libraries[pin.filename], *_licences(pin, w)]) for pin, w in opened]
         record = _record(taken, line)
@@ -180,15 +180,6 @@ def read_with_record(
     cuda = Cuda(toolkit=toolkit, min_driver=driver, sass=(), ptx=())
     provides = tuple(sorted(one.soname for one in inventory.inspections if one.soname))
     return inventory.entry(cuda, kind=CUDA_RUNTIME, provides=provides), record
-
-
-@contextmanager
-def _open_wheel(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as wheel:
-            yield wheel
-    except zipfile.BadZipFile as error:
-        raise SourceError("ARCHIVE_UNSAFE", name=path.name, error=error) from error
 
 
 def _libraries(

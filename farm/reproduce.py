@@ -52,8 +52,6 @@ _PYPI: Final = re.compile(
 _GIT: Final = re.compile(r"git\+(?P<remote>.+)@(?P<ref>[^@]+)")
 _OPTION: Final = re.compile(rf"(GGML|LLAMA)_\w+=[\w.]*|{recipe.DEFINITION}=\w+(;\w+)*")
 """What a record may define: llama.cpp's own options, and the farm's. CMake's can name programs."""
-_MAX_ARCHIVE: Final = 1 << 30
-"""Bytes of a source archive; the largest seen has 77 MB. Its digest is what is checked."""
 
 
 def prove(request: BuildRequest, report: BuildReport) -> None:
@@ -264,7 +262,7 @@ def _pin(record: schema.Source, match: re.Match[str]) -> pins.SourcePin:
         package=match["package"],
         version=match["version"],
         filename=match["file"],
-        size=_MAX_ARCHIVE,
+        size=pins.MOST_SOURCE,  # the record has none; its digest is what is checked
         sha256=record.sha256,
         subdir=match["subdir"],
         build=record.build,

@@ -20,7 +20,8 @@ from farm import durable, run_lock
 from farm.durable import files, folder_digest, new_folder
 from farm.errors import SourceError, UsageError
 from farm.inputs import patches
-from farm.inputs.packages import DEADLINE, cache_folder, extract_subtree, fetch_package
+from farm.inputs.archives import extract_subtree
+from farm.inputs.packages import DEADLINE, cache_folder, fetch_package
 from farm.kept import source_digest
 
 if TYPE_CHECKING:

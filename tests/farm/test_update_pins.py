@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import patches, pins
 from farm.update_pins import Update
 from tests.rigs import http_served
-from tests.rigs.archives import Entry, compress, tar
+from tests.rigs.archives import Entry, compress, tar, wheel_of
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.package_index import PackageIndex
 from tests.rigs.refusals import refused
@@ -56,13 +55,12 @@ LINUX = "manylinux2014_x86_64.manylinux_2_17_x86_64"
 
 
 @pytest.fixture
-def index(index: PackageIndex, tmp_path: Path) -> PackageIndex:
-    wheel = tmp_path / "model.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tiny/tiny.gguf", b"GGUF")
+def index(index: PackageIndex) -> PackageIndex:
     index.add("llama", "llama-1.0.tar.gz", b"source")
     index.add("llama", "llama-1.1.tar.gz", b"newer source")
-    index.add("tiny-model", "tiny_model-1.0-py3-none-any.whl", wheel.read_bytes())
+    index.add(
+        "tiny-model", "tiny_model-1.0-py3-none-any.whl", wheel_of({"tiny/tiny.gguf": b"GGUF"})
+    )
     index.add("nvcc", f"nvcc-13.0.1-py3-none-{LINUX}.whl", b"nvcc")
     index.add("nvcc", "nvcc-13.0.1-py3-none-win_amd64.whl", b"another nvcc")
     for name in (LINUX, "win_amd64"):
@@ -157,6 +155,41 @@ def test_index_that_answers_with_no_digest_leaves_the_file_as_it_is(
     monkeypatch.setattr(update_pins, "_update_member", lambda _: None)
     with refused("PINS_INVALID", UsageError, "sha256"):
         update(file, digest=NEW)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("project", ["llama", "tiny-model"])
+def test_file_that_was_pinned_with_other_bytes_is_no_news(
+    file: Path, index: PackageIndex, project: str
+) -> None:
+    update(file)
+    before = file.read_bytes()
+    index.add(project, next(iter(index.projects[project])), b"another")
+    with refused("PACKAGE_FILE_CHANGED", SourceError, hashlib.sha256(b"another").hexdigest()):
+        update(file)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("size", "content", "code"),
+    [
+        (1 << 40, b"", "PACKAGE_FILE_UNKNOWN"),
+        (-1, b"", "PACKAGE_FILE_UNKNOWN"),
+        (None, b"no zip", "ARCHIVE_UNSAFE"),
+        (None, wheel_of({"x": b""}), "MEMBER_MISSING"),
+    ],
+)
+def test_wheel_of_a_model_that_none_has_is_not_pinned(
+    file: Path, index: PackageIndex, monkeypatch: pytest.MonkeyPatch, size: int, content: bytes,
+    code: str,
+) -> None:  # fmt: skip
+    index.add("tiny-model", "tiny_model-1.0-py3-none-any.whl", content)
+    before, page = file.read_bytes(), index.page
+    told = re.compile(rb'(?<="size": )\w+')
+    if size:
+        monkeypatch.setattr(index, "page", lambda name: told.sub(b"%d" % size, page(name)))
+    with refused(code, SourceError):
+        update(file)
     assert file.read_bytes() == before
 
 

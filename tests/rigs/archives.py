@@ -5,6 +5,7 @@ import hashlib
 import io
 import lzma
 import tarfile
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +50,14 @@ def tar(entries: Iterable[Entry], style: int = tarfile.PAX_FORMAT) -> bytes:
             info.linkname, info.pax_headers = entry.target, dict(entry.pax)
             archive.addfile(info, io.BytesIO(entry.data))
     return buffer.getvalue()
+
+
+def wheel_of(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
 
 
 def compress(data: bytes, form: str = "tar.gz") -> bytes:

@@ -27,8 +27,8 @@ from farm.engines.docker.inventory import (
 )
 from farm.errors import EngineError, SourceError
 from farm.inputs import recipe
+from farm.inputs.archives import unpack
 from farm.inputs.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
-from farm.inputs.packages import unpack
 from farm.plan import (
     CACHE_FOLDER,
     CONTAINER_LAYOUT,

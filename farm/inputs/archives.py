@@ -1,0 +1,177 @@
+"""Unpack archives from elsewhere: completely or not at all, only plain files, none outside."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Final, Literal, NoReturn, Self
+
+from farm import durable
+from farm.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_BLOCK: Final = 1 << 20
+_EXECUTABLE: Final = 0o100
+_DAMAGE: Final = (
+    *(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile),
+    *(ValueError, OverflowError, RecursionError),
+)
+"""What ``tarfile`` and what it reads from raise for an archive that is none."""
+_MOST_BYTES: Final = 2 << 30
+_MOST_FILES: Final = 50_000
+"""Of a source archive; the largest seen unpacks to 300 MB in 5,000 files."""
+
+
+def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
+    """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) as the new ``into``.
+
+    Raises:
+        SourceError: the archive has no such folder, or as ``unpack``.
+    """
+    with (
+        durable.writing(into),
+        durable.new_folder(into) as staging,
+        durable.open_regular(archive) as stream,
+    ):
+        unpack(stream, staging, what=archive.name, mode="r:gz", most=_MOST_BYTES, subdir=subdir)
+        if not any(staging.iterdir()):
+            raise SourceError("SUBDIR_MISSING", name=archive.name, subdir=subdir)
+
+
+def unpack(
+    stream: IO[bytes],
+    into: Path,
+    *,
+    what: str,
+    mode: Literal["r:", "r:gz"],
+    most: int,
+    subdir: str = "",
+) -> None:
+    """Unpack the folder ``subdir`` of a tar, without its first component, to an empty folder.
+
+    File times and execute permissions are kept; owners and other modes are not.
+
+    Args:
+        stream: the tar; another machine or a foreign program may have made it.
+        into: where to.
+        what: its name in an error.
+        mode: how it is compressed.
+        most: bytes of all of its files.
+        subdir: the folder below the first one.
+
+    Raises:
+        SourceError: it is damaged, or contains something that is neither a file, a folder nor a
+            link, a name or a link that leads outside, a hard link, a link below or through another
+            one, or more than ``most``.
+    """
+    links: dict[PurePosixPath, str] = {}
+    try:
+        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_SmallInfo) as tar:
+            for member in _bounded(tar, most):
+                path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
+                if member.isdir() or not path.is_relative_to(subdir):
+                    continue
+                path = path.relative_to(subdir)
+                content = tar.extractfile(member) if member.isreg() else None
+                if not path.parts or ".." in path.parts or not (content or member.issym()):
+                    raise tarfile.ReadError(f"{member.name!r} leads outside, or is no file")
+                if content is None:
+                    links[path] = member.linkname
+                else:
+                    _write_file(into / path, content, member)
+            _write_links(into, links)
+    except _DAMAGE as error:
+        raise SourceError("ARCHIVE_UNSAFE", name=what, error=error) from error
+
+
+def _write_file(place: Path, content: IO[bytes], member: tarfile.TarInfo) -> None:
+    """Write a member's file. ``tarfile``'s own way needs a filter, which Python 3.11.2 lacks."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("wb") as out:
+        shutil.copyfileobj(content, out, _BLOCK)
+    place.chmod(0o755 if member.mode & _EXECUTABLE else 0o644)
+    os.utime(place, (member.mtime, member.mtime))
+
+
+def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
+    """Write links after all files, so that no file goes through one."""
+    for path, target in links.items():
+        at = PurePosixPath()
+        for part in (*path.parent.parts, *PurePosixPath(target).parts):
+            if at in links or part.startswith("/") or (part == ".." and not at.parts):
+                raise tarfile.ReadError(f"{path} is a link below or through another, or outside")
+            at = at.parent if part == ".." else at / part
+    for path, target in links.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).symlink_to(target)
+
+
+def _bounded(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
+    """Yield what a tree can have; ``tarfile`` looks through all of the tar for a hard link."""
+    left = most
+    for number, member in enumerate(tar):
+        left -= member.size
+        odd = member.size < 0 or member.issparse() or member.islnk()
+        if left < 0 or number == _MOST_FILES or odd:
+            bounds = f"{most >> 20} MiB or {_MOST_FILES} files"
+            raise tarfile.ReadError(f"{member.name!r} is a hard link or sparse, or beyond {bounds}")
+        yield member
+
+
+class _SmallInfo(tarfile.TarInfo):
+    """A header. ``tarfile`` reads an extended one, and a sparse file's map, of any size."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read 512 bytes."""
+        found = super().frombuf(buf, encoding, errors)
+        if (
+            found.size < 0
+            or found.type == tarfile.GNUTYPE_SPARSE
+            or (not found.isfile() and found.size > _BLOCK)
+        ):
+            raise tarfile.ReadError("it has a header without end, or a sparse file")
+        return found
+
+    def _no_map(self, *_: object) -> NoReturn:
+        raise tarfile.ReadError("it has a sparse file")
+
+    # What `tarfile` calls for PAX's three kinds of maps.
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
+
+
+def extract_wheel(wheel: Path, into: Path) -> None:
+    """Unpack a wheel's files into the existing folder ``into``, and none outside it.
+
+    Raises:
+        SourceError: it is no wheel.
+    """
+    with open_wheel(wheel) as archive:
+        for entry in archive.infolist():
+            place = Path(archive.extract(entry, into))
+            if place.is_file():
+                # The upper half of a zip entry's attributes is the file's Unix mode.
+                place.chmod(0o755 if entry.external_attr >> 16 & _EXECUTABLE else 0o644)
+
+
+@contextmanager
+def open_wheel(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a wheel; what is read of it until the context is left may be damaged, too.
+
+    Raises:
+        SourceError: it is no wheel.
+    """
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            yield wheel
+    # `zipfile` raises the last two for encryption and for an unknown compression
+    except (zipfile.BadZipFile, *_DAMAGE, RuntimeError, NotImplementedError) as error:
+        raise SourceError("ARCHIVE_UNSAFE", name=path.name, error=error) from error
