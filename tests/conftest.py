@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not _BUILT.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
-        if item.path.parent.name in _PACKAGES and not _marked(item, "docker", "model"):
+        if item.path.parent.name in _PACKAGES and not _marked(item, "docker", "model", "slow"):
             item.add_marker("fast")
     items.sort(
         key=lambda i: (not _marked(i, "builds"), turns.of(i.nodeid.partition("::")[0]) != "engine")

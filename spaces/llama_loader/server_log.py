@@ -87,6 +87,7 @@ class ServerLog:
         self._errors: list[str] = []
         self._stamped = False
         self._ended = threading.Event()
+        self._ended.set()  # nothing is read yet
 
     def tail(self) -> list[str]:
         """Return the last lines, oldest first, and before them the first errors."""
@@ -96,6 +97,7 @@ class ServerLog:
     def read(self, output: IO[bytes]) -> None:
         """Read in a thread of its own, until the output ends."""
         name = "llama-server-log"
+        self._ended.clear()
         threading.Thread(target=self._read, args=(output,), name=name, daemon=True).start()
 
     def finish(self, timeout: float = 2.0) -> None:

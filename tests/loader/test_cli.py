@@ -81,6 +81,7 @@ def command(
     home: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Runs a command in this process, and leaves its signals and hooks as they were."""
+    monkeypatch.setattr("llama_loader.fetch.backoff", lambda *_: 0.0)
     for name in ("excepthook", "unraisablehook"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
 

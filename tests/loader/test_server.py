@@ -512,8 +512,11 @@ def interrupted(runtime: Path, number: int) -> int:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # closed by gc
-def test_an_interrupt_at_any_line_of_a_start_leaves_nothing(impostor: Impostor) -> None:
+def test_an_interrupt_at_any_line_of_a_start_leaves_nothing(
+    impostor: Impostor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Here at every eighth line; at all of them where FAULTS_SCALE is 8 or more."""
+    monkeypatch.setattr(processes, "_PATIENCE", 0.5)  # for a thread that was never started
     runtime, before = impostor.behave(), threading.active_count()
     step = max(1, 8 // int(os.environ.get("FAULTS_SCALE", "1")))
     lines = interrupted(runtime, 0)

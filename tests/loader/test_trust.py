@@ -407,6 +407,7 @@ def follow_the_file(
 ) -> Callable[[str | None], Manifest]:
     """Return what reads the channel that ``release.json`` names, with a digest of the settings."""
     write(place, manifest_url=published.url, public_key=PUBLIC, **{**FOR, **told})
+    monkeypatch.setattr(trust, "_BETWEEN", 0.0)
     monkeypatch.setattr(trust, "RELEASE_FILE", place)
 
     def followed(digest: str | None = None) -> Manifest:

@@ -1,19 +1,21 @@
 """Requests that no browser makes, sent to the real page with gradio behind it."""
 
 import asyncio
+import importlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
 import requests
 
 from llama_space import guard
 from tests.rigs import http_served, space
+from tests.rigs.heard import heard
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.space import Space
 
@@ -22,39 +24,44 @@ PRESS = 4
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
-    """Serve the real page; its engine fails at once, because there is no release."""
-    home = tmp_path_factory.mktemp("guard")
-    missing = (home / "manifest.json").as_uri()
-    with space.serving(home, llama_cpp_manifest_url=missing, max_chars="1000", offline="1") as up:
-        yield up
-
-
-def test_no_visitor_asks_the_hub_with_the_token_of_the_machine(tmp_path: Path) -> None:
-    """Gradio takes the token that is saved on it for callers on loopback: its run history."""
+def hub() -> Iterator[tuple[str, list[str | None]]]:
+    """A Hub, and the credentials that came to it."""
     asked: list[str | None] = []
 
     def answer(request: Request) -> Answer:
         asked.append(request.headers["Authorization"])
         return Answer(200, [])
 
-    missing = (tmp_path / "manifest.json").as_uri()
-    secrets = {"HF_TOKEN": "hf_owners", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with http_served.serving(answer) as url:
-        named = {**secrets, "HF_ENDPOINT": url, "llama_cpp_manifest_url": missing, "offline": "1"}
-        with space.serving(tmp_path / "home", **named) as up:
-            assert config(up).json()["run_history"] is False
-            for route in ("buckets", "records?bucket=owner/runs"):
-                address = f"{up.url}/gradio_api/run-history/{route}"
-                assert requests.get(address, timeout=30).status_code == 404
-            assert requests.get(f"{up.url}/gradio_api/runs", timeout=30).status_code == 404
-            told = post(up, "run-history/connect", json={"bucket_id": "owner/runs"})
-            assert told.status_code == 404
-            named = {"X-Gradio-History-Bucket": "owner/runs"}
-            event = post(up, "call/detect", json={"data": ["Hello."]}, headers=named).json()
-            address = f"{up.url}/gradio_api/call/detect/{event['event_id']}"
-            assert "complete" in requests.get(address, timeout=30).text
-    assert not [token for token in asked if token]
+        yield url, asked
+
+
+@pytest.fixture(scope="module")
+def page(
+    hub: tuple[str, list[str | None]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Space]:
+    """Serve the real page; its engine fails at once, because there is no release."""
+    home = tmp_path_factory.mktemp("guard")
+    missing = (home / "manifest.json").as_uri()
+    secrets = {"HF_TOKEN": "hf_owners", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_ENDPOINT": hub[0]}
+    options = {"llama_cpp_manifest_url": missing, "max_chars": "1000", "offline": "1"}
+    with space.serving(home, **options, **secrets) as up:
+        yield up
+
+
+def test_no_visitor_asks_the_hub_with_the_token_of_the_machine(
+    page: Space, hub: tuple[str, list[str | None]]
+) -> None:
+    """Gradio takes the token that is saved on it for callers on loopback: its run history."""
+    assert config(page).json()["run_history"] is False
+    for route in ("run-history/buckets", "run-history/records?bucket=owner/runs", "runs"):
+        assert requests.get(f"{page.url}/gradio_api/{route}", timeout=30).status_code == 404
+    assert post(page, "run-history/connect", json={"bucket_id": "owner/runs"}).status_code == 404
+    named = {"X-Gradio-History-Bucket": "owner/runs"}
+    event = post(page, "call/detect", json={"data": ["Hello."]}, headers=named).json()
+    address = f"{page.url}/gradio_api/call/detect/{event['event_id']}"
+    assert "complete" in requests.get(address, timeout=30).text
+    assert not [token for token in hub[1] if token]
 
 
 def post(page: Space, route: str, **options: Any) -> requests.Response:
@@ -218,53 +225,43 @@ def test_address_of_one_visitor_is_not_told_to_the_next(page: Space, route: str)
         assert host not in other
 
 
-def said_by(program: str, tmp_path: Path, **variables: str) -> str:
-    """Return what a program of its own prints, with gradio and the guard."""
-    usual = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(space.PROJECT / "spaces")}
-    environment = {**os.environ, **usual, **variables}
-    if not variables:
-        environment.pop("GRADIO_TEMP_DIR", None)
-    command = [sys.executable, "-c", program]
-    return subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout.strip()
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Let the temporary files lie in the test's folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return monkeypatch
 
 
-def test_files_of_gradio_go_to_a_folder_of_this_user_alone(tmp_path: Path) -> None:
-    program = "import llama_space.guard, gradio as gr; print(gr.Textbox().GRADIO_CACHE)"
-    folder = Path(said_by(program, tmp_path))
+def test_files_of_gradio_go_to_a_folder_of_this_user_alone(
+    tmp_path: Path, folders: pytest.MonkeyPatch
+) -> None:
+    places = []
+    for chosen in (None, "", str(tmp_path / "chosen")):
+        if chosen is None:
+            folders.delenv("GRADIO_TEMP_DIR")
+        else:
+            folders.setenv("GRADIO_TEMP_DIR", chosen)
+        importlib.reload(guard)
+        places.append(Path(gradio.Textbox().GRADIO_CACHE))
+    folder = places[0]
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert said_by(program, tmp_path, GRADIO_TEMP_DIR="") == str(folder)
-    chosen = str(tmp_path / "chosen")
-    assert said_by(program, tmp_path, GRADIO_TEMP_DIR=chosen) == chosen
+    assert places == [folder, folder, tmp_path / "chosen"]
 
 
-def test_without_a_private_folder_nothing_is_served(tmp_path: Path) -> None:
+def test_without_a_private_folder_nothing_is_served(
+    tmp_path: Path, folders: pytest.MonkeyPatch
+) -> None:
     tmp_path.chmod(0o777)  # anybody can put another folder there
-    with pytest.raises(subprocess.CalledProcessError) as ended:
-        said_by("import llama_space.guard", tmp_path, GRADIO_TEMP_DIR="")
-    (line,) = ended.value.stderr.splitlines()
+    folders.setenv("GRADIO_TEMP_DIR", "")
+    with pytest.raises(SystemExit) as ended:
+        importlib.reload(guard)
+    (line,) = str(ended.value.code).splitlines()
     assert line.startswith("error[STORE_FAILED]: no private folder for gradio's files")
 
 
-def test_no_other_process_serves_the_page(tmp_path: Path) -> None:
-    """Gradio's workers, and Node, would answer in front of the guard."""
-    program = """
-import gradio
-from llama_space import guard
-with gradio.Blocks(analytics_enabled=False) as demo:
-    gradio.Textbox()
-app, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **guard.options(10))
-print(app.static_worker_pool, demo.ssr_mode)
-"""
-    named = {"GRADIO_NUM_WORKERS": "1", "GRADIO_SSR_MODE": "true"}
-    assert said_by(program, tmp_path, **named) == "None False"
-
-
-def test_gradio_keeps_the_pages_of_the_newest_visitors_alone(tmp_path: Path) -> None:
-    """It kept 100 kB of each of 10,000 that a program made up."""
-    program = """
+ALONE = """
 import gradio, requests
 from llama_space import guard
 with gradio.Blocks(analytics_enabled=False) as demo:
@@ -273,9 +270,17 @@ app, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **guard.options(
 for number in range(120):
     asked = {"data": [], "fn_index": 0, "session_hash": f"s{number}"}
     requests.post(f"{url}gradio_api/run/predict", json=asked, timeout=60).raise_for_status()
-print(len(app.state_holder.session_data))
+print(app.static_worker_pool, demo.ssr_mode, len(app.state_holder.session_data))
 """
-    assert said_by(program, tmp_path) == "100"
+
+
+def test_no_other_process_serves_the_page_and_gradio_keeps_the_newest_visitors_alone() -> None:
+    """Its workers, and Node, would answer in front of the guard; it kept 100 kB of 10,000."""
+    named = {"GRADIO_NUM_WORKERS": "1", "GRADIO_SSR_MODE": "true"}
+    spaces = {"PYTHONPATH": str(space.PROJECT / "spaces")}
+    environment = {**os.environ, **spaces, **named}
+    told = heard([sys.executable, "-c", ALONE], env=environment, check=True)
+    assert told.stdout.strip() == "None False 100"
 
 
 def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space) -> None:
