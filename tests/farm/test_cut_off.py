@@ -3,7 +3,7 @@
 import errno
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +27,13 @@ EFFECTS = [
 """A place, and whether a request is carried out before its answer is lost."""
 
 
-def cut_off(
-    place: Place, number: int, patch: pytest.MonkeyPatch, work: Callable[[], object]
-) -> tuple[bool, bool]:
+def cut_off(place: Place, number: int, work: Callable[[], object]) -> tuple[bool, bool]:
     """Do something whose n-th effect fails: a request, or a file on a disk that is full then.
 
     Says whether there were as many effects, and whether that was the end of it: the Hub's client
     asks some things again.
     """
-    left, sync = [number], os.fsync
+    left, sync, patch = [number], os.fsync, pytest.MonkeyPatch()
 
     def fsync(handle: int) -> None:
         left[0] -= 1
@@ -71,60 +69,71 @@ def whole(to: Destination, folder: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("kind", "after"), EFFECTS)
-def test_a_publication_cut_off_anywhere_is_whole_or_not_there_and_the_next_run_finishes_it(
-    kind: str, *, after: bool, released: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(params=EFFECTS, ids=lambda one: f"{one[0]}-{one[1]}")
+def cut_place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Place, bool]]:
+    """Give a place, and whether what is cut off there is carried out."""
+    kind, after = request.param
+    with published.serving(kind, tmp_path / "place", monkeypatch) as place:
+        if kind == "github":
+            place.server.page = 100  # effects are cut off, not questions
+        yield place, after
+
+
+def attempts(place: Place, *, after: bool) -> Iterator[int]:
+    """Count; each time, give the place back the content that it had at first."""
+    back = place.kept()
     for number in itertools.count(1):
-        served, patch = pytest.MonkeyPatch(), pytest.MonkeyPatch()
-        with published.serving(kind, tmp_path / f"place-{number}", served) as place:
-            if place.server is not None:
-                place.server.cut_after = after
-            reached, ended = cut_off(place, number, patch, lambda: publish(place, released))
-            assert whole(place.open(), released) or ended
-            publish(place, released)
-            assert whole(place.open(), released)
-            # the Hub's client itself asks again where an answer is lost
-            assert place.large_files_sent() <= (2 if kind == "hub" and after else 1)
-        served.undo()
+        back()
+        if place.server is not None:
+            place.server.cut_after = after
+        yield number
+
+
+def test_a_publication_cut_off_anywhere_is_whole_or_not_there_and_the_next_run_finishes_it(
+    cut_place: tuple[Place, bool], released: Path
+) -> None:
+    place, after = cut_place
+    for number in attempts(place, after=after):
+        reached, ended = cut_off(place, number, lambda: publish(place, released))
+        assert whole(place.open(), released) or ended
+        publish(place, released)
+        assert whole(place.open(), released)
+        # the Hub's client itself asks again where an answer is lost
+        assert place.large_files_sent() <= (2 if place.kind == "hub" and after else 1)
         if not reached:
             break
     assert number > 4
 
 
-@pytest.mark.parametrize(("kind", "after"), EFFECTS)
 def test_a_promotion_cut_off_anywhere_is_finished_by_the_next_one_and_can_be_rolled_back(
-    kind: str, *, after: bool, kept: Path, signer: trust.Signer, tmp_path: Path
+    cut_place: tuple[Place, bool], kept: Path, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    folders = [tiny_release.of_build(kept, build, tmp_path) for build in (11549, 11550)]
-    for number in itertools.count(1):
-        served, patch = pytest.MonkeyPatch(), pytest.MonkeyPatch()
-        with published.serving(kind, tmp_path / f"place-{number}", served) as place:
-            for folder in folders:
-                publish(place, folder)
-            to = place.open()
-            channels.Channel(to, "stable", signer).promote("b11549-1")
-            if place.server is not None:
-                place.server.cut_after = after
+    place, after = cut_place
+    for build in (11549, 11550):
+        publish(place, tiny_release.of_build(kept, build, tmp_path))
+    channels.Channel(place.open(), "stable", signer).promote("b11549-1")
+    for number in attempts(place, after=after):
+        to = place.open()
 
-            def promote(to: Destination = to) -> None:
-                channels.Channel(to, "stable", signer).promote("b11550-1")
+        def promote(to: Destination = to) -> None:
+            channels.Channel(to, "stable", signer).promote("b11550-1")
 
-            reached, ended = cut_off(place, number, patch, promote)
-            shown = present(to, signer)
-            assert shown in {"b11549-1", "b11550-1"} or (ended and shown is None)
-            if shown != "b11550-1" and 2 in to.channel_serials("stable"):
-                for use in ("rollback", "renew"):  # nobody has to guess which one is meant
-                    with refused("CHANNEL_NOT_NEWEST", PublishError, "serial 2"):
-                        getattr(channels.Channel(to, "stable", signer), use)()
-            promote()
-            assert present(to, signer) == "b11550-1"
-            assert channels.Channel(to, "stable", signer).rollback().release == "b11549-1"
-            assert present(to, signer) == "b11549-1"
-        served.undo()
+        reached, ended = cut_off(place, number, promote)
+        shown = present(to, signer)
+        assert shown in {"b11549-1", "b11550-1"} or (ended and shown is None)
+        if shown != "b11550-1" and 2 in to.channel_serials("stable"):
+            for use in ("rollback", "renew"):  # nobody has to guess which one is meant
+                with refused("CHANNEL_NOT_NEWEST", PublishError, "serial 2"):
+                    getattr(channels.Channel(to, "stable", signer), use)()
+        promote()
+        assert present(to, signer) == "b11550-1"
+        assert channels.Channel(to, "stable", signer).rollback().release == "b11549-1"
+        assert present(to, signer) == "b11549-1"
         if not reached:
             break
-    assert number > (1 if kind == "hub" else 4)
+    assert number > (1 if place.kind == "hub" else 4)
 
 
 def present(to: Destination, signer: trust.Signer) -> str | None:

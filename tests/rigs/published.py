@@ -1,9 +1,11 @@
 """The three kinds of places that a release can be published to, with local servers behind them."""
 
+import copy
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,23 @@ class Place:
     def open(self) -> Destination:
         return places.parse(self.to)
 
+    def kept(self) -> Callable[[], None]:
+        """Return what gives the place back the content that it has now."""
+        if self.server is None:
+            held = self.root.with_name(f"{self.root.name}-kept")
+            shutil.copytree(self.root, held, dirs_exist_ok=True)
+
+            def back() -> None:
+                shutil.rmtree(self.root)
+                shutil.copytree(held, self.root)
+        else:
+            there = copy.deepcopy(vars(self.server))
+
+            def back() -> None:
+                vars(self.server).update(copy.deepcopy(there))
+
+        return back
+
     def large_files_sent(self) -> int:
         """How many tarballs were sent whole."""
         if self.kind == "github":
@@ -46,6 +65,7 @@ class Place:
 def serving(kind: str, root: Path, patch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Serve a place, empty, and point the farm at it."""
     if kind == "folder":
+        root.mkdir(parents=True, exist_ok=True)
         yield Place(kind, str(root), None, root)
     elif kind == "github":
         with github_releases.GitHub().serve() as server:
