@@ -85,7 +85,7 @@ def tests(session: nox.Session) -> None:
     """All tests that this machine can run; what is skipped is listed with its reason.
 
     In two halves: the fast tests on every CPU, and beside them one that builds the CPU release;
-    then what uses that release, an engine or a browser, two at a time. With arguments: as pytest.
+    then what uses that release, an engine or a browser, three at a time. With arguments: as pytest.
     """
     _install(session, DEV_LOCK)
     if session.posargs:
@@ -94,7 +94,7 @@ def tests(session: nox.Session) -> None:
     first = "fast or builds"
     halves = (
         ("-m", first, f"--numprocesses={PROCESSES}", "--dist=worksteal"),
-        ("-m", f"not ({first})", "-n2", "--dist=loadfile", "--no-loadscope-reorder"),
+        ("-m", f"not ({first})", "-n3", "--dist=loadfile", "--no-loadscope-reorder"),
     )
     failed = []
     with tempfile.TemporaryDirectory() as folder:

@@ -42,16 +42,14 @@ _BUILD_SECONDS = 3600
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell the halves of the suite apart (noxfile.py), each with what takes longest first.
 
-    In the one half that is the build of the release, in the other what shares the Docker engine.
+    In the one half that is the build of the release, in the other what takes turns.
     """
     for item in items:
         if not _BUILT.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
         if item.path.parent.name in _PACKAGES and not _marked(item, "docker", "model", "slow"):
             item.add_marker("fast")
-    items.sort(
-        key=lambda i: (not _marked(i, "builds"), turns.of(i.nodeid.partition("::")[0]) != "engine")
-    )
+    items.sort(key=lambda i: (not _marked(i, "builds"), turns.rank(i.nodeid.partition("::")[0])))
 
 
 @pytest.hookimpl(optionalhook=True)

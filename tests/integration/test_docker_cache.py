@@ -79,10 +79,8 @@ def test_a_second_container_gets_everything_from_the_volume_and_the_status_tells
     assert told.startswith(f"{found.hits} of {found.hits + found.misses} hits (")
     assert told.endswith(f"B in volume {volume}")
     assert found.size > 0
-    assert (
-        client.containers.list(all=True, filters={"label": "llama-farm=cache"}, ignore_removed=True)
-        == []
-    )
+    ours = {"label": "llama-farm=cache", "volume": volume}
+    assert client.containers.list(all=True, filters=ours, ignore_removed=True) == []
 
 
 POISON = {

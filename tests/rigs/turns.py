@@ -1,4 +1,4 @@
-"""Two processes run tests side by side: files that share something take turns in one of them.
+"""Processes run tests side by side: files that share something take turns in one of them.
 
 xdist's own groups (``xdist_group``) do nothing with pytest 9.2: it reads no other node ids.
 """
@@ -8,11 +8,15 @@ from typing import Any, Final
 ENGINE: Final = frozenset(
     f"tests/integration/test_{name}.py"
     for name in (
-        *("clean_engine", "dask_engine", "docker_cache", "docker_engine", "documentation"),
-        *("image_lines", "look", "provenance", "pythons", "reproducible", "spine", "workflows"),
+        *("clean_engine", "docker_cache", "docker_engine", "documentation", "image_lines"),
+        *("look", "provenance", "reproducible", "spine"),
     )
 )
 """They look at all that is in the Docker engine, or build in this checkout's own ``.farm``."""
+_LONGEST: Final = (
+    *("engine", "tests/integration/test_workflows.py", "browser"),
+    *("tests/integration/test_dask_engine.py", "tests/integration/test_pythons.py"),
+)
 
 
 def of(path: str) -> str:
@@ -20,6 +24,12 @@ def of(path: str) -> str:
     if path.startswith("tests/browser/"):
         return "browser"
     return "engine" if path in ENGINE else path
+
+
+def rank(path: str) -> int:
+    """Return how early a file's tests begin: what takes longest in one process comes first."""
+    shared = of(path)
+    return _LONGEST.index(shared) if shared in _LONGEST else len(_LONGEST)
 
 
 def scheduler(config: Any, log: Any) -> Any:
