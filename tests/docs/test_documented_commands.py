@@ -69,7 +69,7 @@ RUN = {
     "invoke cuda-runtime --line cu130 --out dist": "test_what_the_manifest_says_of_it",
     "invoke rebuild https://…/manifest.json --artifact"
     " llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst": (
-        "test_the_same_comes_out_from_a_folder_a_file_url_and_over_http"
+        "test_the_same_comes_out_from_a_folder_a_file_and_over_http"
     ),
     "invoke manifest --out dist": BUILDER,
     "invoke verify dist": BUILDER,
