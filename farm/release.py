@@ -233,11 +233,11 @@ def require_whole(manifest: Manifest, url: str) -> None:
     for artifact in manifest.artifacts:
         if not is_tarball(artifact.name) or named[artifact.name] > 1:
             raise _mismatch(f"{artifact.name}: is no tarball's name, or stands there twice")
-        if artifact.sbom and artifact.sbom.url != sbom.name_of(artifact.name):
-            raise _mismatch(f"{artifact.name}: its SBOM is not {sbom.name_of(artifact.name)}")
         if artifact.urls[0] != artifact.name:
             own = urljoin(artifact.resolved_urls(url)[0], MANIFEST)
             raise UsageError("CHANNEL_NOT_RELEASE", url=url, release=manifest.release, own=own)
+        if artifact.sbom and artifact.sbom.url != sbom.name_of(artifact.name):
+            raise _mismatch(f"{artifact.name}: its SBOM is not {sbom.name_of(artifact.name)}")
 
 
 def _compare(listed: Artifact, found: Artifact) -> None:

@@ -2,7 +2,7 @@ import gradio as gr
 
 from llama_space import Engine, LoaderError, guard
 
-engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one here
+engine = Engine()  # reads the Space's variables: LLAMA_SPACE_GGUF_REPO_ID names the model (README)
 
 
 def respond(message, history):  # streams the answer: with the page below the whole Space

@@ -19,12 +19,14 @@ import os
 import re
 import socket
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
+from gradio.routes import App
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -48,6 +50,16 @@ if not os.environ.get("GRADIO_TEMP_DIR"):  # gradio's own is one for all users o
         sys.exit(StoreError("STORE_FAILED", root=here, why=reason(place, error)).render())
 os.environ.pop("GRADIO_NUM_WORKERS", None)  # such processes serve files of any address, unguarded
 logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it logs what a caller sends as it stands
+logging.getLogger().addFilter(lambda told: "/mcp/" not in told.pathname)  # by the root logger, too
+_described: Final = ContextVar[Any]("_described", default=None)
+
+
+def _describe(_: object, told: Any) -> None:
+    _described.set(told)
+
+
+# the description has the address of whoever asks: gradio would keep the first one's for all
+App.api_info = property(lambda _: _described.get(), _describe)  # type: ignore[assignment]
 
 _MCP: Final = r"mcp(?:/(?:schema|sse|messages/?)?)?"
 _NAME: Final = r"[^/\s]{1,100}"
@@ -86,6 +98,8 @@ _FROM_GRADIO: Final = (
 """What gradio raises for values that no page sends, such as an unknown function or language."""
 _SESSIONS: Final = 100
 """Visitors whose page gradio keeps, some 100 kB each; a program can pretend to be any number."""
+_UNREAD: Final = 20
+"""Events of a session whose answers nobody has fetched; each takes up to some 30 kB."""
 _OPEN: Final = 400
 """Requests that are answered at the same time: each has a descriptor, of which there are 1,024."""
 _IMAGES: Final = b"img-src 'self' data: blob:; media-src 'self' data: blob:"
@@ -153,8 +167,7 @@ class Guard:
             asked = _parsed(body, self._most)
             _require_values(scope, asked)
             _require_arguments(scope, asked)
-            if get_route_path(scope).startswith(("/gradio_api/info", "/gradio_api/openapi")):
-                scope["app"].api_info = None  # gradio keeps the address of whoever asked first
+            _require_read(scope, asked)
             messages = iter([{"type": "http.request", "body": body, "more_body": False}])
             await self._application(scope, receiving, sending)
         except (HTTPException, asyncio.TimeoutError) as error:
@@ -288,6 +301,21 @@ def _require_arguments(scope: Scope, asked: Any) -> None:
         takes = f"{called['name']} takes {len(names)} values: {', '.join(names)}"
         raise HTTPException(400, f"{takes}, {form}; {came}")
     _require_texts(given)
+
+
+def _require_read(scope: Scope, asked: Any) -> None:
+    """Refuse a further event of a session that fetches no answers: gradio keeps all of them.
+
+    What it still knows of a session without any is forgotten here.
+    """
+    if scope["method"] != "POST" or not isinstance(asked, dict):
+        return
+    queue = scope["app"].get_blocks()._queue  # noqa: SLF001 - gradio has no bound of its own
+    unread, answers = queue.pending_event_ids_session, queue.pending_messages_per_session
+    for name in [name for name, events in unread.items() if not events or name not in answers]:
+        del unread[name]
+    if len(unread.get(asked.get("session_hash"), ())) >= _UNREAD:
+        raise HTTPException(429, "fetch the answers to your events before you send another")
 
 
 def _require_texts(given: Any) -> None:

@@ -148,9 +148,12 @@ def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_pat
     channel.mkdir(parents=True)
     shutil.copy(folder / "manifest.json", channel)
     with edited(channel) as tree:
-        tree["artifacts"][0]["urls"] = [f"../../dist/{tree['artifacts'][0]['name']}"]
+        (listed,) = tree["artifacts"]
+        listed["urls"] = [f"../../dist/{listed['name']}"]
+        listed["sbom"]["url"] = f"../../dist/{listed['sbom']['url']}"
     with ReleaseServer(tmp_path) as server:
-        for where in (f"{server.url}channels/stable/manifest.json", str(channel)):
+        file = channel / "manifest.json"
+        for where in (f"{server.url}channels/stable/manifest.json", str(channel), str(file)):
             with refused("CHANNEL_NOT_RELEASE", FarmError) as caught, opened(where) as (found, _):
                 release.verify(found)
             assert caught.value.hint.endswith("/dist/manifest.json")

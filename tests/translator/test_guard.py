@@ -4,8 +4,10 @@ import asyncio
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,17 @@ def test_what_an_event_says_of_itself_stands_for_no_file(
     assert asked == []
 
 
+def test_session_that_fetches_no_answers_sends_no_more_events(page: Space) -> None:
+    """Gradio kept 4 to 30 kB of each, of any number of them."""
+    body = {"data": VALUES, "fn_index": PRESS, "session_hash": "unread"}
+    told = [post(page, "queue/join", json=body).status_code for _ in range(21)]
+    assert told == [200] * 20 + [429]
+    assert post(page, "queue/join", json={**body, "session_hash": "read"}).status_code == 200
+    address = f"{page.url}/gradio_api/queue/data?session_hash=unread"
+    assert requests.get(address, timeout=60).text.count("process_completed") == 20
+    assert post(page, "queue/join", json=body).status_code == 200
+
+
 def test_event_of_a_chat_tells_what_was_chosen(page: Space) -> None:
     about = {"index": [0, 1], "value": [{"type": "text", "text": "x"}], "liked": True}
     body = {"data": VALUES, "fn_index": PRESS, "session_hash": "chosen", "event_data": about}
@@ -211,8 +224,9 @@ def test_mcp_clients_write_nothing_into_the_log(page: Space) -> None:
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called}
     headers = {"Accept": "application/json, text/event-stream"}
     for _ in range(3):  # the log of the first is there when the last is answered
-        assert post(page, "mcp/", json=body, headers=headers).status_code == 200
-    assert "forged" not in page.said()
+        for asked in (body, {**body, "method": "forged\n"}, {**body, "params": {}}):
+            assert post(page, "mcp/", json=asked, headers=headers).status_code == 200
+    assert not re.findall("forged|validat", page.said())
 
 
 @pytest.mark.parametrize("route", ["info", "openapi.json"])
@@ -223,6 +237,14 @@ def test_address_of_one_visitor_is_not_told_to_the_next(page: Space, route: str)
         assert host in told
         other = requests.get(f"{page.url}/gradio_api/{route}", timeout=30).text
         assert host not in other
+
+    def told_to(number: int) -> bool:
+        headers = {"Host": f"192.0.2.{number}"}
+        told = requests.get(f"{page.url}/gradio_api/info", headers=headers, timeout=30).text
+        return set(re.findall(r"192\.0\.2\.[0-9]+", told)) == {f"192.0.2.{number}"}
+
+    with ThreadPoolExecutor(16) as visitors:
+        assert all(visitors.map(told_to, range(1, 100)))
 
 
 @pytest.fixture
