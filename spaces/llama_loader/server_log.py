@@ -21,7 +21,7 @@ _LINE: Final = 2000
 _MAX_BUFFERS: Final = 100
 """Of a report: some for each device. A model's text could name one in each of a million lines."""
 
-_STAMP: Final = re.compile(r"^[0-9]+(?:\.[0-9]+){3} (?P<level>[IWED]) ")
+_STAMP: Final = re.compile(r"^(?P<when>[0-9]+(?:\.[0-9]+){3}) (?P<level>[IWED]) ")
 """What llama-server puts before a message (common/log.cpp): minutes to microseconds, the level."""
 _OFFLOADED: Final = re.compile(
     r"(?:llm_)?load_tensors: offloaded ([0-9]{1,6})/([0-9]{1,6}) layers to GPU"
@@ -85,7 +85,8 @@ class ServerLog:
         self.report = LoadReport(None, None, {})
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._errors: list[str] = []
-        self._stamped = False
+        self._stamped = self._forged = False
+        self._last: list[int] = []
         self._ended = threading.Event()
         self._ended.set()  # nothing is read yet
 
@@ -121,9 +122,16 @@ class ServerLog:
         """Take the server's report of where the weights are, and nothing that the model says.
 
         llama-server prints texts of the model's file, line breaks included. Its own messages have
-        a stamp in all builds that stamp any.
+        a stamp in all builds that stamp any, and none is older than the one before. A text with
+        stamps of its own has to guess the time of its printing: then nothing counts.
         """
         stamp = _STAMP.match(line)
+        if stamp:
+            before, self._last = self._last, [*map(int, stamp["when"].split("."))]
+            self._forged |= self._last < before
+        if self._forged:
+            self.report = LoadReport(None, None, {})
+            return
         self._stamped = self._stamped or stamp is not None
         message = line[stamp.end() :] if stamp else line
         if self._stamped and not stamp:

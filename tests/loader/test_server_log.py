@@ -169,6 +169,16 @@ def test_only_the_servers_own_report_counts(stamp: str) -> None:
     assert log.tail()[-1] == "the last one"
 
 
+@pytest.mark.parametrize("guessed", ["0.00.000.001", "0.00.900.000"])
+def test_text_that_guesses_the_servers_stamp_leaves_nothing_to_believe(guessed: str) -> None:
+    lines = [
+        f"0.00.123.001 I print_info: general.name = x\n{guessed} I {FORGED}",
+        "0.00.123.019 I load_tensors:   CPU_Mapped model buffer size =    92.10 MiB",
+        "0.00.123.021 I load_tensors: offloaded 0/31 layers to GPU",
+    ]
+    assert read("\n".join(lines)).report == LoadReport(None, None, {})
+
+
 def test_report_of_a_million_buffers_is_read_at_once() -> None:
     began = time.process_time()
     lines = (f"load_tensors: x{number} model buffer size = 1 MiB\n" for number in range(200_000))
