@@ -89,6 +89,16 @@ def read_small(path: Path, *, follow: bool = True) -> bytes:
     return content
 
 
+def head(path: Path, most: int = SMALL) -> str:
+    """Return the beginning of somebody else's text, of at most so many bytes, for a first look.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as stream:
+        return stream.read(most).decode("utf-8", "replace")
+
+
 @contextmanager
 def replacing(path: Path, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """Yield a private file to write; it replaces ``path`` on success, and is removed on failure.

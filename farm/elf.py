@@ -28,7 +28,9 @@ _CODE_SECTIONS: Final = frozenset({"nv_fatbin", "nv_relfatbin"})
 _REGISTRATION: Final = ".nvFatBinSegment"
 """Tells the CUDA runtime where the containers are."""
 
-_VERSION_NEED: Final = re.compile(r"(?P<family>GLIBC|GLIBCXX)_(?P<version>[0-9]+(?:\.[0-9]+)*)")
+_VERSION_NEED: Final = re.compile(
+    r"(?P<family>GLIBC|GLIBCXX)_(?P<version>[0-9]{1,9}(?:\.[0-9]{1,9})*)"
+)
 _GLIBC_MARKS: Final = {"GLIBC_ABI_DT_RELR": "2.36"}
 """Needs without a number, and the first glibc that has them (glibc 2.36's release notes)."""
 

@@ -29,7 +29,7 @@ _KEPT_LINES: Final = 10 * SHOWN_LINES
 _LOOK_SECONDS: Final = 0.5
 """Seconds between two checks whether the caller still wants the build: compilers can be silent."""
 
-_NINJA_COUNT: Final = re.compile(r"^\[(\d+)/(\d+)\] ")
+_NINJA_COUNT: Final = re.compile(r"^\[([0-9]{1,9})/([0-9]{1,9})\] ")
 _NINJA_FAILED: Final = re.compile(r"^FAILED: (?:\[code=\d+\] )?(.+)$")
 _IDENTIFICATION: Final = re.compile(
     r"^-- The (?P<language>C|CXX|CUDA) compiler identification is (?P<name>.+)$"

@@ -37,9 +37,9 @@ GIT_REMOTE: Final = "https://github.com/ggml-org/llama.cpp"
 SHORT_COMMIT: Final = 9
 """Digits of the commit in ``llama-server --version``, as llama.cpp's own releases have."""
 
-_VERSION_PART: Final = re.compile(r"set\(LLAMA_VERSION_(MAJOR|MINOR|PATCH)\s+(\d+)\)")
+_VERSION_PART: Final = re.compile(r"set\(LLAMA_VERSION_(MAJOR|MINOR|PATCH)\s+([0-9]{1,9})\)")
 
-_CURL_OPTION: Final = re.compile(r"^\s*option\(LLAMA_CURL\s", re.MULTILINE)
+_CURL_OPTION: Final = re.compile(r"^[ \t]*option\(LLAMA_CURL\s", re.MULTILINE)
 """llama.cpp of 2025 downloads with libcurl; newer trees have no such option and would warn."""
 _UPSTREAM: Final = re.compile(r"[/:](?:ggml-org|ggerganov)/llama\.cpp(?:\.git)?/?")
 """The end of the address of llama.cpp's own repository, under its present and former owner."""
@@ -164,7 +164,7 @@ def _source(tree: Path, build: int, commit: str | None, origin: str, note: str |
     A tree of 2025 looks for libcurl; with it the server would need libcurl on the host, too.
     """
     _require_own(tree)
-    needs = _CURL_OPTION.search((tree / "CMakeLists.txt").read_text("utf-8", "replace"))
+    needs = _CURL_OPTION.search(durable.head(tree / "CMakeLists.txt"))
     defines = (("LLAMA_CURL", "OFF"),) if needs else ()
     return Source(tree, read_version(tree), build, commit, origin, None, note=note, defines=defines)
 
@@ -253,7 +253,7 @@ def _require_layout(tree: Path, named: str) -> None:
     if not (tree / "CMakeLists.txt").is_file() or not (old or (tree / "tools/server").is_dir()):
         raise UsageError("SOURCE_NOT_LLAMA_CPP", named=named)
     options = tree / "ggml" / "CMakeLists.txt"
-    told = options.read_text("utf-8", "replace") if options.is_file() else ""
+    told = durable.head(options) if options.is_file() else ""
     lacking = [name for name in _NEEDED_OPTIONS if told and name not in told]
     if old or lacking:
         reason = "its server lies in examples/server" if old else f"it has no {lacking[0]}"
@@ -299,7 +299,7 @@ def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
     """
     _require_https(remote)
     listed = _git("ls-remote", "--tags", "--refs", remote, "refs/tags/b*")
-    found = sorted(int(number) for number in re.findall(r"refs/tags/b(\d+)$", listed, re.MULTILINE))
+    found = sorted(map(int, re.findall(r"refs/tags/b([0-9]{1,9})$", listed, re.MULTILINE)))
     if not found:
         raise SourceError("TAGS_MISSING", remote=remote)
     return tuple(found)
@@ -307,7 +307,7 @@ def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
 
 def read_version(tree: Path) -> str | None:
     """Return upstream's release number (``0.6.0``) from its CMakeLists.txt, None if it has none."""
-    parts = dict(_VERSION_PART.findall((tree / "CMakeLists.txt").read_text("utf-8", "replace")))
+    parts = dict(_VERSION_PART.findall(durable.head(tree / "CMakeLists.txt")))
     names = ("MAJOR", "MINOR", "PATCH")
     return ".".join(parts[name] for name in names) if len(parts) == len(names) else None
 
@@ -342,13 +342,12 @@ def _foreign(tree: Path) -> tuple[str, ...]:
 def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
     """Return the number of the newest build of llama.cpp that HEAD contains, and a note."""
     if _git("rev-parse", "--is-shallow-repository", at=at) == "true":
-        tag = _run_git("describe", "--exact-match", *_BUILD_TAG, at=at).stdout.strip()
-        if tag[1:].isdigit():
-            return int(tag[1:]), None
+        if build := _newest_tag(at, "--exact-match"):
+            return build, None
         return 0, _unknown_build(tree, "is a shallow clone, so its commits cannot be counted")
     count = int(_git("rev-list", "--count", "HEAD", at=at))
     listed = _run_git("config", "--get-regexp", r"^remote\..*\.url$", at=at)
-    remotes = dict(line.split(" ", 1) for line in listed.stdout.splitlines())
+    remotes = dict(line.partition(" ")[::2] for line in listed.stdout.splitlines())
     own = [name for name, url in remotes.items() if _UPSTREAM.search(url)]
     if own:
         known = [f"--remotes={name.removeprefix('remote.').removesuffix('.url')}" for name in own]
@@ -365,10 +364,14 @@ def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
 
 def _tagged_build(at: tuple[str, ...]) -> int:
     """Return the number of the newest tag ``bNNNN`` that has NNNN commits, else 0."""
-    tag = _run_git("describe", *_BUILD_TAG, at=at).stdout.strip()
-    number = int(tag[1:]) if tag[1:].isdigit() else 0
-    counted = number and int(_git("rev-list", "--count", tag, at=at))
+    number = _newest_tag(at)
+    counted = number and int(_git("rev-list", "--count", f"b{number}", at=at))
     return number if number == counted else 0
+
+
+def _newest_tag(at: tuple[str, ...], *options: str) -> int:
+    tag = _run_git("describe", *options, *_BUILD_TAG, at=at).stdout.strip()
+    return int(tag[1:]) if re.fullmatch("b[1-9][0-9]{0,8}", tag) else 0
 
 
 def _unknown_build(tree: Path, why: str) -> str:
@@ -416,12 +419,8 @@ def _git(*argv: str, at: tuple[str, ...] = ()) -> str:
     done = _run_git(*argv, at=at)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise _failed(argv[0], last[0])
+        raise SourceError("GIT_FAILED", verb=argv[0], why=last[0])
     return done.stdout.strip()
-
-
-def _failed(verb: str, why: str) -> SourceError:
-    return SourceError("GIT_FAILED", verb=verb, why=why)
 
 
 def _run_git(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
@@ -443,9 +442,9 @@ def _run_git(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str
                 told, problem = process.communicate(timeout=DEADLINE)
             except subprocess.TimeoutExpired as error:
                 process.terminate()  # git then ends the programs that it started
-                raise _failed(argv[0], f"not done within {DEADLINE:g} s") from error
+                raise TimeoutError(f"not done within {DEADLINE:g} s") from error
     except FileNotFoundError as error:
         raise SourceError("GIT_MISSING") from error
     except OSError as error:
-        raise _failed(argv[0], str(error)) from error
+        raise SourceError("GIT_FAILED", verb=argv[0], why=str(error)) from error
     return subprocess.CompletedProcess(command, process.returncode, told, problem)

@@ -24,12 +24,13 @@ TARGETS_FILE: Final = PROJECT_ROOT / "build" / "targets.toml"
 DEFAULT_LINE: Final = "cu128"
 
 _Row = TypeVar("_Row")
-_IMAGE_TOOLKIT: Final = re.compile(r"(?:^|/)cuda:(\d+\.\d+)(?:\.\d+)*-")
+_IMAGE_TOOLKIT: Final = re.compile(r"(?:^|/)cuda:([0-9]{1,4}\.[0-9]{1,4})(?:\.[0-9]+)*-")
 """The toolkit's version in the tag of NVIDIA's images, ``nvidia/cuda:12.4.1-devel-ubuntu22.04``."""
 _LINE_NAME: Final = re.compile(r"cu([0-9]{2})([0-9]{1,2})")
 _ARCH: Final = re.compile(r"(?P<number>[0-9]{2,3})(?P<suffix>[af]?)(?P<kind>-real|-virtual)?")
 
-Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)+$")]
+Version = Annotated[str, Meta(pattern=r"\A[0-9]{1,4}(\.[0-9]{1,4})+\Z")]
+Release = Annotated[str, Meta(pattern=r"\A[0-9]{1,4}\.[0-9]{1,4}\Z")]
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +43,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: str
     glibc: Version
     glibcxx: Version
-    toolkit: Version | None = None
+    toolkit: Release | None = None
     min_driver: Version | None = None
     oldest: int = 0
     newest: int = 0

@@ -164,7 +164,7 @@ def _counters(lines: Iterable[str]) -> Counter[str]:
     """Return each counter; those that were printed more than once add up."""
     found: Counter[str] = Counter()
     for name, *value in (line.split("\t") for line in lines):
-        if value and value[0].isdigit():
+        if value and re.fullmatch("[0-9]{1,15}", value[0]):
             found[name] += int(value[0])
     return found
 

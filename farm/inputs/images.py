@@ -88,7 +88,7 @@ for nvcc in /usr/local/cuda/bin/nvcc $(command -v nvcc) \
 done
 """
 """Prints an image's tools, a ``name=value`` line each; changes nothing in the image."""
-_CUDA_RELEASE: Final = re.compile(r"release (\d+\.\d+)")
+_DOTTED: Final = r"([0-9]{1,9}(?:\.[0-9]{1,9}){0,3})"
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,24 @@ class ImageTools:
 def tools_of(image: str, told: str) -> ImageTools:
     """Parse the output of ``PROBE`` in an image."""
     values = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
-    release = _CUDA_RELEASE.search(values.get("nvcc", ""))
-    newest = values.get("newest_gcc", "")
+
+    def read(name: str, form: str) -> str | None:
+        match = re.fullmatch(form, values.get(name, ""))
+        return match[1] if match else None
+
     return ImageTools(
         image=image,
         machine=values.get("machine", "unknown"),
-        glibc=values.get("glibc", "").removeprefix("glibc ") or None,
-        glibcxx=values.get("glibcxx", "").removeprefix("GLIBCXX_") or None,
-        gcc=values.get("gcc") or None,
-        newest_gcc=int(newest) if newest.isdigit() else None,
-        cuda=release[1] if release else None,
+        glibc=read("glibc", f"glibc {_DOTTED}"),
+        glibcxx=read("glibcxx", f"GLIBCXX_{_DOTTED}"),
+        gcc=read("gcc", _DOTTED),
+        newest_gcc=int(newest) if (newest := read("newest_gcc", "([0-9]{1,9})")) else None,
+        cuda=read("nvcc", r".*\brelease ([0-9]{1,4}\.[0-9]{1,4})\b.*"),
         cuda_root=PurePosixPath(values["root"]) if "root" in values else None,
-        codes=tuple(int(code) for code in re.findall(r"sm_(\d+)\b", values.get("codes", ""))),
-        free=int(values.get("free", "0") or 0) * 1024,
+        codes=tuple(
+            int(code) for code in re.findall(r"\bsm_([0-9]{1,4})\b", values.get("codes", ""))
+        ),
+        free=int(read("free", "([0-9]{1,15})") or 0) * 1024,
     )
 
 

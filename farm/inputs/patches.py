@@ -18,7 +18,7 @@ import msgspec
 import tomllib
 from msgspec import Meta
 
-from farm import PROJECT_ROOT
+from farm import PROJECT_ROOT, durable
 from farm.errors import SourceError, UsageError
 from llama_loader.manifest import Patch, RelativePath
 
@@ -157,7 +157,9 @@ def changed(tree: Path, chosen: Iterable[Change]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for one in chosen:
         for insert in one.inserts:
-            before = found[insert.file] if insert.file in found else _content(tree, insert.file)
+            before = (
+                found[insert.file] if insert.file in found else _content(tree, one, insert.file)
+            )
             found[insert.file] = _inserted(one.patch.name, insert, before)
         for file, content in one.added:
             if file in found or os.path.lexists(tree / file) or _leads_through_link(tree, file):
@@ -166,10 +168,14 @@ def changed(tree: Path, chosen: Iterable[Change]) -> dict[str, bytes]:
     return found
 
 
-def _content(tree: Path, file: str) -> bytes | None:
+def _content(tree: Path, change: Change, file: str) -> bytes | None:
     """Return a file's bytes; None if it does not exist, or its path has a link."""
-    place = tree / file
-    return None if _leads_through_link(tree, file) or not place.is_file() else place.read_bytes()
+    if _leads_through_link(tree, file) or not (tree / file).is_file():
+        return None
+    try:
+        return durable.read_small(tree / file)
+    except OSError as error:
+        raise _misfit(change.patch.name, f"{file}: {error.strerror}") from error
 
 
 def _leads_through_link(tree: Path, file: str) -> bool:

@@ -13,14 +13,16 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from farm import PROJECT_ROOT
+from farm import PROJECT_ROOT, durable
 
 FILE: Final = PROJECT_ROOT / "build" / "cmake" / "host_size.cmake"
 DEFINITION: Final = "FARM_CPU_VARIANTS"
 """The CMake variable with the CPU variants to build, separated by semicolons; without it: all."""
 _BASELINE: Final = "x64"
 """The variant for every x86-64 processor."""
-_VARIANT: Final = re.compile(r"^\s*ggml_add_cpu_backend_variant\((\w+)([ \w]*)\)", re.MULTILINE)
+_VARIANT: Final = re.compile(
+    r"^[ \t]*ggml_add_cpu_backend_variant\((\w+)((?: +\w+)*) *\)", re.MULTILINE
+)
 _FLAGS: Final = {
     "FMA": ("fma",),
     "F16C": ("f16c",),
@@ -63,7 +65,7 @@ def of_this_machine(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     if not (cmake.is_file() and cpuinfo.is_file()):
         return ""
     flags = _flags(cpuinfo.read_text("utf-8", "replace"))
-    told = cmake.read_text("utf-8", "replace")
+    told = durable.head(cmake)
     variants = {name: words.split() for name, words in _VARIANT.findall(told)}
     running = {
         name: weight for name, words in variants.items() if (weight := _weight(words, flags))

@@ -96,7 +96,7 @@ def nvcc_version(nvcc: Path) -> str:
         UsageError: it does not run, or prints no version.
     """
     told = _output((str(nvcc), "--version"))
-    match = re.search(r"release (\d+\.\d+)", told)
+    match = re.search(r"release ([0-9]{1,4}\.[0-9]{1,4})\b", told)
     if match is None:
         raise UsageError("TOOLKIT_INVALID", nvcc=nvcc)
     return match[1]

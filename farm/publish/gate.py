@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import requests
 
@@ -262,7 +262,7 @@ def opened(
         IntegrityError: the manifest is malformed.
     """
     address = _hub_address(named)
-    parts = urlsplit(address)
+    parts = _parts(address)
     if parts.scheme in {"http", "https"}:
         _require_safe(address)
         with tempfile.TemporaryDirectory(prefix="llama-farm-verify-") as name:
@@ -287,7 +287,7 @@ def read_manifest(url: str) -> bytes:
         SourceError: it cannot be read.
     """
     address = _hub_address(url)
-    parts = urlsplit(address)
+    parts = _parts(address)
     if parts.scheme == "file":
         try:
             return durable.read_small(Path(unquote(parts.path)))
@@ -299,6 +299,13 @@ def read_manifest(url: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as name, packages.session() as web:
         _fetch(web, (address,), Path(name) / MANIFEST, schema.MAX_MANIFEST_BYTES)
         return (Path(name) / MANIFEST).read_bytes()
+
+
+def _parts(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise UsageError("RELEASE_URL_UNKNOWN", address=shown(address)) from error
 
 
 def _hub_address(named: str) -> str:
@@ -381,6 +388,6 @@ def _require_safe(url: str) -> None:
     """
     if not is_allowed_web(url):
         raise UsageError(
-            "RELEASE_URL_UNSAFE" if urlsplit(url).scheme else "RELEASE_URL_UNSAFE/path",
+            "RELEASE_URL_UNSAFE" if ":" in url else "RELEASE_URL_UNSAFE/path",
             url=shown(url),
         )

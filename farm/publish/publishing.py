@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""
-_COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
+_COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]{1,999})")
 
 
 @dataclass(frozen=True)

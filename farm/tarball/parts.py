@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from farm import durable
+from farm.errors import UsageError
 
 SOURCE_SUFFIXES: Final = (".h", ".hpp", ".c", ".cpp", ".cu", ".cuh")
 COMPILED: Final = (
@@ -35,13 +36,22 @@ _HEAD: Final = 4096
 _TITLE: Final = 512
 """Characters at a header's beginning that may call its version in words."""
 
-_QUOTED_VERSION: Final = re.compile(r'#define\s+\w*VERSION\w*\s+"v?(\d+(?:\.\d+)+)"')
-_NUMBERED_VERSION: Final = re.compile(
-    r"#define\s+\w*VERSION_(MAJOR|MINOR|PATCH|RELEASE|REVISION)\s+(\d+)"
+_QUOTED_VERSION: Final = re.compile(
+    r'#define\s+(?=\w*VERSION)\w+\s+"v?([0-9]{1,9}(?:\.[0-9]{1,9}){1,4})"'
 )
-_SPOKEN_VERSION: Final = re.compile(r"(?:\bversion\s+|- v)(\d+\.\d+(?:\.\d+)?)\b")
-_SYNC_CONSTANT: Final = re.compile(r'^([A-Z0-9_]+)\s*=\s*"([^"]+)"', re.MULTILINE)
-_SYNC_ROW: Final = re.compile(r'^\s*f?"(https://[^"]+)"\s*:\s*"([^"]+)"', re.MULTILINE)
+_NUMBERED_VERSION: Final = re.compile(
+    r"#define\s+\w*VERSION_(MAJOR|MINOR|PATCH|RELEASE|REVISION)\s+([0-9]{1,9})"
+)
+_SPOKEN_VERSION: Final = re.compile(
+    r"(?:\bversion\s+|- v)([0-9]{1,9}\.[0-9]{1,9}(?:\.[0-9]{1,9})?)\b"
+)
+_SYNC_CONSTANT: Final = re.compile(
+    r'^([A-Z0-9_]{1,99})[ \t]*=[ \t]*"([^"\n]{1,999})"', re.MULTILINE
+)
+_SYNC_ROW: Final = re.compile(
+    r'^[ \t]*f?"(https://[^"\n]{1,999})"[ \t]*:[ \t]*"([^"\n]{1,999})"', re.MULTILINE
+)
+_FILLED_IN: Final = re.compile(r"\{([A-Z0-9_]{1,99})\}")
 _GITHUB: Final = re.compile(
     r"https://(?:raw\.githubusercontent|github)\.com/(?P<repository>[^/]+/[^/]+)/"
     r"(?:raw/)?(?:(?P<commit>[0-9a-f]{40})|refs/tags/(?P<tag>[^/]+))?"
@@ -51,7 +61,7 @@ _GITHUB: Final = re.compile(
 PUBLIC_DOMAIN: Final = "LicenseRef-public-domain"
 """SPDX has no identifier for a dedication to the public domain; ``LicenseRef-`` begins our own."""
 
-_SPDX_LINE: Final = re.compile(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+() -]*[A-Za-z0-9.+)])")
+_SPDX_LINE: Final = re.compile(r"SPDX-License-Identifier:[ \t]*([A-Za-z0-9.+(][A-Za-z0-9.+() -]*)")
 _MIT_GRANT: Final = "permission is hereby granted, free of charge"
 _MIT_NOTICE: Final = "the above copyright notice and this permission notice shall be included in"
 _PHRASES: Final = (
@@ -72,9 +82,10 @@ _EXCLUDING: Final = (
 )
 """If a text has the words of both, it is the first."""
 
-_BLOCK_COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
+_BLOCK_COMMENT: Final = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
+"""Without the last word, each ``/*`` after the last ``*/`` would be looked through to the end."""
 _LINE_COMMENTS: Final = re.compile(r"(?:^[ \t]*//[^\n]*\n)+", re.MULTILINE)
-_MARKS: Final = re.compile(r"^[ \t]*(?:/\*+|\*+/|//+|\*+) ?|\*+/[ \t]*$", re.MULTILINE)
+_MARKS: Final = re.compile(r"^[ \t]*(?:/\*+|\*+/|//+|\*+) ?|(?<!\*)\*+/[ \t]*$", re.MULTILINE)
 _ENDS: Final = 16_384
 """Characters at each end of a file in which its licence is looked for; stb's fills 3,000."""
 
@@ -94,7 +105,7 @@ done
 """
 """CUDA 13 moved the headers below ``cccl``."""
 _CUB_FILES: Final = "=== files"
-_CUB_VERSION: Final = re.compile(r"#define\s+CUB_VERSION\s+(\d+)")
+_CUB_VERSION: Final = re.compile(r"#define\s+CUB_VERSION\s+([0-9]{1,9})")
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +159,9 @@ def survey(tree: Path, *, version: str | None = None) -> Survey:
     Args:
         tree: llama.cpp's folder.
         version: its own release number, if it is known.
+
+    Raises:
+        UsageError: ``SOURCE_UNREADABLE``: a licence's text is larger than 8 MiB.
     """
     upstreams = _upstreams(tree)
     own = _licence_in(tree, _licence_files(tree), tree)
@@ -227,7 +241,7 @@ def _single_files(tree: Path) -> list[tuple[Part, _Licence]]:
     for path in sorted({path for pattern in COMPILED for path in tree.glob(pattern)}):
         if path.suffix not in SOURCE_SUFFIXES or not path.is_file():
             continue
-        text = in_comments(path.read_text("utf-8", "replace")[:_HEAD])
+        text = in_comments(durable.head(path, 4 * _HEAD)[:_HEAD])
         if text is None:
             continue
         name = str(path.relative_to(tree))
@@ -248,15 +262,15 @@ def _licence_of(tree: Path, folder: Path) -> _Licence:
         return _licence_in(tree, [*beside, *named], folder)
     texts: dict[str, bytes] = {}
     for path in _sources(folder):
-        text = in_comments(path.read_text("utf-8", "replace"))
+        text = in_comments(durable.head(path))
         if text is not None and text.encode() not in texts.values():
             texts[_text_name(str(path.relative_to(tree)))] = text.encode()
     return _Licence(_expression(texts.values()), texts)
 
 
 def _licence_in(tree: Path, files: Iterable[Path], folder: Path) -> _Licence:
-    texts = {str(path.relative_to(tree)).replace("/", "-"): path.read_bytes() for path in files}
-    said = (declared(path.read_text("utf-8", "replace")) for path in _sources(folder))
+    texts = {str(path.relative_to(tree)).replace("/", "-"): _bytes(path) for path in files}
+    said = (declared(durable.head(path)) for path in _sources(folder))
     expression = _expression(texts.values())
     return _Licence(expression or next((one for one in said if one), None), texts)
 
@@ -269,7 +283,14 @@ def _expression(texts: Iterable[bytes]) -> str | None:
 
 def _loose_texts(tree: Path) -> dict[str, bytes]:
     """Return the texts in ``licenses/`` that belong to no folder of ``vendor/``."""
-    return {f"licenses-{p.name}": p.read_bytes() for p in tree.glob("licenses/*") if p.is_file()}
+    return {f"licenses-{p.name}": _bytes(p) for p in tree.glob("licenses/*") if p.is_file()}
+
+
+def _bytes(licence: Path) -> bytes:
+    try:
+        return durable.read_small(licence)
+    except OSError as error:
+        raise UsageError("SOURCE_UNREADABLE", shown=licence, why=error.strerror) from error
 
 
 def _licence_files(folder: Path) -> list[Path]:
@@ -292,7 +313,7 @@ def _text_name(path: str) -> str:
 def _version(folder: Path) -> str | None:
     """Read a version from a folder's headers: in the first words, quoted, or in numbers."""
     for path in _sources(folder):
-        text = path.read_text("utf-8", "replace")
+        text = durable.head(path)
         told = _SPOKEN_VERSION.search(text[:_TITLE]) or _QUOTED_VERSION.search(text)
         if told:
             return told[1]
@@ -308,13 +329,11 @@ def _upstreams(tree: Path) -> list[_Upstream]:
     script = tree / "scripts" / "sync_vendor.py"
     if not script.is_file():
         return []
-    text = script.read_text("utf-8", "replace")
+    text = durable.head(script)
     constants = dict(_SYNC_CONSTANT.findall(text))
     rows: list[_Upstream] = []
     for url, path in _SYNC_ROW.findall(text):
-        for name, value in constants.items():
-            url = url.replace(f"{{{name}}}", value)  # noqa: PLW2901 - the same URL, filled in
-        match = _GITHUB.match(url)
+        match = _GITHUB.match(_FILLED_IN.sub(lambda name: constants.get(name[1], name[0]), url))
         if match:
             origin = f"https://github.com/{match['repository']}"
             rows.append(
@@ -372,7 +391,7 @@ def identify(text: str) -> str | None:
 def declared(source: str) -> str | None:
     """Return a source file's ``SPDX-License-Identifier``, or None."""
     match = _SPDX_LINE.search(source[:_ENDS])
-    return match[1].strip() if match else None
+    return match[1].rstrip(" -(") if match else None
 
 
 def in_comments(source: str) -> str | None:
@@ -388,7 +407,8 @@ def in_comments(source: str) -> str | None:
         for pattern in (_BLOCK_COMMENT, _LINE_COMMENTS)
         for comment in pattern.findall(end)
     ]
-    known = [comment for comment in comments if identify(comment)]
+    whole = (one for one in comments if one.endswith("*/") or not one.startswith("/*"))
+    known = [comment for comment in whole if identify(comment)]
     known.sort(key=lambda comment: identify(comment) == PUBLIC_DOMAIN)
     return _without_marks(known[0]) if known else None
 

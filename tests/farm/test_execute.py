@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from farm import durable, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, PackError
-from farm.execute import BuiltTree, execute
+from farm.execute import BuiltTree, _Log, execute
 from farm.inputs.packages import cache_folder
 from farm.plan import LONGEST_LINE, BuildPlan
 from tests.rigs.heard import heard, script
@@ -115,6 +115,15 @@ def test_source_changes_no_program_of_the_record_and_prints_no_line_without_end(
         assert built.toolchain.programs["gcc"] == gcc
     lines = built.log.read_text("utf-8").splitlines()
     assert max(map(len, lines)) == LONGEST_LINE, "one without end is written in pieces"
+
+
+def test_count_of_more_steps_than_any_build_has_is_a_line_like_others(tmp_path: Path) -> None:
+    recorder = Recorder()
+    with closing(_Log(tmp_path / "x.log", recorder)) as log:
+        log.counts = True
+        for count in ("1" * 5000, "²", "3"):
+            log.take(f"[{count}/9] x")
+    assert recorder.counts == [(3, 9)]
 
 
 def test_flags_of_the_callers_environment_do_not_reach_the_compiler(

@@ -1,5 +1,6 @@
 """What an image tells of itself decides its line, or contradicts the one that was named."""
 
+import re
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -38,6 +39,14 @@ def test_image_that_tells_little_is_read_as_such() -> None:
     assert tools_of("bare:1", "machine=x86_64\nglibc=\nnvcc=exec format error\n") == ImageTools(
         "bare:1", "x86_64"
     )
+
+
+@pytest.mark.parametrize("number", ["²", "1" * 5000, "٣", "x"])
+def test_number_that_none_of_its_programs_prints_is_unknown(number: str) -> None:
+    told = re.sub("[0-9]+", number, TOLD.partition("\n")[2])
+    root = PurePosixPath("/usr/local/cuda")
+    expected = ImageTools("devel:1", "x86_64", cuda_root=root)
+    assert tools_of("devel:1", f"machine=x86_64\n{told}") == expected
 
 
 def tools(**values: object) -> ImageTools:

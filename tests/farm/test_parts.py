@@ -3,12 +3,17 @@
 import hashlib
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import vendored
 
+from farm import source
+from farm.errors import UsageError
+from farm.inputs import recipe
 from farm.tarball import parts
+from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
 
 
@@ -19,6 +24,44 @@ def tree(tmp_path: Path) -> Path:
 
 def by_path(tree: Path) -> dict[str, parts.Part]:
     return {part.path: part for part in parts.survey(tree, version="0.6.1").parts}
+
+
+HOSTILE = {
+    "scripts/sync_vendor.py": ["\n", "A=", '"https://a":\n'],
+    "vendor/hostile/a.h": ["#define VERSION" + "VERSION" * 40_000, "/* ", "#define ", "// \n"],
+    "vendor/other/a.h": ["SPDX-License-Identifier:" + " " * 300_000, "version 1." + "1" * 300_000],
+    "vendor/third/LICENSE": ["a" + "*" * 300_000, "*/ "],
+    "CMakeLists.txt": ["\n", "set(LLAMA_VERSION_MAJOR "],
+    "ggml/src/CMakeLists.txt": ["\n", "ggml_add_cpu_backend_variant(" + "a" * 300_000],
+}
+
+
+@pytest.mark.parametrize("variant", [0, 1])
+def test_source_s_texts_are_looked_through_at_once(tree: Path, variant: int) -> None:
+    """Each took from minutes to days with expressions that begin anew at every character."""
+    for name, texts in HOSTILE.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text((texts[variant] * (300_000 // len(texts[variant]) + 1))[:300_000])
+    (tree / "vendor/third/a.h").write_text("int a;")
+    began = time.process_time()
+    assert {"vendor/hostile", "vendor/other"} <= by_path(tree).keys()
+    source._source(tree, 1, None, "folder:tree", None)
+    recipe.of_this_machine(tree)
+    assert time.process_time() - began < 8
+
+
+def test_constants_that_name_each_other_make_no_address_without_end(tree: Path) -> None:
+    lines = [f'A{n} = "{{A{n + 1}}}{{A{n + 1}}}"' for n in range(64)]
+    lines += ['"https://github.com/{A0}/b/raw/c": "vendor/stb/stb_image.h"']
+    (tree / "scripts/sync_vendor.py").write_text("\n".join(lines))
+    assert by_path(tree)["vendor/stb"].origin == "https://github.com/{A1}{A1}/b"
+
+
+def test_licence_of_gigabytes_is_refused(tree: Path) -> None:
+    with (tree / "LICENSE").open("ab") as file:
+        file.truncate(1 << 40)
+    with refused("SOURCE_UNREADABLE", UsageError, "LICENSE: larger than"):
+        parts.survey(tree)
 
 
 @pytest.mark.parametrize(

@@ -734,8 +734,9 @@ def test_a_release_is_not_published_where_channels_are(released: Path, name: str
 
 
 def test_releases_are_in_the_order_of_their_numbers() -> None:
-    names = ["b11549-10", "b9999-1", "b11549-2", "b11549", "a"]
-    expected = ("a", "b9999-1", "b11549", "b11549-2", "b11549-10")
+    long = f"b{'1' * 5000}"
+    names = [long, "b11549-10", "b9999-1", "b11549-2", "b11549", "a"]
+    expected = ("a", "b9999-1", "b11549", "b11549-2", "b11549-10", long)
     assert in_order(names) == expected
 
 

@@ -166,6 +166,7 @@ def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_pat
         ("http://localhost/manifest.json", "RELEASE_URL_UNSAFE"),  # a name may lead anywhere
         ("ftp://example.org/manifest.json", "RELEASE_URL_UNKNOWN"),
         ("hf://owner/manifest.json", "RELEASE_URL_UNKNOWN"),
+        ("https://[::1/manifest.json", "RELEASE_URL_UNKNOWN"),
     ],
 )
 def test_other_kinds_of_urls_are_refused_before_anything_is_opened(url: str, code: str) -> None:

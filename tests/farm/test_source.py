@@ -205,12 +205,14 @@ def test_a_folder_with_history_brings_it(upstream: Path) -> None:
     [
         ((), 0, "note[BUILD_NUMBER_UNKNOWN]"),
         (("--branch=b2",), 2, ""),  # of a release: its tag has the number
+        (("--branch=b3²",), 0, "note[BUILD_NUMBER_UNKNOWN]"),
     ],
 )
 def test_a_shallow_history_gives_no_wrong_build_number(
     upstream: Path, tmp_path: Path, options: tuple[str, ...], build: int, note: str
 ) -> None:
     shallow = tmp_path / "shallow"
+    git(upstream, "tag", "b3²")
     git(tmp_path, "clone", "--quiet", "--depth=1", *options, upstream.as_uri(), str(shallow))
     found = source.from_folder(shallow)
     told = found.note or ""
@@ -238,13 +240,14 @@ def test_a_fork_that_knows_upstream_counts_upstream_s_commits(
 ) -> None:
     tree = fork(upstream, tmp_path / "fork", "--no-tags")
     git(tree, "remote", "add", "up", source.GIT_REMOTE)
+    git(tree, "config", "remote.two.url", "lines\nof it")
     git(tree, "fetch", "--quiet", "up")
     found = source.from_folder(tree)
     assert found.build == 3
     assert "b3 with 1 commits of its own" in (found.note or "")
 
 
-@pytest.mark.parametrize("tag", ["", "b99"])
+@pytest.mark.parametrize("tag", ["", "b99", "b1²", f"b{'1' * 200}"])
 def test_a_fork_without_a_tag_that_counts_right_has_no_number(
     upstream: Path, tmp_path: Path, tag: str
 ) -> None:

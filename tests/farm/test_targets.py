@@ -85,6 +85,7 @@ def test_what_nvcc_cannot_build_is_refused_by_name(line: str, archs: str) -> Non
     [
         ("[lines.x]\nimage = 3\nglibc = '2.35'", "lines"),
         ("[lines.x]\nimage = 'a'\nglibc = 'new'", "lines"),
+        ("[lines.x]\nimage='a'\nglibc='2.35'\nglibcxx='3.4'\ntoolkit='12.4.1'", "toolkit"),
         ("[lines.x]\nimage = 'a'\nglibc = '2.35'\nglibcxx = '3.4.30'\nspeed = 1", "speed"),
         ("[cuda.12]\nmin_driver = '525.60'", "cuda"),
         (
