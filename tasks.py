@@ -146,9 +146,10 @@ def pack(
         format: tar.zst or tar.gz
         out: where the tarball goes
     """
+    from farm import STATE_FOLDER, kept
     from farm.release import pack_tree
 
-    show.line(str(pack_tree(Path(tree), out, format)))
+    show.line(str(kept.record(pack_tree(Path(tree), out, format), STATE_FOLDER).path))
 
 
 @verb
@@ -165,9 +166,10 @@ def cuda_runtime(
         out: where the tarball goes; `invoke manifest` lists it
         format: tar.zst or tar.gz
     """
+    from farm import STATE_FOLDER, kept
     from farm.cuda_runtime import make
 
-    show.line(str(make(line, out, format)))
+    show.line(str(kept.record(make(line, out, format), STATE_FOLDER).path))
 
 
 @verb
@@ -181,11 +183,12 @@ def manifest(
         release: its name, e.g. b11549-1; without it the one there, else bBUILD-1
         serial: its serial number; without it the one there, else 1
     """
+    from farm.kept import write_manifest
     from farm.publish.places import require_name
-    from farm.release import MANIFEST, write
+    from farm.release import MANIFEST
 
     name = None if release is None else require_name("release", release)
-    written = write(out, release=name, serial=serial)
+    written = write_manifest(out, named=name, serial=serial)
     show.line(f"{out / MANIFEST}: {written.release}, {len(written.artifacts)} artifacts")
 
 

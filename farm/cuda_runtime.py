@@ -28,6 +28,7 @@ from farm.pack import (
     LICENCES,
     Inventory,
     Layout,
+    Packed,
     read_inventory,
 )
 from farm.plan import SOURCE_DATE_EPOCH
@@ -97,7 +98,7 @@ class _Taken:
     name: str
 
 
-def make(line: str, out: Path, archive_format: str = "tar.zst") -> Path:
+def make(line: str, out: Path, archive_format: str = "tar.zst") -> Packed:
     """Fetch a line's wheels and pack their libraries into a tarball in ``out``.
 
     Raises:
@@ -113,7 +114,7 @@ def make(line: str, out: Path, archive_format: str = "tar.zst") -> Path:
 
 def pack(
     wheels: Sequence[tuple[PackagePin, Path]], line: Line, out: Path, archive_format: str
-) -> Path:
+) -> Packed:
     """Pack the libraries and licences of verified wheels; the same wheels give the same bytes.
 
     The tarball appears complete and read back, or not at all.
@@ -136,8 +137,8 @@ def pack(
             with durable.replacing(out / name, archive.FILE_MODE) as raw:
                 _write(content, raw, archive_format)
                 raw.flush()
-                read_with_record(durable.opened(raw.fileno()), name=name)
-    return out / name
+                made, _ = read_with_record(durable.opened(raw.fileno()), name=name)
+    return Packed(out / name, made.sha256, made.size)
 
 
 def file_name(record: RuntimeRecord, archive_format: str) -> str:

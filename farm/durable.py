@@ -48,16 +48,17 @@ def writing(place: Path, *, hint: str = "") -> Iterator[None]:
         ) from error
 
 
-def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+def open_regular(path: Path, *, follow: bool = True, most: int | None = None) -> BinaryIO:
     """Open a regular file to read, without ever waiting for a FIFO or a device.
 
     Args:
         path: the file.
         follow: whether it may be a link. Where other users may write, a link can lead to a file
             that only this user may read.
+        most: the bytes that it may have; a sparse file of a TiB takes hours to read.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, is no regular file, or is larger.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -66,9 +67,11 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
         if follow or error.errno != errno.ELOOP:
             raise
         raise OSError(errno.EINVAL, "a link, not a regular file", str(path)) from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or (most is not None and found.st_size > most):
         os.close(handle)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        why = f"larger than {most} bytes" if stat.S_ISREG(found.st_mode) else "not a regular file"
+        raise OSError(errno.EINVAL, why, str(path))
     return os.fdopen(handle, "rb")
 
 

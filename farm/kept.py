@@ -1,24 +1,26 @@
 """The journal and the built trees in ``.farm``, which a run keeps for the next one.
 
 The journal has a small file for each plan's key. An entry belongs to one plan's digest; of another
-plan's entry only the build's time is used. The journal's statement about a tree or a tarball counts
-only if the bytes are unchanged.
+plan's entry only the build's time is used. The journal's statement about a tree counts only if the
+bytes are unchanged. ``tarballs`` has a small file for each tarball that this checkout packed: every
+later run, and every verb that lists, publishes or starts it, compares the bytes with that.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import durable, release
+from farm import STATE_FOLDER, durable, release, run_lock
 from farm.durable import folder_digest
 from farm.errors import PackError
 from farm.inputs import recipe
-from farm.pack import BUILD_RECORD, LICENCES
+from farm.pack import BUILD_RECORD, LICENCES, Packed
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from farm.source import Source
+    from llama_loader.manifest import Manifest
+
+_TURN: Final = "manifest"
+"""The lock of a folder whose tarballs and manifest are written or compared."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -35,14 +41,12 @@ class Entry(msgspec.Struct, frozen=True):
         plan: the plan's digest (``digest``).
         begun: a build has begun; without a tree it failed or was interrupted.
         tree: the kept tree's digest, None until there is one.
-        tarballs: sha256 by file name.
         seconds: how long the whole build took, this plan's or an earlier one's of the same key.
     """
 
     plan: str
     begun: bool = False
     tree: str | None = None
-    tarballs: dict[str, str] = {}
     seconds: float | None = None
     schema_version: int = 1
 
@@ -152,28 +156,102 @@ class KeptTree:
             raise
         self.journal.write(self.plan.key, msgspec.structs.replace(entry, tree=whole))
 
-    def packed(self, out: Path) -> Path | None:
-        """Return the tarball in ``out`` if it has the recorded bytes."""
-        tarball = out / self.plan.artifact_name
-        expected = self.entry().tarballs.get(tarball.name)
-        return (
-            tarball
-            if expected and tarball.is_file() and durable.sha256(tarball) == expected
-            else None
-        )
+    def packed(self, out: Path) -> Packed | None:
+        """Return this tree's tarball in ``out`` if it has the recorded bytes."""
+        place = out / self.plan.artifact_name
+        known = _read(place, self.state)
+        if known is None or known.tree != self.entry().tree:
+            return None
+        tarball = Packed(place, known.sha256, known.size)
+        return tarball if tarball.is_there() else None
 
-    def pack(self, out: Path) -> Path:
+    def pack(self, out: Path) -> Packed:
         """Pack the tree into ``out``.
 
         Raises:
             PackError: the disk is full, or a program is missing.
             InspectError: a binary is not what its set and line say.
         """
-        tarball = release.pack_tree(self.folder, out, self.plan.arch_set.format)
-        entry = self.entry()
-        tarballs = entry.tarballs | {tarball.name: durable.sha256(tarball)}
-        self.journal.write(self.plan.key, msgspec.structs.replace(entry, tarballs=tarballs))
-        return tarball
+        # no other run compares the folder's tarballs between the two
+        with run_lock.turn(out, _TURN):
+            tarball = release.pack_tree(self.folder, out, self.plan.arch_set.format)
+            return record(tarball, self.state, tree=self.entry().tree)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """A tarball that this checkout packed; ``tree`` is the digest of the kept tree in it, if any.
+
+    ``path`` leads there from the state folder, so that both may be moved together.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    tree: str | None = None
+
+
+def record(tarball: Packed, state: Path, *, tree: str | None = None) -> Packed:
+    """Keep what a tarball was when it was packed; it is on the disk when this returns.
+
+    Raises:
+        PackError: ``WRITE_FAILED``.
+    """
+    place, way = _place(tarball.path, state)
+    known = _Record(way, tarball.sha256, tarball.size, tree)
+    with durable.writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        durable.replace(place, msgspec.json.encode(known))
+    return tarball
+
+
+def packed(folder: Path, state: Path = STATE_FOLDER) -> dict[str, str]:
+    """Return the sha256 of the tarballs in a folder that this checkout packed, by name.
+
+    Those that a person copied into the folder are not among them.
+    """
+    names = sorted(path.name for path in folder.iterdir() if release.is_tarball(path.name))
+    records = {name: _read(folder / name, state) for name in names}
+    return {name: one.sha256 for name, one in records.items() if one}
+
+
+def write_manifest(
+    out: Path,
+    state: Path = STATE_FOLDER,
+    made: Iterable[Packed] = (),
+    *,
+    named: str | None = None,
+    serial: int | None = None,
+) -> Manifest:
+    """Write a folder's manifest if its tarballs are those that were packed (``release.write``).
+
+    Args:
+        out: the folder.
+        state: the checkout's ``.farm``.
+        made: the tarballs of this run.
+        named: the release's name.
+        serial: its serial.
+
+    Raises:
+        FarmError: as ``release.write``; ``FOLDER_LOCKED``.
+    """
+    release.tarballs(out)  # without one there is nothing to wait for
+    with run_lock.turn(out, _TURN):
+        known = packed(out, state) | {one.path.name: one.sha256 for one in made}
+        return release.write(out, known, release=named, serial=serial)
+
+
+def _place(tarball: Path, state: Path) -> tuple[Path, str]:
+    """Return the file of a tarball's record, and the tarball's way from the state folder."""
+    way = os.path.relpath(tarball.absolute(), state.absolute())
+    return state / "tarballs" / f"{hashlib.sha256(os.fsencode(way)).hexdigest()[:32]}.json", way
+
+
+def _read(tarball: Path, state: Path) -> _Record | None:
+    """Return what a tarball was when this checkout packed it. Unreadable is missing."""
+    try:
+        return msgspec.json.decode(_place(tarball, state)[0].read_bytes(), type=_Record)
+    except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
+        return None
 
 
 def fill(folder: Path, products: Path, build_json: bytes, licences: Mapping[str, bytes]) -> None:

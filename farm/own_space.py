@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import requests
 
-from farm import cuda_runtime, loader, pipeline, preflight, release
+from farm import cuda_runtime, kept, loader, pipeline, preflight, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import deploy_space, gate, hub, pin_space, places, publishing
@@ -134,6 +134,8 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
         place.require_writable()
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
         plan = publishing.prepare(folder, place, show.note, wheel=loader.build_wheel(Path(made)))
+        found = {part.name: part.sha256 for part in plan.parts}
+        release.require_packed(folder, found, kept.packed(folder, pipeline.STATE))
         show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
             show.line(publishing.publish(plan, place, show.line))
@@ -281,8 +283,9 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
     said = _refusal(release.content(folder), host)
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
     if toolkits and "(CUDA_LIBRARY_MISSING)" in said:
-        cuda_runtime.make(f"cu{max(toolkits).replace('.', '')}", folder, "tar.zst")
-        release.write(folder)
+        line = f"cu{max(toolkits).replace('.', '')}"
+        kept.record(cuda_runtime.make(line, folder, "tar.zst"), pipeline.STATE)
+        kept.write_manifest(folder, pipeline.STATE)
         said = _refusal(release.content(folder), host)
     if said:
         raise PublishError(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import tempfile
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -79,6 +81,55 @@ class PackRequest:
     licences: Mapping[str, bytes]
     build_json: bytes
     programs: tuple[str, ...] = PROGRAMS
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tarball as this run wrote or compared it; ``path`` may lead to other bytes by now.
+
+    Who else can write to its folder can put other files there, of any size.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+
+    def is_there(self) -> bool:
+        """Whether the path leads to these bytes, and not by a link."""
+        with (
+            suppress(OSError),
+            durable.open_regular(self.path, follow=False, most=self.size) as stream,
+        ):
+            return durable.sha256(durable.opened(stream.fileno())) == self.sha256
+        return False
+
+    def copy(self, place: Path) -> None:
+        """Write these bytes, and no others, to another place; its folder is made.
+
+        Raises:
+            PackError: ``TARBALL_CHANGED``; ``WRITE_FAILED``.
+        """
+        try:
+            stream = durable.open_regular(self.path, follow=False, most=self.size)
+        except OSError:
+            require_same(self.path, "of no file of its size", self.sha256)
+            raise
+        with stream, durable.writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with durable.replacing(place, archive.FILE_MODE) as copy:
+                shutil.copyfileobj(stream, copy)
+                copy.flush()
+                require_same(self.path, durable.sha256(durable.opened(copy.fileno())), self.sha256)
+
+
+def require_same(path: Path, found: str, packed: str) -> None:
+    """Refuse a tarball with another sha256 than the one that was packed.
+
+    Raises:
+        PackError: ``TARBALL_CHANGED``.
+    """
+    if found != packed:
+        raise PackError("TARBALL_CHANGED", path=path, found=found, packed=packed)
 
 
 @dataclass(frozen=True)
@@ -240,7 +291,7 @@ def read_inventory(
     called = name or path.name
     archive_format = archive.format_of(called)
     try:
-        with durable.open_regular(path) as raw:
+        with durable.open_regular(path, most=archive.MAX_BYTES) as raw:
             digests = archive.hash_file(raw, chunking.archive)
             raw.seek(0)
             found = [

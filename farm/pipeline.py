@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import STATE_FOLDER, durable, release, run_lock, targets
+from farm import STATE_FOLDER, release, targets
 from farm.elf import version_key
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import BuiltTree, execute
 from farm.inputs import images, pins, toolkit
-from farm.kept import Journal, KeptTree, digest
+from farm.kept import Journal, KeptTree, digest, write_manifest
 from farm.options import BuildRequest, require_known
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
@@ -28,8 +27,8 @@ from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
+    from farm.pack import Packed
     from farm.plan import BuildPlan, Engine
     from farm.tarball.parts import Part, Survey
     from farm.targets import Line
@@ -43,7 +42,7 @@ _NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")
 class Made:
     """One tarball, and how long its build (container, compile, copying out) and packing took."""
 
-    tarball: Path
+    tarball: Packed
     build_seconds: float
     pack_seconds: float
 
@@ -80,8 +79,7 @@ def conclude(
     """
     if made:
         # Runs of other sets may share the folder: the manifest lists all of its tarballs.
-        with run_lock.turn(request.out, "manifest"):
-            manifest = release.write(request.out)
+        manifest = write_manifest(request.out, STATE, (one.tarball for one in made))
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
     if failures:
         raise _summary(failures, len(made) + len(failures))
@@ -306,13 +304,8 @@ def pack_kept(kept: KeptTree, request: BuildRequest, report: BuildReport, *, beg
     how = "packed" if tarball is None else "packed already"
     tarball = tarball or kept.pack(request.out)
     if request.copy is not None:
-        request.copy.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            durable.replacing(request.copy, 0o644) as copy,
-            durable.open_regular(tarball, follow=False) as packed,  # others may write to --out
-        ):
-            shutil.copyfileobj(packed, copy)
-    report.say(f"{how}: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
+        tarball.copy(request.copy)
+    report.say(f"{how}: {tarball.path} ({tarball.size / 1e6:.1f} MB)")
     return Made(tarball, compiled - began, time.monotonic() - compiled)
 
 

@@ -25,9 +25,11 @@ from farm.pack import (
     PROGRAMS,
     ROOT,
     SHIPPED,
+    Packed,
     PackRequest,
     pack,
     read_inventory,
+    require_same,
 )
 from farm.plan import artifact_name
 from farm.tarball import archive, build_record, sbom
@@ -36,7 +38,7 @@ from llama_loader import manifest as schema
 from llama_loader.manifest import Artifact, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from farm.tarball.build_record import BuildRecord
@@ -53,7 +55,7 @@ _AGAIN: Final = (
 )
 
 
-def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
+def pack_tree(tree: Path, out: Path, archive_format: str) -> Packed:
     """Pack a kept tree (``bin/``, ``licenses/``, ``BUILD.json``) into a tarball in ``out``.
 
     Raises:
@@ -70,7 +72,7 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
     with durable.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     tarball = out / _name(record, archive_format)
-    pack(
+    made = pack(
         PackRequest(
             tree=tree / "bin",
             out=tarball,
@@ -81,23 +83,31 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
             programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
         )
     )
-    return tarball
+    return Packed(tarball, made.sha256, made.size)
 
 
-def write(out: Path, *, release: str | None = None, serial: int | None = None) -> Manifest:
+def write(
+    out: Path,
+    packed: Mapping[str, str] | None = None,
+    *,
+    release: str | None = None,
+    serial: int | None = None,
+) -> Manifest:
     """Write the manifest and the files beside it for all tarballs in a folder; the manifest last.
 
     Args:
         out: the folder; tarballs of CUDA's libraries come after the servers'.
+        packed: sha256 by name of tarballs that must be those in the folder.
         release: the release's name; else that of the folder's manifest, else ``b<build>-1``.
         serial: its serial; else that of the folder's manifest, else 1.
 
     Raises:
         UsageError: the folder has no tarballs of llama-server.
-        PackError: the tarballs are of different sources, or one is not ours.
+        PackError: the tarballs are of different sources, or one is not ours; ``TARBALL_CHANGED``.
         InspectError: a tarball's binaries are not what its ``BUILD.json`` says.
     """
     found = [read(path) for path in tarballs(out)]
+    require_packed(out, {one.artifact.name: one.artifact.sha256 for one in found}, packed or {})
     found.sort(key=lambda one: one.source is None)
     source = _one_source([one.source for one in found if one.source])
     before = load(out) if (out / MANIFEST).is_file() else None
@@ -123,6 +133,16 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         with durable.writing(out / name):
             durable.replace(out / name, text, 0o644)
     return written
+
+
+def require_packed(folder: Path, found: Mapping[str, str], packed: Mapping[str, str]) -> None:
+    """Compare tarballs with those that were packed, both as sha256 by name.
+
+    Raises:
+        PackError: ``TARBALL_CHANGED``: one that was packed is another one or missing.
+    """
+    for name, sha256 in packed.items():
+        require_same(folder / name, found.get(name, "of no file"), sha256)
 
 
 def json_schema() -> dict[str, Any]:

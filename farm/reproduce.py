@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import durable, execute, pipeline, release, source, targets
+from farm import execute, pipeline, release, source, targets
 from farm.compare import SIDES, compare
 from farm.engines.docker import LABEL, DockerImages, connect
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
 from farm.inputs import images, patches, pins, recipe, toolkit
 from farm.kept import fill
 from farm.options import BuildRequest, RebuildRequest, require_known
-from farm.pack import SHIPPED, read_inventory
+from farm.pack import SHIPPED, Packed, read_inventory
 from farm.plan import TARGETS, BuildPlan, Engine, Toolchain
 from farm.publish.gate import opened
 from farm.request import ENGINES, RPC, choose_source, definitions, resolve
@@ -88,15 +88,16 @@ def _is_same_twice(
             _built(replace(request, jobs=jobs + more, fresh=True), line, arch_set, report, folder)
             for more, folder in enumerate(Path(name) / side for side in SIDES)
         )
-        found = compare(first, second, KEPT / key, report.say)
-    if not found:
-        report.say(f"identical: {key}, twice the same bytes")
-    return not found
+        if first.sha256 == second.sha256:
+            report.say(f"identical: {key}, twice the same bytes")
+            return True
+        compare(first.path, second.path, KEPT / key, report.say)
+    return False
 
 
 def _built(
     request: BuildRequest, line: Line, arch_set: ArchSet, report: BuildReport, place: Path
-) -> Path:
+) -> Packed:
     report.say(
         f"{line.name}-{arch_set.name}: {place.name} build, -j {request.jobs}, no compiler cache"
     )
@@ -113,7 +114,7 @@ def _tarball(
     report: BuildReport,
     place: Path,
     recorded: Toolchain | None = None,
-) -> Path:
+) -> Packed:
     """Build a plan without a compiler cache; return its tarball in ``place``.
 
     ``recorded``: the compilers of the first build. If the image is theirs, the record gets the name
@@ -160,17 +161,17 @@ def rebuild(asked: RebuildRequest, report: BuildReport) -> None:
         published = folder / listed.name
         record = build_record.decode(read_inventory(published).build_json, what=listed.name)
         rebuilt = _build(record, listed, asked, report)
-        found = compare(published, rebuilt, KEPT / "rebuilt", report.say)
-    if found:
-        raise BuildError(
-            "NOT_IDENTICAL",
-            name=listed.name,
-            found=len(found),
-            files=len(listed.files),
-            rebuilt=rebuilt,
-        )
-    if durable.sha256(rebuilt) != listed.sha256:
-        raise PackError("RELEASE_MISMATCH/replaced", name=listed.name)
+        if rebuilt.sha256 != listed.sha256:
+            found = compare(published, rebuilt.path, KEPT / "rebuilt", report.say)
+            if not found:
+                raise PackError("RELEASE_MISMATCH/replaced", name=listed.name)
+            raise BuildError(
+                "NOT_IDENTICAL",
+                name=listed.name,
+                found=len(found),
+                files=len(listed.files),
+                rebuilt=rebuilt.path,
+            )
     report.say(f"identical: {listed.name}, {listed.size} bytes, sha256 {listed.sha256}")
 
 
@@ -195,7 +196,7 @@ def choose(manifest: Manifest, name: str | None) -> Artifact:
 
 def _build(
     record: BuildRecord, listed: Artifact, asked: RebuildRequest, report: BuildReport
-) -> Path:
+) -> Packed:
     if asked.engine != record.toolchain.engine:
         raise UsageError(
             "ENGINE_DIFFERS", name=listed.name, engine=record.toolchain.engine, asked=asked.engine

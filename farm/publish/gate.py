@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import requests
 
-from farm import durable, loader, release
+from farm import durable, kept, loader, release
 from farm.errors import FarmError, PackError, PublishError, SourceError, UsageError
 from farm.inputs import packages, pins
 from farm.inputs.packages import shown
@@ -97,6 +97,7 @@ def run(folder: Path, tell: Callable[[Check], None], *, start: bool = True) -> R
     # read once: who may write to the folder could have one manifest checked, and another one hashed
     content = release.content(folder)
     manifest = schema.parse(content, what=str(folder / MANIFEST))
+    _require_packed(folder, manifest)
     made = []
     for check in _checks(folder, content, manifest, start=start):
         tell(check)
@@ -171,6 +172,7 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
     Raises:
         FarmError: ``SMOKE_FAILED``: names the tarball, and what the loader said.
     """
+    _require_packed(folder, manifest)
     for artifact in manifest.artifacts:
         if artifact.kind != LLAMA_SERVER:
             continue
@@ -200,6 +202,12 @@ def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) ->
     for artifact in servers:
         asked = partial(_ask, folder, artifact)
         yield _check(f"{artifact.name} answers with a real model", asked)
+
+
+def _require_packed(folder: Path, manifest: Manifest) -> None:
+    """Refuse to start a tarball that is not the one that this checkout packed there."""
+    found = {artifact.name: artifact.sha256 for artifact in manifest.artifacts}
+    release.require_packed(folder, found, kept.packed(folder))
 
 
 def _check(name: str, make: Callable[[], str]) -> Check:

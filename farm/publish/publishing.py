@@ -6,6 +6,7 @@ import hashlib
 import re
 import weakref
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from rich.filesize import decimal
@@ -107,7 +108,10 @@ def prepare(
     content = folder_of.content(folder)
     manifest = schema.parse(content, what=str(folder / folder_of.MANIFEST))
     folder_of.verify(folder, note, content)
-    found = tuple(of_file(folder / name) for name in names_of(manifest))
+    sizes = {artifact.name: artifact.size for artifact in manifest.artifacts}
+    found = tuple(
+        of_file(folder / one, sizes.get(one, durable.SMALL)) for one in names_of(manifest)
+    )
     _require_verified(folder, manifest, content, found)
     name = places.require_name("release", manifest.release)
     pins.require_no_advisory(manifest.source.build)
@@ -254,18 +258,22 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def of_file(path: Path) -> Part:
+def of_file(path: Path, most: int = durable.SMALL) -> Part:
     """Open and hash a file, and describe it as a part of a release.
 
     The part keeps it open: what its name leads to later is never sent.
 
+    Args:
+        path: the file.
+        most: the bytes that it may have.
+
     Raises:
-        PublishError: it cannot be read, or is a link.
+        PublishError: it cannot be read, is a link, or is larger: nothing of that is hashed.
     """
     try:
-        stream = durable.open_regular(path, follow=False)
+        stream = durable.open_regular(path, follow=False, most=most)
         opened = durable.opened(stream.fileno())
-        found = hashed(blocks(opened))
+        found = hashed(islice(blocks(opened), most // BLOCK + 1))
     except OSError as error:
         raise PublishError(
             "RELEASE_INCOMPLETE/unreadable", path=path, strerror=error.strerror

@@ -54,6 +54,7 @@ _NAMES: Final = {
     "trees": "built trees of this checkout",
     "logs": "logs of this checkout",
     "journal": "what was built in this checkout, and how long it took",
+    "tarballs": "digests of the tarballs that this checkout packed",
     "locks": "locks of this checkout",
 }
 _BLOCK: Final = 512

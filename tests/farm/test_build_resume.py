@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_disk
@@ -17,11 +18,22 @@ from rich.console import Console
 from tiny_release import TINY
 from waiting import comes
 
-from farm import demo, pack, pipeline, preflight, release, reproduce, run_lock, source, targets
+from farm import (
+    demo,
+    kept,
+    pack,
+    pipeline,
+    preflight,
+    release,
+    reproduce,
+    run_lock,
+    source,
+    targets,
+)
 from farm.durable import folder_digest
 from farm.engines import local, shared_cache
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError
+from farm.errors import BuildError, PackError
 from farm.inputs import recipe
 from farm.kept import Entry, Journal, KeptTree, digest
 from farm.options import BuildRequest
@@ -112,6 +124,37 @@ def test_kept_tree_is_packed_into_another_folder_and_where_the_tarball_was_chang
         assert (tmp_path / name / tarball.name).read_bytes() == whole
 
 
+def test_tarball_that_is_swapped_after_it_was_packed_is_neither_listed_nor_kept(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is a tarball of this set, too, of a tree with another licence."""
+    out, tree = tmp_path / "out", tmp_path / "tree"
+    shutil.copytree(pipeline.STATE / "trees" / "cpu-cpu", tree)
+    (tree / "licenses" / "OTHER").write_text("other")
+    other = release.pack_tree(tree, tmp_path / "other", "tar.zst").path
+    (tarball,) = out.glob("*.tar.zst")
+    whole, real = tarball.read_bytes(), release.pack_tree
+
+    def swapped(*of: Any) -> pack.Packed:
+        made = real(*of)
+        shutil.copy(other, made.path)
+        return made
+
+    for path in (tarball, out / "manifest.json"):
+        path.unlink()
+    with monkeypatch.context() as patch, refused("TARBALL_CHANGED", PackError):
+        patch.setattr(release, "pack_tree", swapped)
+        build(built, out)
+    assert not (out / "manifest.json").exists()
+    assert any(line.startswith("packed: ") for line in build(built, out))
+    assert tarball.read_bytes() == whole
+    shutil.copy(other, tarball)  # before a run of another set, or the verb manifest
+    with refused("TARBALL_CHANGED", PackError, str(tarball)):
+        kept.write_manifest(out, pipeline.STATE)
+    copied = Path(shutil.copytree(out, tmp_path / "mine"))
+    assert kept.write_manifest(copied, pipeline.STATE).artifacts[0].name == tarball.name
+
+
 @pytest.mark.skipif(shutil.which("ccache") is None, reason="needs ccache")
 def test_fresh_builds_it_again_without_the_compiler_cache(built: Path, tmp_path: Path) -> None:
     shutil.rmtree(pipeline.STATE / "trees")
@@ -143,7 +186,7 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
     assert listed["runtime/ggml-rpc-server"].executable
     assert "runtime/llama-bench" not in listed
     record = build_record.decode(
-        pack.read_inventory(made.tarball).build_json, what=made.tarball.name
+        pack.read_inventory(made.tarball.path).build_json, what=made.tarball.path.name
     )
     asked = {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF", "GGML_SCHED_MAX_COPIES": "1"}
     assert record.defined == asked

@@ -60,7 +60,7 @@ def packed(wheels: Wheels, work: Path, out: Path, form: str = "tar.zst", **line:
     paths = {package: cuda_wheels.wheel(work, package, one) for package, one in wheels.items()}
     pinned = [(cuda_wheels.pin(package, path), path) for package, path in paths.items()]
     row = msgspec.structs.replace(CU130, **line)
-    return cuda_runtime.pack(pinned, row, out, form)
+    return cuda_runtime.pack(pinned, row, out, form).path
 
 
 def read(tarball: Path) -> schema.Artifact:
@@ -230,11 +230,11 @@ def index(
 
 
 def test_pinned_wheels_are_fetched_once(index: PackageIndex, tmp_path: Path) -> None:
-    made = cuda_runtime.make("cu130", tmp_path / "out")
+    made = cuda_runtime.make("cu130", tmp_path / "out").path
     assert made.name == NAME
     asked = len(index.asked)
     assert asked == 4
-    assert cuda_runtime.make("cu130", tmp_path / "again").read_bytes() == made.read_bytes()
+    assert cuda_runtime.make("cu130", tmp_path / "again").path.read_bytes() == made.read_bytes()
     assert len(index.asked) == asked
 
 

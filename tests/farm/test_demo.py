@@ -1,29 +1,34 @@
 """The demo without a model: what it builds, where that stays, and what it says at its end."""
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import requests
 from rich.console import Console
 
 from farm import demo, pipeline, preflight, release, source
 from farm.demo import Span, rows, seconds, svg
+from farm.errors import PackError
 from farm.options import BuildRequest
 from farm.pipeline import Made
 from farm.terminal.progress import BuildReport
+from tests.farm.test_release import changed
+from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
     """Let the demo build a tree of a few lines, and take its answer for granted."""
-    requests: list[BuildRequest] = []
+    asked: list[BuildRequest] = []
     real = preflight.build
 
     def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
-        requests.append(request)
+        asked.append(request)
         copy = tmp_path / "shared" / "copy"
         return real(replace(request, source=TINY, patches="none", copy=copy), report)
 
@@ -32,8 +37,16 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]
     monkeypatch.setattr("farm.demo.preflight.build", build)
     monkeypatch.setattr("farm.demo.choose_source", lambda _: source.from_folder(TINY))
     monkeypatch.setattr("farm.demo.packages.fetch_model", lambda _: tmp_path / "model.gguf")
-    monkeypatch.setattr(demo.Demo, "_use", lambda *_: " Paris.")
-    return requests
+    monkeypatch.setattr(demo.Demo, "_use", lambda _, trusted, *__: use(trusted[1]))
+    return asked
+
+
+def use(manifest: str) -> str:
+    """Answer for a server whose release is what the demo packed, alone."""
+    with requests.get(manifest, timeout=60) as answer:
+        (only,) = answer.json()["artifacts"]
+    assert "cpu-cpu" in only["name"]
+    return " Paris."
 
 
 def run(tmp_path: Path, *, all_cpus: bool = False) -> str:
@@ -65,6 +78,29 @@ def test_demo_keeps_its_release_says_how_to_go_on_and_reuses_it(
     assert "built already, in an earlier run" in run(tmp_path)
     assert mine.read_text() == "of a person"
     assert not copy.is_symlink()
+
+
+def test_demo_starts_only_what_it_packed(
+    asked: list[BuildRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write to its folder adds a tarball, and then takes the place of the demo's own."""
+    run(tmp_path)
+    tree = changed(tmp_path / "state" / "trees" / "cpu-cpu", tmp_path / "tree", arch_set="other")
+    other = release.pack_tree(tree, tmp_path / "dist", "tar.zst").path
+    (tmp_path / "dist" / "manifest.json").unlink()
+    run(tmp_path)
+    assert asked
+    assert len(release.load(tmp_path / "dist").artifacts) == 2
+    build = preflight.build
+
+    def swapped(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
+        (made,) = build(request, report)
+        shutil.copy(other, made.tarball.path)
+        return (made,)
+
+    monkeypatch.setattr("farm.demo.preflight.build", swapped)
+    with refused("TARBALL_CHANGED", PackError):
+        run(tmp_path)
 
 
 def test_demo_of_all_cpus_is_the_build_that_build_cpu_makes(

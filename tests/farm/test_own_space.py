@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import loader, own_space, preflight
-from farm.errors import FarmError, PublishError, UsageError
+from farm import kept, loader, own_space, pipeline, preflight
+from farm.errors import FarmError, PackError, PublishError, UsageError
 from farm.options import Deploy, Wish
+from farm.pack import Packed
 from farm.publish import deploy_space, pin_space, places
 from farm.terminal.progress import BuildReport
 from tests.rigs import binaries, http_served, hub_repository, tiny_release
@@ -182,6 +183,18 @@ def test_release_in_a_folder_is_told_without_a_requirement_that_no_space_could_r
     said = capsys.readouterr()
     assert said.out.splitlines()[-1].startswith("file://")
     assert "requirements.txt" not in said.err
+
+
+def test_tarball_that_was_not_packed_here_is_not_published(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the release folder made all of it anew; this checkout knows better."""
+    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
+    (tarball,) = released.glob("*.tar.zst")
+    kept.record(Packed(tarball, "0" * 64, 1), pipeline.STATE)
+    with refused("TARBALL_CHANGED", PackError, str(tarball)):
+        own_space.publish(released, places.parse(str(tmp_path / "place")))
+    assert not list((tmp_path / "place").glob("*"))
 
 
 @pytest.mark.parametrize("step", ["/llama-server/tag/", "/space/variables", "/space/commit/"])

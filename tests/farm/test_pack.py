@@ -405,9 +405,12 @@ def test_extended_header_is_not_read_into_memory(tmp_path: Path, kind: bytes) ->
 def test_tarball_of_more_bytes_than_a_release_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_BYTES", 10)
-    path = tarball(tmp_path / "x.tar.gz", *((f"runtime/{name}", {}, b"12345") for name in "abc"))
+    monkeypatch.setattr(archive, "MAX_BYTES", 10_000)
+    entries = ((f"runtime/{name}", {}, bytes(5_000)) for name in "abc")
+    path = tarball(tmp_path / "x.tar.gz", *entries)
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
+    os.truncate(path, 1 << 40)  # which takes hours to hash
+    refused(PackError, "TARBALL_UNREADABLE", lambda: pack.read_inventory(path))
 
 
 @pytest.mark.parametrize(("zeros", "fits"), [(1 << 20, True), (4 << 20, False)])

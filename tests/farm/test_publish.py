@@ -117,7 +117,7 @@ def test_other_bytes_under_a_published_name_are_refused(
 def test_file_that_changes_after_it_was_verified_is_not_published(
     released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Whoever may write to the folder puts a link to a private file there, or adds to it."""
+    """Who may write to the folder puts a link to a private file, a TiB or other bytes there."""
     verify, place = release.verify, places.parse(str(tmp_path / "published"))
     path = next(released.glob(name))
     genuine = tmp_path / path.name
@@ -125,7 +125,12 @@ def test_file_that_changes_after_it_was_verified_is_not_published(
     def verify_then_change(*given: Any) -> tuple[str, ...]:
         names = verify(*given)
         shutil.copy2(path, genuine)
-        path.write_bytes(genuine.read_bytes() + b" ")
+        path.write_bytes(genuine.read_bytes()[:-1] + b" ")
+        return names
+
+    def verify_then_grow(*given: Any) -> tuple[str, ...]:
+        names = verify(*given)
+        os.truncate(path, 1 << 40)
         return names
 
     def verify_then_link(*given: Any) -> tuple[str, ...]:
@@ -136,6 +141,10 @@ def test_file_that_changes_after_it_was_verified_is_not_published(
 
     monkeypatch.setattr(release, "verify", verify_then_change)
     with refused("RELEASE_CHANGED", PublishError):
+        publishing.prepare(released, place, lambda _: None)
+    path.write_bytes(genuine.read_bytes())
+    monkeypatch.setattr(release, "verify", verify_then_grow)
+    with refused("RELEASE_INCOMPLETE", PublishError, "larger than"):
         publishing.prepare(released, place, lambda _: None)
     path.write_bytes(genuine.read_bytes())
     monkeypatch.setattr(release, "verify", verify_then_link)

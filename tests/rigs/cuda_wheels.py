@@ -120,4 +120,4 @@ def server(folder: Path, out: Path) -> Path:
         toolchain=Toolchain("local", "gcc", "4", "13.0"),
     )
     (tree / "BUILD.json").write_bytes(build_record.encode(record))
-    return release.pack_tree(tree, out, "tar.zst")
+    return release.pack_tree(tree, out, "tar.zst").path
