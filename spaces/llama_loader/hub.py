@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from llama_loader import disk, gguf_header, hub_client, model_file
 from llama_loader.concurrency import Background
-from llama_loader.errors import IntegrityError, LoaderError, NetworkError
+from llama_loader.errors import IntegrityError, LoaderError, NetworkError, StoreError
 from llama_loader.events import Downloading, Event, Note, Sink
 from llama_loader.fetch import Fetcher
 from llama_loader.locations import Web
@@ -205,20 +205,25 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
 
     That is a cache which cannot be written, or where another user has put a link: the client would
     write to what it leads to.
+
+    Raises:
+        StoreError: this user has put a link there that leads nowhere.
     """
     from huggingface_hub import constants
 
     cache, folder = hub_client.cache(), _folder(settings)
     place = next(one for one in (cache, *cache.parents) if os.path.exists(one))  # noqa: PTH110
     inner = PurePosixPath(settings.gguf_filename).parent
-    ends = [_ref(settings), folder / "blobs", cache / ".locks" / folder.name]
+    ends = [_ref(settings), folder / "blobs", folder / "snapshots", cache / ".locks" / folder.name]
     ends += [one / inner for one in (folder / "snapshots").glob("*")]
     ways = {one for end in ends for one in (end, *end.parents) if one.is_relative_to(cache)}
-    foreign = [
-        one for one in ways if one.is_symlink() and one.lstat().st_uid not in {0, os.geteuid()}
-    ]
+    links = [one for one in ways if one.is_symlink()]
+    foreign = [one for one in links if one.lstat().st_uid not in {0, os.geteuid()}]
     may_write = cache.is_absolute() and os.access(place, os.W_OK | os.X_OK)
     if may_write and not foreign and _is_small(_ref(settings)):
+        for one in links:
+            if one != _ref(settings) and not os.path.exists(one):  # noqa: PTH110
+                raise StoreError("STORE_FAILED/link", link=one, to=one.readlink())
         return
     with disk.errors(cache):
         own = disk.make_private_folder("llama-loader-hub")

@@ -372,6 +372,17 @@ def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, 
     ] == ["a branch"]
 
 
+@pytest.mark.parametrize("place", ["snapshots", "blobs", "", f"snapshots/{COMMIT}/sub"])
+def test_link_in_the_hubs_cache_that_leads_nowhere_is_named(tmp_path: Path, place: str) -> None:
+    """A cache on a disk that is not mounted: the Hub's client says "File exists"."""
+    link = tmp_path / "hf" / "hub" / "models--me--model" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/nowhere/disk")
+    with serving(Hub(files={"sub/m.gguf": TINY})) as hub, pytest.raises(AssertionError) as caught:
+        path_from_hub(hub, tmp_path)
+    assert f"STORE_FAILED: {link}, in the Hub's cache, is a link to /nowhere" in str(caught.value)
+
+
 @pytest.mark.parametrize("named", [{}, {"ETag": '"1"'}])
 def test_file_that_is_not_the_pinned_one_is_not_kept(
     tmp_path: Path, named: dict[str, str | None]
