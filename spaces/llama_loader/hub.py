@@ -215,7 +215,7 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
     place = next(one for one in (cache, *cache.parents) if os.path.exists(one))  # noqa: PTH110
     inner = PurePosixPath(settings.gguf_filename).parent
     ends = [_ref(settings), folder / "blobs", folder / "snapshots", cache / ".locks" / folder.name]
-    ends += [one / inner for one in (folder / "snapshots").glob("*")]
+    ends += [cache / "CACHEDIR.TAG", *(one / inner for one in (folder / "snapshots").glob("*"))]
     ways = {one for end in ends for one in (end, *end.parents) if one.is_relative_to(cache)}
     links = [one for one in ways if one.is_symlink()]
     foreign = [one for one in links if one.lstat().st_uid not in {0, os.geteuid()}]

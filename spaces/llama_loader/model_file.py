@@ -5,7 +5,6 @@ another is named.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,15 +84,17 @@ def require_first(name: str, label: str) -> None:
 
 
 def require_as_named(path: Path) -> None:
-    """Hash a model of the Hub's cache, where the sha256 of a large file is the name of its bytes.
+    """Hash a model of the Hub's cache, whose entry is a link to the ETag: a large file's sha256.
+
+    Where that link leads on, to what Xet brought, the last name is another digest.
 
     Raises:
         IntegrityError: a file of it has other bytes than the Hub's; names it.
     """
     for part in gguf_header.files(path):
-        place = Path(os.path.realpath(part))
-        if ETAG_OF_LARGE.fullmatch(place.name):
-            require_digest(place, place.name, "MODEL_SHA256_MISMATCH/name")
+        etag = part.readlink().name if part.is_symlink() else ""
+        if ETAG_OF_LARGE.fullmatch(etag):
+            require_digest(part.resolve(), etag, "MODEL_SHA256_MISMATCH/name")
 
 
 def require_digest(path: Path, sha256: str, name: str = "MODEL_SHA256_MISMATCH") -> None:

@@ -33,6 +33,7 @@ from tests.rigs.hub import COMMIT, Hub, serving
 from tests.rigs.small_disk import mounted
 from tests.rigs.waiting import until
 
+FOLDER = "models--me--model"
 AT_HAND = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
 TELL = (
     "from llama_loader import model, settings; s = settings.load();"
@@ -189,17 +190,29 @@ def test_list_of_files_without_end_takes_neither_memory_nor_time(
     assert sent[0] < 2000
 
 
-def test_file_in_the_hubs_cache_with_other_bytes_is_named(clinic: Clinic) -> None:
+def fetched_by_xet(incomplete_path: Path, **_: object) -> None:
+    """Stand in for hf_xet's transfer of the tiny model: there is no Xet storage here."""
+    incomplete_path.write_bytes(TINY)
+
+
+@pytest.mark.parametrize("xet", ["", "http://127.0.0.1:9"])
+def test_file_in_the_hubs_cache_with_other_bytes_is_named(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, xet: str
+) -> None:
+    """What came by Xet lies under the hash of Xet, which is no sha256."""
+    monkeypatch.setattr("huggingface_hub.file_download.xet_get", fetched_by_xet)
     clinic.variables |= {
         "YAKULINGO_SPACES_GGUF_PATH": "",
         "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
         "YAKULINGO_SPACES_GGUF_FILENAME": "m.gguf",
     }
     content = self_test.MODEL.read_bytes()
-    with serving(Hub(files={"m.gguf": content})) as hub:
+    with serving(Hub(files={"m.gguf": content}, xet=xet)) as hub:
         path = model.get(load(environ={**clinic.variables, "HF_ENDPOINT": hub.url}))
     assert failures(clinic.examine(OFFLINE="1")) == {}
     blob = path.resolve()
+    assert blob.name == ("a" * 64 if xet else hashlib.sha256(content).hexdigest())
+    blob.chmod(0o600)
     for damaged, code in (
         (content[:-1] + b"!", "MODEL_SHA256_MISMATCH"),
         (content[:-1], "MODEL_INCOMPLETE"),
@@ -352,15 +365,22 @@ def test_begun_download_that_is_no_file_of_this_user_alone_is_not_gone_on_with(
     assert path.stat().st_uid == os.geteuid()
 
 
-@pytest.mark.parametrize("place", ["refs", "snapshots", "blobs", "", f"snapshots/{COMMIT}/sub"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "CACHEDIR.TAG",
+        FOLDER,
+        *(f"{FOLDER}/{one}" for one in ("refs", "snapshots", "blobs", f"snapshots/{COMMIT}/sub")),
+    ],
+)
 def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, place: str) -> None:
     """The Hub's client writes through it: its commit into ``refs/main``, say."""
     mine = tmp_path / "project" / "refs"
     mine.mkdir(parents=True)
     (mine / "main").write_text("a branch")
-    link = tmp_path / "hf" / "hub" / "models--me--model" / place
+    link = tmp_path / "hf" / "hub" / place
     link.parent.mkdir(parents=True)
-    link.symlink_to(mine if place else mine.parent)
+    link.symlink_to(mine.parent if place == FOLDER else mine)
     os.chown(link, 4321, 4321, follow_symlinks=False)
     with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
         environ = environment(hub, tmp_path, GGUF_FILENAME="sub/m.gguf")
