@@ -167,7 +167,7 @@ def execute(
     ):
         environment = plan.environment(workspace.layout, ccache_dir=workspace.ccache_dir)
         if workspace.ccache_dir is not None:
-            environment |= shared_cache.environment(plan.source, log.note)
+            environment |= shared_cache.environment(plan.source, workspace.image, log.note)
         # Before the first step: the source's own programs could answer in their place.
         toolchain, cub = _toolchain(plan, workspace, engine.name), _cub(plan, workspace)
         with shared_cache.watched(workspace, environment, log.note):
@@ -245,8 +245,7 @@ def _telling(lines: list[str]) -> list[str]:
 def _toolchain(plan: BuildPlan, workspace: Workspace, engine: str) -> Toolchain:
     """Return the compilers without what CMake calls them, which the first step tells."""
     image, layout = workspace.image, workspace.layout
-    lines: list[str] = []
-    workspace.run((layout.cmake, "--version"), {}, lines.append)
+    lines = workspace.ask(layout.cmake, "--version")
     return Toolchain(
         engine=engine,
         compiler="unknown",
@@ -262,9 +261,7 @@ def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
     cuda = workspace.layout.cuda
     if not plan.line.is_cuda or cuda is None:
         return None
-    lines: list[str] = []
-    workspace.run(parts.cub_command(cuda), {}, lines.append)
-    return parts.parse_cub(lines)
+    return parts.parse_cub(workspace.ask(*parts.cub_command(cuda)))
 
 
 def programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:
@@ -273,7 +270,5 @@ def programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:
     asked = ["gcc", "g++", layout.cmake, layout.ninja]
     if plan.line.is_cuda and layout.cuda is not None:
         asked += [str(layout.cuda / program) for program in _CUDA_PROGRAMS]
-    lines: list[str] = []
-    workspace.run(("sh", "-c", _HASH_PROGRAMS, "sh", *asked), {}, lines.append)
-    found = (_HASHED.match(line) for line in lines)
+    found = map(_HASHED.match, workspace.ask("sh", "-c", _HASH_PROGRAMS, "sh", *asked))
     return {PurePath(match[2]).name: match[1] for match in found if match}

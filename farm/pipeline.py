@@ -197,7 +197,7 @@ def _reference(request: BuildRequest, line: Line | None, report: BuildReport) ->
     if request.image is None:
         return pinned.image((line or targets.load().line(targets.DEFAULT_LINE)).image).reference
     known = {pin.tag: pin.reference for pin in pinned.images}
-    if request.image not in known and "sha256:" not in request.image:
+    if request.image not in known and not images.names_digest(request.image):
         report.say(
             f"note[IMAGE_NOT_PINNED]: {request.image} has no digest in build/pins.toml; BUILD.json "
             "records the one that is used"

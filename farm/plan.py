@@ -9,11 +9,15 @@ part is the interface of every engine: open a workspace for a plan, run commands
 from __future__ import annotations
 
 import posixpath
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
+from threading import Timer
 from typing import TYPE_CHECKING, Final, Protocol
+
+from farm.errors import EngineError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -253,6 +257,10 @@ def artifact_name(build: int, line: str, arch_set: str, archive_format: str) -> 
 LineSink = Callable[[str], None]
 """Takes one line of output, without its newline; of a longer one than ``LONGEST_LINE``, pieces."""
 LONGEST_LINE: Final = 1 << 16
+MOST_ANSWERED: Final = 1 << 20
+"""Characters of a program's answer."""
+ANSWER_SECONDS: Final = 300.0
+"""For a program's answer: sha256 of a toolkit's programs, the first look into a large image."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +303,37 @@ class Workspace(ABC):
         Returns:
             The exit status.
         """
+
+    def ask(self, *argv: str, environment: Mapping[str, str] | None = None) -> list[str]:
+        """Run a short program, of an image or of a foreign source perhaps; return its lines.
+
+        Raises:
+            EngineError: ``ANSWER_ENDLESS``: it printed more than a MiB, or took five minutes.
+        """
+        lines: list[str] = []
+        left = MOST_ANSWERED
+
+        def keep(line: str) -> None:
+            nonlocal left
+            left -= len(line) + 1
+            if left < 0:
+                raise EngineError("ANSWER_ENDLESS", program=argv[0])
+            lines.append(line)
+
+        end = time.monotonic() + ANSWER_SECONDS
+        late = Timer(ANSWER_SECONDS, self.end)
+        late.daemon = True
+        late.start()
+        try:
+            self.run(argv, environment or {}, keep)
+        except EngineError:
+            if time.monotonic() < end:
+                raise
+        finally:
+            late.cancel()
+        if time.monotonic() >= end:
+            raise EngineError("ANSWER_ENDLESS", program=argv[0])
+        return lines
 
     @abstractmethod
     def collect(self, products: PurePath, into: Path) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from farm import execute, pipeline, release, source, targets
 from farm.compare import SIDES, compare
-from farm.engines.docker import LABEL, DockerImages, connect
+from farm.engines.docker import DockerImages, connect
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
 from farm.inputs import images, patches, pins, recipe, toolkit
 from farm.kept import fill
@@ -325,7 +325,7 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
 def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> str | None:
     """Return the devel image under a name that the engine knows.
 
-    The record alone chooses one that ``build/pins.toml`` pins or that the farm made, no other.
+    The record alone chooses one that ``build/pins.toml`` pins or this user's farm made, no other.
     """
     if recorded.engine != "docker":
         return asked.image
@@ -337,15 +337,14 @@ def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> s
         )
         return asked.image
     with closing(connect()) as client:
-        found_by = DockerImages(client)
-        there = found_by.find(recorded.image_digest) if recorded.image_digest else None
-        if there and LABEL in there.labels:
-            return recorded.image_digest
-        if reference not in [pin.reference for pin in pins.load().images]:
-            raise EngineError("IMAGE_NOT_TRUSTED", reference=reference)
-        found = found_by.find(reference) or found_by.pull(reference)
+        store = DockerImages(client)
+        found = store.find(recorded.image_digest) if recorded.image_digest else None
+        if found is None or not images.is_trusted(found, store):
+            if reference not in [pin.reference for pin in pins.load().images]:
+                raise EngineError("IMAGE_NOT_TRUSTED", reference=reference)
+            found = store.find(reference) or store.pull(reference)
     if found.id == recorded.image_digest:
-        return reference
+        return found.id
     raise EngineError(
         "IMAGE_DIFFERS", reference=reference, image_digest=recorded.image_digest, id=found.id
     )

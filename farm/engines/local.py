@@ -167,7 +167,7 @@ class LocalEngine:
                 ),
                 jobs=self._jobs,
                 image=None,
-                ccache_dir=ccache_dir() / plan.source.cache if ccache else None,
+                ccache_dir=ccache_dir() / shared_cache.owner(plan.source, None) if ccache else None,
             )
             try:
                 yield workspace

@@ -27,6 +27,7 @@ from farm.plan import CACHE_CONFIG, LineSink, Workspace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from farm.inputs.images import ImageFacts
     from farm.source import Source
 
 VARIABLE: Final = "FARM_CCACHE_REMOTE"
@@ -101,19 +102,33 @@ def check(note: Callable[[str], None]) -> None:
         )
 
 
-def is_for(source: Source) -> bool:
-    """Whether a source's builds use the shared storage: the pinned one's, others' if told so.
+def owner(source: Source, image: ImageFacts | None) -> str:
+    """Return whose compiler cache a build uses: its own name, empty for the one of pinned inputs.
+
+    Whoever writes the source, or a program of the image, can put wrong objects into the cache.
+
+    Args:
+        source: what is built.
+        image: the devel image below it, None on this machine.
+    """
+    of_image = "" if image is None or image.trusted else image.id.rpartition(":")[2][:16]
+    return "-".join(filter(None, (source.cache, of_image)))
+
+
+def is_for(source: Source, image: ImageFacts | None) -> bool:
+    """Whether a build uses the shared storage: that of pinned inputs, others if told so.
 
     Others could put wrong objects into it, and send its password away.
     """
-    return not source.cache or bool(os.environ.get(ANY_VARIABLE))
+    return not owner(source, image) or bool(os.environ.get(ANY_VARIABLE))
 
 
-def environment(source: Source, note: LineSink) -> dict[str, str]:
+def environment(source: Source, image: ImageFacts | None, note: LineSink) -> dict[str, str]:
     """Return ccache's variables for every step of a build.
 
     Args:
         source: what is built.
+        image: the devel image below it, None on this machine.
         note: takes one coded line.
 
     Raises:
@@ -121,10 +136,12 @@ def environment(source: Source, note: LineSink) -> dict[str, str]:
     """
     variables = {MAXSIZE_VARIABLE: bound()}
     address = remote()
-    if address is not None and not is_for(source):
+    if address is not None and not is_for(source, image):
+        on = f" on {image.reference}" if image and not image.trusted else ""
         note(
-            f"note[CACHE_NOT_SHARED]: {VARIABLE} is for the pinned source; {source.origin} has a"
-            f" cache of its own on this machine ({ANY_VARIABLE}=1 shares it all the same)"
+            f"note[CACHE_NOT_SHARED]: {VARIABLE} is for the pinned source, on images that are"
+            f" pinned or made by the farm; {source.origin}{on} has a cache of its own on this"
+            f" machine ({ANY_VARIABLE}=1 shares it all the same)"
         )
     elif address is not None:
         variables["CCACHE_REMOTE_STORAGE"] = address
@@ -200,9 +217,7 @@ def watched(workspace: Workspace, environment: Mapping[str, str], say: LineSink)
     layout = workspace.layout
 
     def counted(*argv: str) -> Counter[str]:
-        lines: list[str] = []
-        workspace.run(argv, environment, lines.append)
-        return _counters(lines)
+        return _counters(workspace.ask(*argv, environment=environment))
 
     def failed() -> int:
         found = counted(layout.launcher, "--print-stats")

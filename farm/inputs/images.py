@@ -31,7 +31,7 @@ from farm import PROJECT_ROOT, durable
 from farm.elf import version_key
 from farm.errors import EngineError, UsageError
 from farm.inputs import pins, toolkit
-from farm.inputs.packages import cache_folder
+from farm.inputs.packages import cache_folder, cache_root
 from farm.plan import SOURCE_DATE_EPOCH
 
 if TYPE_CHECKING:
@@ -52,11 +52,48 @@ def builder_sha256() -> str:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image that the engine has. ``id`` is the digest of its configuration."""
+    """An image that the engine has. ``id`` is the digest of its configuration.
+
+    ``triggers`` are its instructions for builds on top of it (``ONBUILD``). ``trusted``: it is
+    pinned, or this user's farm made it.
+    """
 
     id: str
     labels: Mapping[str, str] = field(default_factory=dict)
     reference: str = ""
+    triggers: tuple[str, ...] = ()
+    trusted: bool = False
+
+
+_MADE: Final = "images"
+"""The folder of the user's cache with an empty file for each image that the farm made."""
+_DIGEST: Final = re.compile(r"(?:.+@)?sha256:[0-9a-f]{64}")
+
+
+def keep(image: ImageFacts) -> ImageFacts:
+    """Record that this user's farm has made an image."""
+    (cache_folder(_MADE) / _record(image)).touch()
+    return image
+
+
+def is_ours(image: ImageFacts) -> bool:
+    """Whether this user's farm has made an image; names and labels are whatever its author says."""
+    return (cache_root() / _MADE / _record(image)).exists()
+
+
+def _record(image: ImageFacts) -> str:
+    return hashlib.sha256(image.id.encode()).hexdigest()
+
+
+def is_trusted(image: ImageFacts, store: DockerImages) -> bool:
+    """Whether ``build/pins.toml`` pins an image, or this user's farm made it."""
+    pinned = (store.find(pin.reference) for pin in pins.load().images)
+    return is_ours(image) or image.id in (one.id for one in pinned if one)
+
+
+def names_digest(reference: str) -> bool:
+    """Whether a name is always of the same image: its digest or id."""
+    return _DIGEST.fullmatch(reference) is not None
 
 
 MACHINE: Final = "x86_64"
@@ -64,6 +101,7 @@ MACHINE: Final = "x86_64"
 _C23: Final = (2, 38)
 """The first glibc whose headers use the functions of C23."""
 PROBE: Final = r"""
+exec 2> /dev/null
 echo "machine=$(uname -m)"
 echo "glibc=$(getconf GNU_LIBC_VERSION)"
 for library in $(ls /usr/lib/*/libstdc++.so.6 /usr/lib64/libstdc++.so.6 2> /dev/null); do
@@ -287,15 +325,16 @@ def make_base_image(
     base = None if line == "cpu" else make_base_image(store, line="cpu", fresh=fresh, log=log)
     inputs = _inputs(line, base)
     there = store.find(tag)
-    if there is not None and there.labels.get(INPUTS_LABEL) == inputs and not fresh:
+    known = there is not None and is_ours(there) and there.labels.get(INPUTS_LABEL) == inputs
+    if there is not None and known and not fresh:
         log(f"image {tag}: there already, made from the same inputs")
         return there
     labels = {"llama-farm": "base", INPUTS_LABEL: inputs}
     if base is None:
         with root_tar(log) as root:
-            return store.import_root(root, tag, labels)
+            return keep(store.import_root(root, tag, labels))
     with _context(line) as context:
-        return store.build(context, tag, buildargs={"BASE": base.id}, labels=labels, log=log)
+        return keep(store.build(context, tag, buildargs={"BASE": base.id}, labels=labels, log=log))
 
 
 def check_line(line: str) -> None:

@@ -169,15 +169,19 @@ class _Adapter(HTTPAdapter):
         """
         seconds = DEADLINE if hasattr(request.body, "read") else ANSWER
         ask = partial(super().send, request, *words, **(options | {"stream": True}))
-        keep = partial(_received, ask, streamed=options.get("stream", False))
+        keep = partial(received, ask, streamed=options.get("stream", False))
         try:
             return within(seconds, keep)
         except TimeoutError as error:
             raise requests.ReadTimeout(f"{error}", request=request) from error
 
 
-def _received(ask: Callable[[], requests.Response], *, streamed: bool) -> requests.Response:
-    """Read an answer unless it is one to stream; nobody needs the body of a redirect."""
+def received(ask: Callable[[], requests.Response], *, streamed: bool) -> requests.Response:
+    """Read an answer unless it is one to stream; nobody needs the body of a redirect.
+
+    Raises:
+        RequestException: it is too long.
+    """
     answer = ask()
     if answer.is_redirect:
         answer.raw.close()

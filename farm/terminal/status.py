@@ -51,6 +51,7 @@ _NAMES: Final = {
     "toolkits": "unpacked CUDA toolkits",
     "models": "models for tests and the demo",
     "roots": "base images that were being made",
+    "images": "which images the farm has made",
     "trees": "built trees of this checkout",
     "logs": "logs of this checkout",
     "journal": "what was built in this checkout, and how long it took",

@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from farm import durable, run_lock
-from farm.engines.docker import engine
-from farm.engines.docker.engine import DockerWorkspace
+from farm.engines.docker import container
+from farm.engines.docker.container import DockerWorkspace
 from farm.errors import FarmError, SourceError
 from farm.inputs import archives, packages
 from farm.inputs.pins import ModelPin, PackagePin
@@ -261,7 +261,7 @@ def test_products_that_no_build_leaves_are_one_error(
 ) -> None:
     entry = Entry("bin/pipe", kind=tarfile.FIFOTYPE)
     archive = tar([entry if kind == "FIFO" else link("bin/two", "bin/one", hard=True)])
-    monkeypatch.setattr(engine, "_MOST_PRODUCTS", 600 if kind == "no end" else 1 << 20)
+    monkeypatch.setattr(container, "_MOST_PRODUCTS", 600 if kind == "no end" else 1 << 20)
     with refused("ARCHIVE_UNSAFE", SourceError, "/farm/build/bin: "):
         collect(archive[:500] if kind == "cut off" else archive, tmp_path / "bin")
     assert list((tmp_path / "bin").iterdir()) == []

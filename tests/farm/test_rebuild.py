@@ -18,7 +18,7 @@ from verbs import invoke
 from farm import execute, pipeline, preflight, release, reproduce, source
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, FarmError
-from farm.inputs import pins
+from farm.inputs import images, pins
 from farm.inputs.images import ImageFacts
 from farm.options import BuildRequest, RebuildRequest
 from farm.pack import read_inventory
@@ -374,10 +374,13 @@ def test_no_engine_for_what_a_container_built(
         reproduce._image(docker, RebuildRequest("x"), report)
 
 
-@pytest.mark.parametrize("there", [None, ImageFacts("sha256:e")], ids=["nowhere", "not-ours"])
 def test_record_alone_chooses_no_image_that_is_neither_pinned_nor_ours(
-    record: BuildRecord, monkeypatch: pytest.MonkeyPatch, there: ImageFacts | None
+    record: BuildRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Its author chooses its label and its names, and writes what he likes for its digest."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ours, theirs = ImageFacts("sha256:e"), ImageFacts("sha256:f", {"llama-farm": "base"})
+    there: dict[str | None, ImageFacts] = {}
     asked: list[str] = []
 
     class Images:
@@ -386,23 +389,30 @@ def test_record_alone_chooses_no_image_that_is_neither_pinned_nor_ours(
 
         def find(self, name: str) -> ImageFacts | None:
             asked.append(name)
-            return found
+            return there.get(name)
 
         pull = find
 
     monkeypatch.setattr(reproduce, "connect", io.BytesIO)
     monkeypatch.setattr(reproduce, "DockerImages", Images)
     report = BuildReport(Console(file=io.StringIO()))
-    found, evil = there, "evil.example/devel@sha256:f"
+    evil, pinned = "evil.example/devel@sha256:f", pins.load().images[0].reference
     built = replace(record.toolchain, engine="docker", image=evil, image_digest="sha256:e")
-    with refused("IMAGE_NOT_TRUSTED", EngineError, evil, hint="--image IMG"):
-        reproduce._image(built, RebuildRequest("x"), report)
-    assert asked == ["sha256:e"]
-    found = ImageFacts("sha256:e")
-    pinned = replace(built, image=pins.load().images[0].reference)
-    assert reproduce._image(pinned, RebuildRequest("x"), report) == pinned.image
-    found = ImageFacts("sha256:e", {"llama-farm": "base"})
+    images.keep(ours)
+    for digest, found, code in (
+        ("sha256:e", None, "NOT_TRUSTED"), ("sha256:f", theirs, "NOT_TRUSTED"),
+        ("base:1", ours, "DIFFERS"),
+    ):  # fmt: skip
+        there = {digest: found} if found else {}
+        other = replace(built, image_digest=digest)
+        with refused(f"IMAGE_{code}", EngineError, evil, hint="--image IMG"):
+            reproduce._image(other, RebuildRequest("x"), report)
+    assert evil not in asked
+    there = {built.image_digest: ours}
     assert reproduce._image(built, RebuildRequest("x"), report) == "sha256:e"
+    there = {pinned: theirs}
+    of_pin = replace(built, image=pinned, image_digest="sha256:f")
+    assert reproduce._image(of_pin, RebuildRequest("x"), report) == "sha256:f"
 
 
 def test_with_an_image_of_one_s_own_another_compiler_is_only_noted(

@@ -6,10 +6,10 @@ cache is shared over one; a folder that machines share for it (``file:``) is the
 """
 
 from farm.engines.docker.connection import connect
+from farm.engines.docker.container import LABEL
 from farm.engines.docker.engine import DockerEngine
 from farm.engines.docker.inventory import (
     CACHE_VOLUME,
-    LABEL,
     DockerImages,
     Stored,
     cache_counters,

@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import docker
@@ -208,11 +209,24 @@ _STREAM_SECONDS: Final = 24 * 3600
 """docker-py's timeout is between two reads, and one CUDA object can take many silent minutes."""
 
 
+class _API(docker.APIClient):
+    """Keeps an engine's answer from filling the memory, unless it is a stream."""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Send a request.
+
+        Raises:
+            RequestException: the answer is too long, or does not come.
+        """
+        ask = partial(super().send, request, **(options | {"stream": True}))
+        return packages.received(ask, streamed=options.get("stream", False))
+
+
 class _Client(docker.DockerClient):
     """A client that also closes the ssh connection to its engine."""
 
     def __init__(self, address: Address, way: ExitStack, timeout: int) -> None:
-        super().__init__(base_url=address.url, tls=address.tls or False, timeout=timeout)
+        self.api = _API(base_url=address.url, tls=address.tls or False, timeout=timeout)
         self._way = way
 
     def close(self) -> None:

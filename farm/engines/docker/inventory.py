@@ -1,13 +1,14 @@
-"""The farm's images, volume and containers in an engine: who made them, and their removal.
+"""The farm's images, volumes and containers in an engine, and their removal.
 
 An image that a person builds on one of ours inherits its label, and so does a container that a
-person starts from it. So only an image under the farm's own names is the farm's, and only a
-container whose label has another value than an image's.
+person starts from it. So only an image under the farm's own names is removed, and only a container
+whose label has another value than an image's. Neither label nor name makes an image one that a
+build may trust: its author writes both (``farm.inputs.images.is_trusted``).
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -15,8 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from docker.errors import APIError, ImageNotFound, NotFound
 
 from farm.engines.docker.connection import ENGINE_FAILURES, engine_errors, reason
+from farm.engines.docker.container import CONFLICT, LABEL, remove_container, running
 from farm.errors import EngineError
-from farm.inputs.images import PROBE, ImageFacts, ImageTools, tools_of
+from farm.inputs.images import PROBE, ImageFacts, ImageTools, is_ours, tools_of
 from farm.plan import CACHE_CONFIG, CACHE_FOLDER
 
 if TYPE_CHECKING:
@@ -24,21 +26,16 @@ if TYPE_CHECKING:
 
     import docker
 
-LABEL: Final = "llama-farm"
-"""The label of every container and image of ours: a person finds them with ``--filter label=…``."""
 _OF_IMAGES: Final = frozenset({"base", "builder"})
 """The label's values of images, which containers of a person's inherit."""
 CACHE_VOLUME: Final = "llama-farm-ccache"
-"""The pinned archive's; that of another source has the name of its cache behind it."""
+"""The pinned archive's on trusted images; another one has its owner's name behind it."""
 BUILDER: Final = "llama-farm-builder"
 IMAGES: Final = (BUILDER, "llama-farm-base")
 """Repositories of the images that the farm makes; images of other names are never removed."""
 _IN_USE: Final = frozenset({"running", "paused"})
 """A container is paused while its products are copied out."""
-_CONFLICT: Final = 409
-"""The engine's answers if a container uses the thing, or another process is removing it."""
-
-_REMOVING_SECONDS: Final = 60
+_SHOWN_LINES: Final = 12
 _PIECE: Final = 1 << 20
 
 
@@ -53,19 +50,14 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
     with engine_errors("ENGINE_FAILED", "the compiler cache could not be read"):
         if volume not in {one.name for one in client.volumes.list()}:
             return None
-        builders = client.images.list(filters={"label": f"{LABEL}=builder"})
-        if not builders:
-            raise EngineError("NO_BUILDER_IMAGE", volume=volume)
-        told = client.containers.run(
-            str(builders[0].id),
-            ["ccache", "--print-stats"],
-            remove=True,
-            network_mode="none",
-            labels={LABEL: "cache"},
-            environment={"CCACHE_DIR": str(CACHE_FOLDER), "CCACHE_CONFIGPATH": CACHE_CONFIG},
-            volumes={volume: {"bind": str(CACHE_FOLDER), "mode": "ro"}},
-        )
-        return told.decode("utf-8", "replace").splitlines()
+        labelled = client.images.list(filters={"label": f"{LABEL}=builder"})
+    builder = next(filter(is_ours, (_facts(one, "the farm's") for one in labelled)), None)
+    if builder is None:
+        raise EngineError("NO_BUILDER_IMAGE", volume=volume)
+    volumes = {volume: {"bind": str(CACHE_FOLDER), "mode": "ro"}}
+    with running(client, builder, "cache", volumes=volumes) as workspace:
+        variables = {"CCACHE_DIR": str(CACHE_FOLDER), "CCACHE_CONFIGPATH": CACHE_CONFIG}
+        return workspace.ask("ccache", "--print-stats", environment=variables)
 
 
 def make_volume(client: docker.DockerClient, volume: str) -> None:
@@ -130,7 +122,7 @@ def _deleted(name: str, delete: Callable[[], object]) -> str:
         except NotFound:
             return ""
         except APIError as error:
-            if error.status_code != _CONFLICT:
+            if error.status_code != CONFLICT:
                 raise
             return "a container uses it"
     return ""
@@ -170,22 +162,6 @@ def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
     if LABEL not in (volume.attrs.get("Labels") or {}):
         kept = f"it has no label of the farm's; `docker volume rm {name}` removes it"
     return _thing(f"volume {name}", size, kept, volume.remove)
-
-
-def remove_container(container: Any) -> None:
-    """Remove a container and its own volumes, also while it runs.
-
-    Raises:
-        EngineError: the engine is out of reach.
-    """
-    what = f"container {container.name} could not be removed"
-    with engine_errors("ENGINE_FAILED", what), suppress(NotFound):
-        try:
-            container.remove(force=True, v=True)
-        except APIError as error:
-            if error.status_code != _CONFLICT:
-                raise
-            container.wait(timeout=_REMOVING_SECONDS, condition="removed")  # the engine is at it
 
 
 class DockerImages:
@@ -233,18 +209,11 @@ class DockerImages:
         """Return an image's tools, which a container without a network prints.
 
         Raises:
-            EngineError: no container can be started from it.
+            EngineError: no container can be started from it, or it does not answer.
         """
-        with engine_errors("IMAGE_BROKEN", f"nothing can be started in image {image.reference}"):
-            told = self._client.containers.run(
-                image.id,
-                [PROBE],
-                entrypoint=["/bin/sh", "-c"],
-                remove=True,
-                network_mode="none",
-                labels={LABEL: "probe"},
-            )
-        return tools_of(image.reference, told.decode("utf-8", "replace"))
+        with running(self._client, image, "probe") as workspace:
+            told = workspace.ask("/bin/sh", "-c", PROBE)
+        return tools_of(image.reference, "\n".join(told))
 
     def import_root(self, tar: IO[bytes], tag: str, labels: Mapping[str, str]) -> ImageFacts:
         """Make an image of one layer from a root file system's tar stream."""
@@ -272,7 +241,7 @@ class DockerImages:
         Raises:
             EngineError: a step of the Dockerfile failed; shows its last lines.
         """
-        lines: list[str] = []
+        lines: deque[str] = deque(maxlen=_SHOWN_LINES)
         with engine_errors("ENGINE_FAILED", f"image {tag} could not be built"):
             events = self._client.api.build(
                 fileobj=context,
@@ -280,22 +249,24 @@ class DockerImages:
                 tag=tag,
                 buildargs=dict(buildargs),
                 labels=dict(labels),
+                nocache=True,  # whoever made an image says which step it is of
                 rm=True,
                 forcerm=True,
                 decode=True,
             )
             for event in events:
                 if "error" in event:
-                    shown = "\n".join(f"  | {line}" for line in lines[-12:])
+                    shown = "\n".join(f"  | {line}" for line in lines)
                     raise EngineError(
                         "IMAGE_BUILD_FAILED", tag=tag, error=event["error"].strip(), shown=shown
                     )
                 new = event.get("stream", "").splitlines()
-                lines += [line for line in new if line.strip()]
+                lines.extend(line for line in new if line.strip())
                 for line in new:
                     log(line)
             return _facts(self._client.images.get(tag), tag)
 
 
 def _facts(image: Any, reference: str) -> ImageFacts:
-    return ImageFacts(id=image.id, labels=dict(image.labels), reference=reference)
+    triggers = tuple(image.attrs["Config"].get("OnBuild") or ())
+    return ImageFacts(image.id, dict(image.labels), reference, triggers)

@@ -1,0 +1,229 @@
+"""A running container of the farm: how it starts, what it may use, and how it ends."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import secrets
+import tempfile
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from docker.errors import APIError, NotFound
+from docker.utils.socket import frames_iter
+
+from farm import durable
+from farm.engines.docker.connection import engine_errors
+from farm.errors import EngineError, SourceError
+from farm.inputs.archives import unpack
+from farm.plan import CONTAINER_LAYOUT, LONGEST_LINE, LineSink, Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path, PurePath
+
+    import docker
+
+    from farm.inputs.images import ImageFacts
+
+LABEL: Final = "llama-farm"
+"""The label of every container and image of ours: a person finds them with ``--filter label=…``."""
+CONFLICT: Final = 409
+"""The engine's answers if a container uses the thing, or another process is removing it."""
+_REMOVING_SECONDS: Final = 60
+_STDIN: Final = {"stdin": 1, "stream": 1}
+_MOST_PRODUCTS: Final = 8 << 30
+"""Bytes of a build's products; a linker makes no library of more than 2 GiB."""
+_PROCESSES, _PROCESSES_EACH = 4096, 64
+"""Processes and threads of a container: at least, and for each processor. nvcc runs about ten."""
+_MEMORY_PARTS: Final = 8
+"""All but one part of the engine's memory: with more, the kernel ends programs of the host."""
+
+
+@contextmanager
+def running(
+    client: docker.DockerClient,
+    image: ImageFacts,
+    key: str,
+    *,
+    network: str = "none",
+    volumes: Mapping[str, dict[str, str]] | None = None,
+) -> Iterator[DockerWorkspace]:
+    """Run a container as long as this process lives: its only program reads from here.
+
+    The engine removes it when that has ended, also of a process that is killed.
+
+    Args:
+        client: the engine.
+        image: what is in the container; its own entry point is not run.
+        key: what the container is for, in its name and its label.
+        network: the engine's network, by default none.
+        volumes: what is mounted, by name.
+
+    Raises:
+        EngineError: the engine is out of reach, or the image has no such program.
+    """
+    with contextlib.ExitStack() as stack:
+        what = f"no container of image {image.reference or image.id} could be started"
+        with engine_errors("ENGINE_FAILED", what):
+            host = client.info()
+            jobs = int(host["NCPU"])
+            container = client.containers.create(
+                image.id,
+                entrypoint=["cat"],
+                name=f"llama-farm-{key}-{os.getpid()}-{secrets.token_hex(4)}",
+                stdin_open=True,
+                auto_remove=True,
+                init=True,
+                working_dir=str(CONTAINER_LAYOUT.build),  # the engine makes it
+                network_mode=network,
+                pids_limit=max(_PROCESSES, _PROCESSES_EACH * jobs),
+                mem_limit=int(host["MemTotal"]) // _MEMORY_PARTS * (_MEMORY_PARTS - 1),
+                labels={LABEL: key},
+                volumes=dict(volumes or {}),
+            )
+            stack.enter_context(_closing(container.attach_socket(params=_STDIN)))
+            stack.enter_context(_removing(container))
+            container.start()
+        yield DockerWorkspace(
+            container=container, layout=CONTAINER_LAYOUT, jobs=jobs, image=image, ccache_dir=None
+        )
+
+
+def remove_container(container: Any) -> None:
+    """Remove a container and its own volumes, also while it runs.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
+    what = f"container {container.name} could not be removed"
+    with engine_errors("ENGINE_FAILED", what), suppress(NotFound):
+        try:
+            container.remove(force=True, v=True)
+        except APIError as error:
+            if error.status_code != CONFLICT:
+                raise
+            container.wait(timeout=_REMOVING_SECONDS, condition="removed")  # the engine is at it
+
+
+@contextmanager
+def _removing(container: Any) -> Iterator[None]:
+    """Remove a container on every exit.
+
+    If the engine has failed, its error is reported; the next run removes the container.
+    """
+    failed = False
+    try:
+        yield
+    except EngineError:
+        failed = True
+        raise
+    finally:
+        with contextlib.suppress(EngineError) if failed else contextlib.nullcontext():
+            remove_container(container)
+
+
+@dataclass
+class DockerWorkspace(Workspace):
+    """A running container that contains the source."""
+
+    container: Any
+
+    def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
+        """Run one command in the container.
+
+        Raises:
+            EngineError: the engine or the container went away in the middle.
+        """
+        api = self.container.client.api
+        with _engine():
+            execution = api.exec_create(
+                self.container.id,
+                list(argv),
+                environment=dict(environment),
+                workdir=str(self.layout.build),
+            )["Id"]
+        with _output(api, execution) as pieces:
+            # Outside of the engine's errors: a log that cannot be written is no engine's fault.
+            _split_lines(pieces, sink)
+        with _engine():
+            status = api.exec_inspect(execution)["ExitCode"]
+        if status is None:
+            raise EngineError("ENGINE_LOST")
+        return int(status)
+
+    def collect(self, products: PurePath, into: Path) -> None:
+        """Copy a folder out of the container, links as links. The container stands still from now.
+
+        Raises:
+            EngineError: the engine or the container went away.
+            PackError: ``WRITE_FAILED``: the disk is full here.
+            SourceError: ``ARCHIVE_UNSAFE``: the folder has what no build leaves.
+        """
+        what = "the products could not be copied out"
+        with engine_errors("ENGINE_LOST", what):
+            self.container.pause()  # what a build left running changes nothing while it is read
+            stream, _ = self.container.get_archive(str(products))
+        with durable.writing(into), tempfile.TemporaryFile() as spool:
+            for piece in _guarded(iter(stream), what):
+                if spool.tell() + len(piece) > _MOST_PRODUCTS:
+                    raise SourceError("ARCHIVE_UNSAFE", name=products, error="it has no end")
+                spool.write(piece)
+            spool.seek(0)
+            unpack(spool, into, what=str(products), mode="r:", most=_MOST_PRODUCTS)
+
+    def end(self) -> None:
+        """Remove the container and end its processes."""
+        remove_container(self.container)
+
+
+_LOST: Final = "the Docker engine went away in the middle of a step"
+
+
+def _engine() -> AbstractContextManager[None]:
+    return engine_errors("ENGINE_LOST", _LOST)
+
+
+def _guarded(pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
+    """Yield the engine's items; only an error of reading them is the engine's failure."""
+    while True:
+        with engine_errors("ENGINE_LOST", what):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
+
+
+@contextmanager
+def _output(api: Any, execution: str) -> Iterator[Iterator[bytes]]:
+    """Start a command and yield its output; docker-py's own stream never closes its socket."""
+    with _engine():
+        stream = api.exec_start(execution, socket=True)
+    with _closing(stream):
+        frames = frames_iter(stream, tty=False)  # type: ignore[no-untyped-call]
+        yield _guarded((data for _, data in frames), _LOST)
+
+
+@contextmanager
+def _closing(stream: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        stream._response.close()  # noqa: SLF001 - docker-py keeps the answer there
+
+
+def _split_lines(pieces: Iterator[bytes], sink: LineSink) -> None:
+    """Turn a stream of pieces of any size into lines."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    rest = ""
+    for piece in pieces:
+        *lines, rest = (rest + decoder.decode(piece)).split("\n")
+        for line in lines:
+            sink(line.rstrip("\r"))
+        if len(rest) > LONGEST_LINE:
+            sink(rest)
+            rest = ""
+    if rest:
+        sink(rest)
