@@ -67,22 +67,24 @@ class ImageFacts:
 
 _MADE: Final = "images"
 """The folder of the user's cache with an empty file for each image that the farm made."""
+BASE: Final = "base"
+"""The label's value of base images."""
 _DIGEST: Final = re.compile(r"(?:.+@)?sha256:[0-9a-f]{64}")
 
 
-def keep(image: ImageFacts) -> ImageFacts:
-    """Record that this user's farm has made an image."""
-    (cache_folder(_MADE) / _record(image)).touch()
+def keep(image: ImageFacts, role: str = BASE) -> ImageFacts:
+    """Record that this user's farm has made an image: a base image, or a builder image's name."""
+    (cache_folder(_MADE) / _record(image, role)).touch()
     return image
 
 
-def is_ours(image: ImageFacts) -> bool:
+def is_ours(image: ImageFacts, role: str = BASE) -> bool:
     """Whether this user's farm has made an image; names and labels are whatever its author says."""
-    return (cache_root() / _MADE / _record(image)).exists()
+    return (cache_root() / _MADE / _record(image, role)).exists()
 
 
-def _record(image: ImageFacts) -> str:
-    return hashlib.sha256(image.id.encode()).hexdigest()
+def _record(image: ImageFacts, role: str) -> str:
+    return hashlib.sha256(f"{image.id} {role}".encode()).hexdigest()
 
 
 def is_trusted(image: ImageFacts, store: DockerImages) -> bool:
@@ -329,7 +331,7 @@ def make_base_image(
     if there is not None and known and not fresh:
         log(f"image {tag}: there already, made from the same inputs")
         return there
-    labels = {"llama-farm": "base", INPUTS_LABEL: inputs}
+    labels = {"llama-farm": BASE, INPUTS_LABEL: inputs}
     if base is None:
         with root_tar(log) as root:
             return keep(store.import_root(root, tag, labels))

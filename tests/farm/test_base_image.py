@@ -6,6 +6,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -112,6 +113,9 @@ def test_an_image_of_the_same_inputs_is_used_again_and_one_of_others_is_replaced
     assert said == ["image llama-farm-base:bookworm: there already, made from the same inputs"]
     make(store, "cpu", fresh=True)
     assert store.imports == 2
+    theirs = replace(again, id="sha256:theirs")  # which says that it is of the same inputs
+    store.images[tag] = theirs
+    assert make(store, "cpu")[0] != theirs
 
 
 @pytest.mark.usefixtures("host")

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from contextlib import closing
+from itertools import repeat
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,8 @@ import urllib3
 
 from farm.engines.docker import connect, connection
 from farm.errors import EngineError
+from farm.inputs import packages
+from tests.rigs.http_served import Answer, Request, serving
 from tests.rigs.refusals import refused
 
 
@@ -171,6 +174,24 @@ def test_an_address_that_is_none_is_one_error(url: str, monkeypatch: pytest.Monk
         connect()
     assert caught.value.code in {"ENGINE_ADDRESS_INVALID", "ENGINE_NOT_RUNNING"}
     assert "DOCKER_HOST" in caught.value.render()
+
+
+def test_answer_of_a_hostile_engine_is_read_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "_LARGEST", 1 << 20)
+
+    def answer(asked: Request) -> Answer:
+        if asked.path.endswith("/info"):
+            return Answer(200, repeat(b"[" * 65536))
+        return Answer(200, {"ApiVersion": "1.41"} if asked.path == "/version" else b"OK")
+
+    with serving(answer) as url:
+        monkeypatch.setenv("DOCKER_HOST", url.replace("http:", "tcp:"))
+        with (
+            closing(connect()) as client,
+            refused("ENGINE_FAILED", EngineError, "than 1 MiB"),
+            connection.engine_errors("ENGINE_FAILED", "x"),
+        ):
+            client.info()
 
 
 def test_a_stream_of_the_engine_that_breaks_off_is_one_error() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from farm import durable, source, targets
+from farm import durable, plan, source, targets
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, PackError
+from farm.errors import BuildError, EngineError, PackError
 from farm.execute import BuiltTree, _Log, execute
 from farm.inputs.packages import cache_folder
 from farm.plan import LONGEST_LINE, BuildPlan
@@ -44,9 +44,9 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def build(tree: Path, logs: Path, **options: Any) -> AbstractContextManager[BuiltTree]:
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
+    asked = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
     options.setdefault("reporter", Recorder())
-    return execute(plan, LocalEngine(jobs=2), logs=logs, **options)
+    return execute(asked, LocalEngine(jobs=2), logs=logs, **options)
 
 
 def fail(tree: Path, logs: Path, **options: Any) -> None:
@@ -124,6 +124,19 @@ def test_count_of_more_steps_than_any_build_has_is_a_line_like_others(tmp_path: 
         for count in ("1" * 5000, "²", "3"):
             log.take(f"[{count}/9] x")
     assert recorder.counts == [(3, 9)]
+
+
+@pytest.mark.parametrize("program", [("yes",), ("sleep", "60")])
+def test_answer_of_a_program_has_an_end(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, program: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(plan, "ANSWER_SECONDS", 1.0)
+    asked = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tiny))
+    with (
+        LocalEngine(jobs=2).open(asked, print) as workspace,
+        refused("ANSWER_ENDLESS", EngineError, program[0]),
+    ):
+        workspace.ask(*program)
 
 
 def test_flags_of_the_callers_environment_do_not_reach_the_compiler(

@@ -1,5 +1,6 @@
 """The compiler cache of the docker engine: real containers, gcc and ccache, a volume of our own."""
 
+import io
 import ipaddress
 import secrets
 import shutil
@@ -17,11 +18,13 @@ from verbs import PROJECT, invoke
 
 from farm import source, targets
 from farm.engines import shared_cache
-from farm.engines.docker import DockerEngine, cache_counters, engine
+from farm.engines.docker import DockerEngine, DockerImages, cache_counters, engine
 from farm.engines.docker import inventory as cache
 from farm.execute import execute
+from farm.inputs.images import ImageFacts
 from farm.plan import BuildPlan
 from farm.terminal import status
+from tests.rigs.archives import Entry, tar
 from tests.rigs.heard import heard
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -41,11 +44,14 @@ def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
         made.remove()
 
 
+def plan_of(tree: Path, *, pinned: bool = False) -> BuildPlan:
+    found = replace(source.from_folder(tree), sha256="0" * 64 if pinned else None)
+    return BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), found)
+
+
 def build(client: DockerClient, image: str, logs: Path, person: Silent | None = None) -> None:
-    pinned = replace(source.from_folder(TINY), sha256="0" * 64)
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), pinned)
     docker = DockerEngine(client, reference=image)
-    with execute(plan, docker, logs=logs, reporter=person or Silent()):
+    with execute(plan_of(TINY, pinned=True), docker, logs=logs, reporter=person or Silent()):
         pass
 
 
@@ -98,30 +104,65 @@ exec /tmp/real \\"$@\\"\n")
 execute_process(COMMAND sh -c "as=$(command -v as) && cp $as /tmp/real && rm $as && cp /tmp/as $as")
 execute_process(COMMAND sh -c "chmod 755 $(command -v as || echo /usr/bin/as)")
 """,
+    "image": "",
 }
+HOSTILE = """ARG BASE
+FROM ${BASE}
+RUN as=$(command -v as) && cp $as /tmp/real && rm $as && printf '#!/bin/sh\\n\
+for a; do case $a in *.s) sed -i s/version:/poisoned/ $a;; esac; done\\n\
+exec /tmp/real "$@"\\n' > $as && chmod 755 $as
+"""
+
+
+@pytest.fixture
+def hostile_image(client: DockerClient, base_image: str) -> Iterator[str]:
+    """An image with the farm's label and another assembler, and beside it its builder image.
+
+    That has the name that the farm gives to one, and none of the tools.
+    """
+    store, tag = DockerImages(client), f"llama-farm-base:test-{secrets.token_hex(4)}"
+    with DockerEngine(client, reference=base_image).open(plan_of(TINY), lambda _: None):
+        base = store.find(base_image)
+        assert base is not None
+
+    def make(name: str, below: str, recipe: str) -> ImageFacts:
+        packed = io.BytesIO(tar([Entry("Dockerfile", recipe.encode())]))
+        args, labels = {"BASE": below}, {"llama-farm": "base"}
+        return store.build(packed, name, buildargs=args, labels=labels, log=lambda _: None)
+
+    builder = engine._builder_tag(make(tag, engine._builder_tag(base), HOSTILE))
+    make(builder, base.id, "ARG BASE\nFROM ${BASE}\n")
+    yield tag
+    for name in (builder, tag):
+        client.images.remove(name)
 
 
 @pytest.mark.usefixtures("volume")
 @pytest.mark.parametrize("kind", POISON)
 def test_nothing_that_a_source_leaves_in_a_cache_gets_into_another_s_build(
-    client: DockerClient, base_image: str, tmp_path: Path, kind: str
+    request: pytest.FixtureRequest, client: DockerClient, base_image: str, tmp_path: Path, kind: str
 ) -> None:
-    """Settings: not even in the same folder. Objects: what ccache keeps is by the driver's key."""
+    """Settings: not even in the same folder. Objects: what ccache keeps is by the driver's key.
+
+    Image: the pinned source, whose builds share a cache, was built on one of another author.
+    """
+    theirs = request.getfixturevalue("hostile_image") if kind == "image" else base_image
     said = []
     for name, poison in (("theirs", POISON[kind]), ("theirs", ""), ("ours", "")):
         tree = Path(shutil.copytree(TINY, tmp_path / name, dirs_exist_ok=True))
         with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
             file.write(poison)
-        plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
-        docker = DockerEngine(client, reference=base_image)
+        plan = plan_of(tree, pinned=kind == "image")
+        docker = DockerEngine(client, reference=theirs if name == "theirs" else base_image)
         with execute(plan, docker, logs=tmp_path, reporter=Silent()) as built:
             said.append(heard([built.folder / "llama-server"]).stdout.partition(" ")[0])
     own = "version:" if kind == "settings" else "poisoned"
     assert said == [own, own, "version:"]
 
 
-@pytest.mark.parametrize("kind", ["http", "file"])
+@pytest.mark.parametrize("kind", ["http", "file", "image"])
 def test_container_of_a_source_that_is_not_pinned_has_no_shared_cache(
+    request: pytest.FixtureRequest,
     client: DockerClient,
     base_image: str,
     volume: str,
@@ -131,11 +172,17 @@ def test_container_of_a_source_that_is_not_pinned_has_no_shared_cache(
 ) -> None:
     address = f"file:{tmp_path}" if kind == "file" else "http://farm:s3cret@127.0.0.1:9/cache/"
     monkeypatch.setenv(shared_cache.VARIABLE, address)
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
-    with DockerEngine(client, reference=base_image).open(plan, lambda _: None) as workspace:
+    plan = plan_of(TINY, pinned=kind == "image")
+    image = request.getfixturevalue("hostile_image") if kind == "image" else base_image
+    told: list[str] = []
+    with DockerEngine(client, reference=image).open(plan, lambda _: None) as workspace:
         details = client.api.inspect_container(workspace.container.id)
+        shared_cache.environment(plan.source, workspace.image, told.append)
     assert details["HostConfig"]["NetworkMode"] == "none"
-    assert [mount["Name"] for mount in details["Mounts"]] == [f"{volume}-{plan.source.cache}"]
+    own = plan.source.cache or client.images.get(image).id.removeprefix("sha256:")[:16]
+    assert [mount["Name"] for mount in details["Mounts"]] == [f"{volume}-{own}"]
+    assert told[0].startswith("note[CACHE_NOT_SHARED]: ")
+    assert kind != "image" or f" on {image} has a cache of its own" in told[0]
 
 
 def test_without_a_builder_image_the_status_says_what_makes_one(

@@ -22,7 +22,7 @@ from verbs import INVOKE, PROJECT, invoke
 from waiting import until
 
 from farm import preflight, source, targets
-from farm.engines.docker import DockerEngine
+from farm.engines.docker import DockerEngine, container
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, PackError
 from farm.execute import execute
@@ -67,8 +67,10 @@ def test_products_come_out_and_nothing_stays(
 
 
 def test_the_container_has_no_network_and_no_folder_of_the_host(
-    client: DockerClient, base_image: str
+    client: DockerClient, base_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(container, "_PROCESSES", 300)
+    monkeypatch.setattr(container, "_PROCESSES_EACH", 1)
     docker = DockerEngine(client, reference=base_image)
     with docker.open(plan_of(TINY), lambda _: None) as workspace:
         details = client.api.inspect_container(workspace.container.id)
@@ -81,6 +83,9 @@ def test_the_container_has_no_network_and_no_folder_of_the_host(
         workspace.run(("printf", "%0300000d"), {}, lines.append)
         assert "".join(lines) == "0" * 300_000
         assert max(map(len, lines)) < 2 * LONGEST_LINE, "one without end comes in pieces"
+        assert 0 < details["HostConfig"]["Memory"] < client.info()["MemTotal"]
+        bomb = "for i in $(seq 500); do sleep 60 > /dev/null 2>&1 & done"
+        assert "fork" in " ".join(workspace.ask("sh", "-c", bomb)), "and is not the host's fault"
 
 
 def test_a_log_on_a_full_disk_is_not_called_the_engine_s_fault(

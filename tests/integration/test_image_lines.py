@@ -3,7 +3,13 @@
 from collections.abc import Callable
 
 import pytest
+from docker import DockerClient
 from verbs import PROJECT, invoke
+
+from farm import plan
+from farm.engines.docker import DockerEngine
+from farm.errors import EngineError
+from tests.rigs.refusals import refused
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -50,6 +56,28 @@ def test_everything_that_contradicts_the_line_is_told_before_a_compiler_starts(
     assert "error[TOOLKIT_NOT_OF_LINE]: line cu128 is CUDA 12.8" in told
     assert "error[IMAGE_GLIBC_TOO_NEW]" in told
     assert "compile" not in told.replace("compiled", "")
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ("RUN printf '#!/bin/sh\\nexec seq 400000\\n' > /usr/bin/getconf", "ANSWER_ENDLESS"),
+        ("RUN printf '#!/bin/sh\\nexec sleep 99\\n' > /usr/bin/getconf", "ANSWER_ENDLESS"),
+        ("ONBUILD RUN touch /ran", "IMAGE_ONBUILD"),
+    ],
+    ids=["prints", "sleeps", "onbuild"],
+)
+def test_image_that_answers_without_end_or_runs_programs_with_a_network_is_refused(
+    client: DockerClient,
+    cuda_image: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: str,
+    code: str,
+) -> None:
+    monkeypatch.setattr(plan, "ANSWER_SECONDS", 5.0)
+    image = cuda_image("12.6", more=more)
+    with refused(code, EngineError):
+        DockerEngine(client, reference=image).tools()
 
 
 def test_image_without_nvcc_and_one_of_another_major_are_refused(

@@ -146,7 +146,7 @@ class DockerEngine:
     def _builder_image(self, base: ImageFacts, sink: LineSink) -> ImageFacts:
         tag = _builder_tag(base)
         found = self._images.find(tag)
-        if found is not None and images.is_ours(found):
+        if found is not None and images.is_ours(found, tag):
             return found
         sink(f"note[BUILDER_IMAGE]: making {tag} on top of {self._reference}")
         context = io.BytesIO()
@@ -154,7 +154,8 @@ class DockerEngine:
         return images.keep(
             self._images.build(
                 context, tag, buildargs={"BASE": base.id}, labels={LABEL: "builder"}, log=sink
-            )
+            ),
+            tag,
         )
 
 

@@ -51,7 +51,8 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
         if volume not in {one.name for one in client.volumes.list()}:
             return None
         labelled = client.images.list(filters={"label": f"{LABEL}=builder"})
-    builder = next(filter(is_ours, (_facts(one, "the farm's") for one in labelled)), None)
+    builders = (_facts(one, tag) for one in labelled for tag in one.tags)
+    builder = next((one for one in builders if is_ours(one, one.reference)), None)
     if builder is None:
         raise EngineError("NO_BUILDER_IMAGE", volume=volume)
     volumes = {volume: {"bind": str(CACHE_FOLDER), "mode": "ro"}}
