@@ -291,7 +291,7 @@ def source_digest(source: Source) -> str:
     elif source.commit is not None and source.origin.startswith("git+"):
         named = source.commit
     else:
-        named = folder_digest(source.tree)
+        named = source.digest
     if not source.patches:
         return named
     return hashlib.sha256(msgspec.json.encode([named, source.patches])).hexdigest()

@@ -145,12 +145,16 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     with opened(request, report) as ready:
         run_lock.use(pipeline.STATE)
         keys = [plan.key for plan in ready.plans]
-        with run_lock.held(keys, (pipeline.STATE / "locks", request.out)):
+        with (
+            run_lock.held(keys, (pipeline.STATE / "locks", request.out)),
+            ready.plans[0].source.private() as own,
+        ):
+            plans = [replace(plan, source=own) for plan in ready.plans]
             if ready.engine is not None:
-                return pipeline.build_all(ready.plans, ready.engine, request, report)
+                return pipeline.build_all(plans, ready.engine, request, report)
             from farm.cluster.dispatch import build_spread  # noqa: PLC0415 - an optional group
 
-            return build_spread(ready.plans, request, report)
+            return build_spread(plans, request, report)
 
 
 def _plans(
@@ -244,6 +248,7 @@ def room_findings(
     needed: Counter[str] = Counter()
     free: dict[str, int] = {}
     wanted = [(pipeline.STATE, kept), (request.out, _KEPT_BYTES * sum(codes))]
+    wanted.append((Path(tempfile.gettempdir()), source))
     if isinstance(engine, DockerEngine):
         needed["the Docker engine's disk"] = building
         free["the Docker engine's disk"] = engine.tools().free

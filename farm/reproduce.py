@@ -123,8 +123,10 @@ def _tarball(
     # one build as the only set of a table; it is no run whose times are kept
     with (
         tempfile.TemporaryDirectory(prefix="llama-farm-tree-") as folder,
+        plan.source.private() as own,
         Fleet(report, {plan.key: None}, many=False) as fleet,
     ):
+        plan = replace(plan, source=own)
         fleet.begin(plan.key, engine.name)
         reporter = partial(fleet.hear, plan.key)
         with execute.execute(plan, engine, logs=_LOGS / place.name, reporter=reporter) as built:

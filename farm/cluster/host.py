@@ -214,13 +214,16 @@ def _build(job: Job, log: Path) -> Outcome:
         if not _source_folder(job.source).is_dir():
             raise EngineError("SOURCE_MISSING", host=socket.gethostname())
         tree = replace(job.plan.source, tree=_source_folder(job.source))
-        with execute(
-            replace(job.plan, line=line, source=tree),
-            engine,
-            logs=log.parent,
-            reporter=telling,
-            abandoned=telling.is_abandoned,
-        ) as built:
+        with (
+            tree.private() as own,
+            execute(
+                replace(job.plan, line=line, source=own),
+                engine,
+                logs=log.parent,
+                reporter=telling,
+                abandoned=telling.is_abandoned,
+            ) as built,
+        ):
             products = pack_products(built.folder, job.plan.targets)
     return Outcome(
         host=socket.gethostname(),

@@ -8,18 +8,22 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tiny_release import TINY, Silent
 
-from farm import source, targets
+from farm import pipeline, preflight, source, targets
 from farm.durable import folder_digest
 from farm.engines.local import LocalEngine
 from farm.errors import SourceError, UsageError
 from farm.execute import execute
-from farm.inputs import pins
+from farm.inputs import git as git_program
+from farm.inputs import patches, pins
 from farm.inputs.packages import cache_folder
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.request import choose_source
+from farm.terminal.progress import BuildReport
+from llama_loader.manifest import Patch
 from tests.rigs.heard import git
 from tests.rigs.refusals import refused
 
@@ -415,9 +419,48 @@ def test_way_of_a_link_that_is_too_long_to_be_followed_leads_out(
         source.from_folder(upstream)
 
 
+@pytest.mark.parametrize("change", ["add", "link"])
+def test_source_that_is_changed_after_it_was_hashed_is_neither_patched_nor_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
+    tree = Path(shutil.copytree(TINY, tmp_path / "llama"))
+    plain = source.from_folder(tree)
+    changed, whole = tree / "llama.cpp", (tree / "llama.cpp").read_bytes()
+
+    def write(_: BuildRequest | None = None) -> source.Source:
+        changed.unlink()
+        if change == "add":
+            changed.write_bytes(whole + b"int evil;\n")
+        else:
+            changed.symlink_to("CMakeLists.txt")
+        return plain
+
+    write()
+    nothing = patches.Change(Patch(name="none", sha256="0" * 64), (), ())
+    with refused("SOURCE_CHANGED", SourceError, str(tree)):
+        source.patched(plain, (nothing,))
+    assert not list((tmp_path / "cache").rglob("llama.cpp"))
+    monkeypatch.setattr(preflight, "choose_source", write)
+    request = BuildRequest(arch_set="cpu", line="cpu", engine="local", out=tmp_path / "out")
+    with (
+        refused("SOURCE_CHANGED", SourceError, str(tree)),
+        BuildReport(Console(quiet=True)) as report,
+    ):
+        preflight.build(request, report)
+    changed.unlink()
+    changed.write_bytes(whole)
+    with plain.private() as own:
+        write()
+        assert folder_digest(own.tree) == plain.digest
+        assert own.cache == plain.cache
+    assert not own.tree.exists()
+
+
 @pytest.mark.parametrize("limit", ["_SILENCE", "DEADLINE"])
 def test_server_that_is_silent_is_not_awaited(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(source, limit, 1)
+    monkeypatch.setattr(git_program, limit, 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         base = f"url.http://127.0.0.1:{listener.getsockname()[1]}/.insteadOf"
         monkeypatch.setenv("GIT_CONFIG_KEY_0", base)
