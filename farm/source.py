@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -129,7 +130,8 @@ def from_archive(pin: SourcePin) -> Source:
     """
     archive = fetch_package(pin)
     key = hashlib.sha256(f"{pin.sha256}#{pin.subdir}".encode()).hexdigest()
-    tree, digest, note = _kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
+    unpack = partial(extract_subtree, archive, pin.subdir, sha256=pin.sha256)
+    tree, digest, note = _kept(key, unpack)
     origin = f"pypi:{pin.filename}#{pin.subdir}"
     names = ", ".join(pin.without_patches)
     left_out = f"note[PATCHES_LEFT_OUT]: by build/pins.toml, {names} does not fit b{pin.build}"

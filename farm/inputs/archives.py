@@ -6,6 +6,7 @@ import gzip
 import os
 import shutil
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -30,17 +31,24 @@ _MOST_FILES: Final = 50_000
 """Of a source archive; the largest seen unpacks to 300 MB in 5,000 files."""
 
 
-def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
+def extract_subtree(archive: Path, subdir: str, into: Path, sha256: str) -> None:
     """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) as the new ``into``.
 
     Raises:
-        SourceError: the archive has no such folder, or as ``unpack``.
+        SourceError: the archive has no such folder, or as ``unpack``; ``SOURCE_CHANGED``: it has
+            another sha256 by now.
     """
     with (
         durable.writing(into),
         durable.new_folder(into) as staging,
-        durable.open_regular(archive) as stream,
+        durable.open_regular(archive) as cached,
+        tempfile.TemporaryFile() as stream,  # what others may write to is hashed in a private copy
     ):
+        shutil.copyfileobj(cached, stream)
+        stream.flush()
+        if durable.sha256(durable.opened(stream.fileno())) != sha256:
+            raise SourceError("SOURCE_CHANGED", tree=archive)
+        stream.seek(0)
         unpack(stream, staging, what=archive.name, mode="r:gz", most=_MOST_BYTES, subdir=subdir)
         if not any(staging.iterdir()):
             raise SourceError("SUBDIR_MISSING", name=archive.name, subdir=subdir)

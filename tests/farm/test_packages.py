@@ -172,7 +172,7 @@ def test_one_folder_comes_out_of_an_archive(
         link("top-1.0/third/llama.cpp/src/link", "../run.sh"),
         Entry("top-1.0/third/llama.cpp-other/b.c", b"int b;"),
     )
-    archives.extract_subtree(archive, "third/llama.cpp", tmp_path / "tree")
+    archives.extract_subtree(archive, "third/llama.cpp", tmp_path / "tree", durable.sha256(archive))
     found = {str(p.relative_to(tmp_path / "tree")): p for p in (tmp_path / "tree").rglob("*.*")}
     assert sorted(found) == ["run.sh", "src/a.c"]
     assert found["run.sh"].stat().st_mode & 0o777 == 0o755
@@ -208,7 +208,7 @@ def test_one_folder_comes_out_of_an_archive(
 def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: Entry) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", Entry("top/sub/good", b"x"), entry)
     with refused("ARCHIVE_UNSAFE", SourceError):
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree", durable.sha256(archive))
     assert list((tmp_path / "in").iterdir()) == []
 
 
@@ -250,7 +250,7 @@ def test_no_way_through_a_link_of_the_archive_is_taken(tmp_path: Path, last: str
     with refused("ARCHIVE_UNSAFE", SourceError):
         if last == "products":
             collect(gzip.decompress(archive.read_bytes()), tmp_path / "in" / "tree")
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree", durable.sha256(archive))
     assert list(outside.iterdir()) == []
     assert last == "products" or list(outside.parent.iterdir()) == [outside]
 
@@ -278,7 +278,7 @@ def test_negative_size_does_not_raise_the_bound(
     archive.write_bytes(compress(bytes(head) + tar([Entry("top/sub/a", b"1234")])))
     monkeypatch.setattr(archives, "_MOST_BYTES", 3)
     with refused("ARCHIVE_UNSAFE", SourceError):
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree", durable.sha256(archive))
 
 
 @pytest.mark.parametrize("bound", ["_MOST_BYTES", "_MOST_FILES"])
@@ -291,17 +291,17 @@ def test_more_than_a_source_has_is_not_unpacked(
     )
     monkeypatch.setattr(archives, bound, 3)
     with refused("ARCHIVE_UNSAFE", SourceError, "'top/[bc]' is a hard link or sparse, or beyond"):
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree", durable.sha256(archive))
     assert list((tmp_path / "in").iterdir()) == []
 
 
 def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", Entry("top/a", b"x" * 100_000))
     with pytest.raises(SourceError, match="no folder sub"):
-        archives.extract_subtree(archive, "sub", tmp_path / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "tree", durable.sha256(archive))
     archive.write_bytes(archive.read_bytes()[:60])
     with refused("ARCHIVE_UNSAFE", SourceError):
-        archives.extract_subtree(archive, "sub", tmp_path / "tree")
+        archives.extract_subtree(archive, "sub", tmp_path / "tree", durable.sha256(archive))
 
 
 def test_two_at_once_make_one_folder(tmp_path: Path) -> None:

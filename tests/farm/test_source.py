@@ -143,7 +143,9 @@ def pin_of(archive: Path, subdir: str) -> pins.SourcePin:
     )
 
 
-def test_an_archive_s_tree_is_kept_for_its_folder_and_looked_at_each_time(tmp_path: Path) -> None:
+def test_an_archive_s_tree_is_kept_for_its_folder_and_looked_at_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = tmp_path / "x-1.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(TINY, "x-1/one")
@@ -159,6 +161,14 @@ def test_an_archive_s_tree_is_kept_for_its_folder_and_looked_at_each_time(tmp_pa
     (one.tree / "llama.cpp").write_bytes(b"")
     assert source.from_archive(pin_of(archive, "one")).note is None
     assert (one.tree / "llama.cpp").read_bytes() == (TINY / "llama.cpp").read_bytes()
+    shutil.rmtree(one.tree)
+    pin = pin_of(archive, "one")
+    with tarfile.open(archive, "w:gz") as tar:  # after the cached one was verified
+        tar.add(TINY / "CMakeLists.txt", "x-1/one/CMakeLists.txt")
+    monkeypatch.setattr(source, "fetch_package", lambda _: archive)
+    with refused("SOURCE_CHANGED", SourceError, str(archive)):
+        source.from_archive(pin)
+    assert not one.tree.exists()
 
 
 def test_a_commit_that_no_branch_or_tag_has_is_not_the_repository_s(upstream: Path) -> None:
