@@ -21,7 +21,7 @@ from typing import IO, BinaryIO, Final
 
 import msgspec
 
-from farm.errors import PackError
+from farm.errors import PackError, SourceError
 
 SMALL: Final = 8 << 20
 """Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""
@@ -233,6 +233,25 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@contextmanager
+def verified(path: Path, digest: str) -> Iterator[IO[bytes]]:
+    """Yield a private copy of a file that has this sha256: others may write to its folder.
+
+    Raises:
+        SourceError: ``SOURCE_CHANGED``: it has another one.
+        PackError: ``WRITE_FAILED``: the temporary folder's disk is full.
+        OSError: the file cannot be read.
+    """
+    with open_regular(path) as stream, tempfile.TemporaryFile() as copy:
+        with writing(Path(tempfile.gettempdir()), hint="TMPDIR names a folder with more space"):
+            shutil.copyfileobj(stream, copy)
+            copy.flush()
+        if sha256(opened(copy.fileno())) != digest:
+            raise SourceError("SOURCE_CHANGED", tree=path)
+        copy.seek(0)
+        yield copy
 
 
 def folder_digest(folder: Path) -> str:

@@ -6,7 +6,6 @@ import gzip
 import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -41,14 +40,8 @@ def extract_subtree(archive: Path, subdir: str, into: Path, sha256: str) -> None
     with (
         durable.writing(into),
         durable.new_folder(into) as staging,
-        durable.open_regular(archive) as cached,
-        tempfile.TemporaryFile() as stream,  # what others may write to is hashed in a private copy
+        durable.verified(archive, sha256) as stream,
     ):
-        shutil.copyfileobj(cached, stream)
-        stream.flush()
-        if durable.sha256(durable.opened(stream.fileno())) != sha256:
-            raise SourceError("SOURCE_CHANGED", tree=archive)
-        stream.seek(0)
         unpack(stream, staging, what=archive.name, mode="r:gz", most=_MOST_BYTES, subdir=subdir)
         if not any(staging.iterdir()):
             raise SourceError("SUBDIR_MISSING", name=archive.name, subdir=subdir)
@@ -156,13 +149,13 @@ class _SmallInfo(tarfile.TarInfo):
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
 
 
-def extract_wheel(wheel: Path, into: Path) -> None:
+def extract_wheel(wheel: Path, into: Path, sha256: str) -> None:
     """Unpack a wheel's files into the existing folder ``into``, and none outside it.
 
     Raises:
-        SourceError: it is no wheel.
+        SourceError: as ``open_wheel``.
     """
-    with open_wheel(wheel) as archive:
+    with open_wheel(wheel, sha256) as archive:
         for entry in archive.infolist():
             place = Path(archive.extract(entry, into))
             if place.is_file():
@@ -171,14 +164,14 @@ def extract_wheel(wheel: Path, into: Path) -> None:
 
 
 @contextmanager
-def open_wheel(path: Path) -> Iterator[zipfile.ZipFile]:
+def open_wheel(path: Path, sha256: str) -> Iterator[zipfile.ZipFile]:
     """Open a wheel; what is read of it until the context is left may be damaged, too.
 
     Raises:
-        SourceError: it is no wheel.
+        SourceError: it is no wheel, or has another sha256 by now (``SOURCE_CHANGED``).
     """
     try:
-        with zipfile.ZipFile(path) as wheel:
+        with durable.verified(path, sha256) as stream, zipfile.ZipFile(stream) as wheel:
             yield wheel
     # `zipfile` raises the last two for encryption and for an unknown compression
     except (zipfile.BadZipFile, *_DAMAGE, RuntimeError, NotImplementedError) as error:

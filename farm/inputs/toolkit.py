@@ -83,7 +83,7 @@ def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
     if not folder.is_dir():
         with new_folder(folder) as staging:
             for pin in wheels:
-                extract_wheel(fetch_package(pin), staging)
+                extract_wheel(fetch_package(pin), staging, pin.sha256)
             _complete(_wheel_root(staging))
     root = _wheel_root(folder)
     return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))

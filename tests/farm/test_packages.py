@@ -317,16 +317,28 @@ def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
 def test_no_file_of_a_wheel_lands_outside_its_folder(tmp_path: Path, name: str) -> None:
     wheel, into = tmp_path / "w.whl", tmp_path / "deep" / "in"
     wheel.write_bytes(wheel_of({name: b"x"}))
-    archives.extract_wheel(wheel, into)
+    archives.extract_wheel(wheel, into, durable.sha256(wheel))
     assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*x")] == [
         ("deep", "in")
     ]
 
 
 def test_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "w.whl").write_bytes(b"no zip")
+    wheel = tmp_path / "w.whl"
+    wheel.write_bytes(b"no zip")
     with refused("ARCHIVE_UNSAFE", SourceError):
-        archives.extract_wheel(tmp_path / "w.whl", tmp_path / "in")
+        archives.extract_wheel(wheel, tmp_path / "in", durable.sha256(wheel))
+
+
+def test_wheel_that_is_changed_after_it_was_verified_is_not_read(tmp_path: Path) -> None:
+    wheel = tmp_path / "w.whl"
+    wheel.write_bytes(wheel_of({"x": b"x"}))
+    verified = durable.sha256(wheel)
+    with archives.open_wheel(wheel, verified) as opened:
+        wheel.write_bytes(wheel_of({"x": b"evil"}))
+        assert opened.read("x") == b"x"
+    with refused("SOURCE_CHANGED", SourceError), archives.open_wheel(wheel, verified):
+        pass
 
 
 @pytest.mark.parametrize(
