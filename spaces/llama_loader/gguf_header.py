@@ -98,12 +98,11 @@ def read(path: Path) -> Header | None:
 
 def is_cut(path: Path) -> bool:
     """Return whether a file that cannot be read as GGUF begins as one, and ends in its header."""
-    try:
-        _read(path)
-    except (EOFError, struct.error):
-        return True
-    except (OSError, ValueError, OverflowError):
-        pass
+    with suppress(OSError, ValueError, OverflowError):
+        try:
+            _read(path)
+        except (EOFError, struct.error):
+            return True
     return False
 
 
