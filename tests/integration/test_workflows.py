@@ -7,9 +7,11 @@ it stands, and every ``run:`` step of a workflow must have been.
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,12 +117,12 @@ def small(verb: str, base_image: str) -> workflows.Instead:
     return ((f"invoke {verb} --engine docker", new),)
 
 
-def gh(tmp_path: Path, caches: list[dict[str, object]]) -> workflows.Instead:
+def gh(tmp_path: Path, listed: list[dict[str, object]]) -> workflows.Instead:
     """GitHub's own program, which only GitHub answers: its words go to a file, jq is real."""
-    (tmp_path / "caches").write_text(json.dumps(caches))
+    (tmp_path / "listed").write_text(json.dumps(listed))
     (tmp_path / "gh").write_text(
-        f'#!/bin/sh\necho "$*" >> {tmp_path}/said\ncase "$1 $2" in\n"pr edit") exit 1;;\n'
-        f'"cache list") while [ "$1" != --jq ]; do shift; done; jq -r "$2" {tmp_path}/caches;;\n'
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/said\ncase "$1 $2" in\n*" list") '
+        f'while [ "$1" != --jq ]; do shift; done; jq -r "$2" {tmp_path}/listed;;\n'
         "esac\n"
     )
     (tmp_path / "gh").chmod(0o755)
@@ -149,7 +151,7 @@ def test_the_seed_s_inputs_and_defaults_are_the_seed_s() -> None:
     }
 
 
-CALLERS = {"release": True, "weekly": False}
+CALLERS = {"release": True, "proposal": False}
 
 
 def test_all_compiler_caches_fit_in_githubs_10_gigabytes_twice() -> None:
@@ -173,6 +175,9 @@ def test_nothing_that_is_not_reviewed_gets_into_the_cache_of_a_release() -> None
     steps = workflows.load("sets.yml")["jobs"]["build"]["steps"]
     (keeps,) = (one for one in steps if one.get("uses", "").startswith("actions/cache/save@"))
     assert "inputs.keep_cache &&" in keeps["if"]
+    # A program that runs on the runner can save a cache all the same, for the run's own branch.
+    assert workflows.load("proposal.yml")["on"] == {"workflow_dispatch": None}
+    assert workflows.load("weekly.yml")["jobs"].keys() == {"pins"}
 
 
 def test_nothing_of_a_release_is_built_before_the_check() -> None:
@@ -361,6 +366,50 @@ def newer(bare: Path, tmp_path: Path) -> bytes:
     ).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("build", "listed", "called"),
+    [
+        ("llama.cpp-b2", [], ["pr list", "pr create", "workflow run"]),
+        ("", [{"number": 7, "isCrossRepository": True}], ["pr list", "pr create"]),
+        ("", [{"number": 8, "isCrossRepository": False}], ["pr list", "pr edit 8"]),
+    ],
+)
+def test_proposal_of_any_length_is_a_pull_request_of_this_repository(
+    tmp_path: Path, build: str, listed: list[dict[str, object]], called: list[str]
+) -> None:
+    """GitHub takes 65,536 characters; a merged pull request of the same branch is not listed."""
+    (step,) = (one for one in COMMANDS if one.where == "weekly/pins/Propose what changed")
+    bare, clone = tmp_path / "me" / "it", tmp_path / "clone"
+    git(tmp_path, "init", "--quiet", "--bare", str(bare))
+    git(tmp_path, "clone", "--quiet", str(bare), str(clone))
+    (clone / "build").mkdir()
+    for text in ("old", "new"):
+        (clone / "build" / "pins.toml").write_text(text)
+        git(clone, "add", "--all")
+        git(clone, "commit", "--quiet", "-m", text)
+    (clone / "changes.txt").write_text("é\n" * 40_000 if build else "few\n")
+    environment = {
+        "GITHUB_SHA": git(clone, "rev-parse", "HEAD~"),
+        "OF_BUILD": build,
+        "GH_TOKEN": "token",
+        "GITHUB_SERVER_URL": "https://github.test",
+        "GITHUB_REPOSITORY": "me/it",
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_VALUE_0": "https://x:token@github.test/",
+        "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/.insteadOf",
+        "PATH": os.environ["PATH"],
+    }
+    ((old, new),) = gh(tmp_path, listed)
+    command = ("bash", "-e", "-o", "pipefail", "-c", step.run.replace(old, new))
+    subprocess.run(command, cwd=clone, env=environment, check=True)
+    said = (tmp_path / "said").read_text("utf-8").splitlines()
+    assert [one[: len(start)] for one, start in zip(said, called, strict=True)] == called
+    assert git(bare, "show", f"{build or 'pins'}:build/pins.toml") == "new"
+    told = (clone / "text.txt").read_bytes()
+    assert told.startswith(b"**This text is cut" if build else b"few")
+    assert len(told) < 65_536
+
+
 @pytest.mark.docker
 @pytest.mark.timeout(3000)
 def test_the_weekly_run_proposes_the_newest_llama_cpp(
@@ -382,11 +431,11 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
                 ("invoke", f"PIP_INDEX_URL={index.url} invoke"),
             ),
             "weekly/pins/Propose what changed": gh(tmp_path, []),
+            "sets/prune/Remove all but the newest of each kind": gh(tmp_path, []),
             "sets/build/Build for CPUs": (*build, ("invoke", whole)),
             "sets/build/Start llama-server": (("invoke smoke dist", f"{whole} smoke {real}"),),
-            "sets/prune/Remove all but the newest of each kind": gh(tmp_path, []),
-            "weekly/assemble/Assemble": (("invoke", f"cp {real}/*.tar.* dist; {whole}"),),
-            "weekly/assemble/Start every llama-server": (("invoke", whole),),
+            "proposal/assemble/Assemble": (("invoke", f"cp {real}/*.tar.* dist; {whole}"),),
+            "proposal/assemble/Start every llama-server": (("invoke", whole),),
         }
         ours = f"https://x:{github_releases.TOKEN}@github.test/owner/name"
         of = {f"file://{upstream}": "https://github.com/ggml-org/llama.cpp", f"file://{bare}": ours}
@@ -397,16 +446,14 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
             **{f"GIT_CONFIG_VALUE_{n}": of[place] for n, place in enumerate(of)},
         }
         assert github.run("weekly.yml"), github.failures()
-        succeeded(github, "weekly")
         branch = "llama.cpp-b11600"
+        github.context["github.sha"] = git(bare, "rev-parse", branch)
+        assert github.run("proposal.yml"), github.failures()
+        succeeded(github, "weekly", "proposal")
         assert 'version = "2026.11.11600"' in git(bare, "show", f"{branch}:build/pins.toml")
         assert git(bare, "diff", "--name-only", main, branch) == "build/pins.toml"
         titles = git(bare, "log", "--format=%s", f"{main}..{branch}").splitlines()
         assert titles == ["llama.cpp b11600", "Digests of packages and images"]
-        said = (tmp_path / "said").read_text("utf-8").splitlines()
-        assert [line.split()[:3] for line in said[:2]] == [
-            ["pr", "edit", branch], ["pr", "create", "--head"],
-        ]  # fmt: skip
         changes = (tmp_path / "job0" / "work" / "changes.txt").read_text("utf-8")
         assert "not as in llama.cpp's tag b11600" in changes
         assert "- evil.cpp" in changes
@@ -415,9 +462,10 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
         git(tmp_path / "clone", "push", "--quiet")
         github.context["github.sha"] = git(bare, "rev-parse", "main")
         before = len(github.done)
+        said = (tmp_path / "said").read_text("utf-8")
         assert github.run("weekly.yml")
         assert {one.where.split("/")[1] for one in github.done[before:]} == {"pins"}
-        assert len((tmp_path / "said").read_text("utf-8").splitlines()) == len(said)
+        assert (tmp_path / "said").read_text("utf-8") == said
 
 
 @pytest.mark.docker
