@@ -200,7 +200,7 @@ def record(tarball: Packed, state: Path, *, tree: str | None = None) -> Packed:
     known = _Record(way, tarball.sha256, tarball.size, tree)
     with durable.writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        durable.replace(place, msgspec.json.encode(known))
+        durable.replace(place, msgspec.json.encode(known), 0o644)
     return tarball
 
 
@@ -247,11 +247,20 @@ def _place(tarball: Path, state: Path) -> tuple[Path, str]:
 
 
 def _read(tarball: Path, state: Path) -> _Record | None:
-    """Return what a tarball was when this checkout packed it. Unreadable is missing."""
+    """Return what a tarball was when this checkout packed it, None if it did not.
+
+    Raises:
+        PackError: ``TARBALL_UNREADABLE``: its record is damaged, or may not be read.
+    """
+    place, _ = _place(tarball, state)
     try:
-        return msgspec.json.decode(_place(tarball, state)[0].read_bytes(), type=_Record)
-    except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
+        return msgspec.json.decode(place.read_bytes(), type=_Record)
+    except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise PackError(
+            "TARBALL_UNREADABLE", path=place, strerror=error, hint="remove that file"
+        ) from error
 
 
 def fill(folder: Path, products: Path, build_json: bytes, licences: Mapping[str, bytes]) -> None:

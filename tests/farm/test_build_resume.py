@@ -153,6 +153,10 @@ def test_tarball_that_is_swapped_after_it_was_packed_is_neither_listed_nor_kept(
         kept.write_manifest(out, pipeline.STATE)
     copied = Path(shutil.copytree(out, tmp_path / "mine"))
     assert kept.write_manifest(copied, pipeline.STATE).artifacts[0].name == tarball.name
+    (record,) = (pipeline.STATE / "tarballs").iterdir()
+    record.write_bytes(b"{")  # not as if it had never been packed
+    with refused("TARBALL_UNREADABLE", PackError, str(record)):
+        kept.write_manifest(out, pipeline.STATE)
 
 
 @pytest.mark.skipif(shutil.which("ccache") is None, reason="needs ccache")
