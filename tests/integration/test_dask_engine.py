@@ -33,9 +33,9 @@ from waiting import until
 from farm import pipeline, source
 from farm.cluster import dispatch, host, scheduler
 from farm.cluster.dispatch import Dispatcher
-from farm.engines.docker import DockerEngine
-from farm.engines.docker.inventory import LABEL
+from farm.engines.docker import LABEL, DockerEngine
 from farm.errors import EngineError
+from farm.inputs.packages import cache_root
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.tarball import archive
@@ -196,6 +196,8 @@ def test_ctrl_c_removes_the_container_of_a_compiler_that_says_nothing(
                     found.add(one.id)
         return bool(found)
 
+    # of a cache of its own, too, the builder image is the farm's
+    shutil.copytree(cache_root() / "images", tmp_path / "cache" / cache_root().name / "images")
     process = client_process(tree, tmp_path, worker_engine="docker", image=base_image)
     until(compiling, "the build does not begin", seconds=300)
     assert interrupted(process) < SOON
