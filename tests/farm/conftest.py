@@ -1,11 +1,16 @@
 """A small release, and the places that it can be published to."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import verbs
+from invoke.collection import Collection
+from invoke.program import Program
 
+import tasks
 from farm import trust
 from tests.rigs import hub_repository, published, tiny_release
 from tests.rigs.package_index import PackageIndex
@@ -71,3 +76,22 @@ def signer(tmp_path: Path) -> trust.Signer:
     """Give a channel's new key."""
     trust.generate(tmp_path / "key")
     return trust.signer(tmp_path / "key")
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[verbs.Here]:
+    """Run a verb in this process; gives its exit status and what it printed."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(verbs.PROJECT)
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            Program(namespace=Collection.from_module(tasks)).run(["invoke", *argv])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

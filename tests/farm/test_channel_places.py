@@ -465,23 +465,27 @@ DAMAGES = [bad_content, bad_name, bad_signature, far_end, no_manifest, unreadabl
 
 @pytest.mark.parametrize("damage", [*DAMAGES, zeros_without_end])
 def test_bad_channel_keeps_no_other_one_from_being_renewed(
-    signed: Signed, tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str]
+    signed: Signed,
+    tmp_path: Path,
+    damage: Any,
+    here: verbs.Here,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """``invoke status`` warns of it, too, unless only the release behind it was changed."""
     for name, release in (("bad", "b11550-1"), ("stable", "b11549-1")):
         signed.channel(name).promote(release, days=20)
     damage(signed.root / "channels" / "bad")
     where, key = signed.to.where, str(tmp_path / "key")
-    done = verbs.invoke("renew", "--to", where, "--key", key, timeout=60)
-    assert done.returncode == 1
-    assert "channel stable" in done.stdout
-    assert re.search(r"^error\[\w+\]: .*(bad|fake|b11550-1)", done.stderr, re.MULTILINE)
-    assert "error[X]: fake" not in done.stderr.splitlines()
+    status, stdout, stderr = here("renew", "--to", where, "--key", key)
+    assert status == 1
+    assert "channel stable" in stdout
+    assert re.search(r"^error\[\w+\]: .*(bad|fake|b11550-1)", stderr, re.MULTILINE)
+    assert "error[X]: fake" not in stderr.splitlines()
     assert ("stable" in channels.due(signed.to, 30)[0]) is False
     show.overview(overview.of(signed.to))
     said = capsys.readouterr().out
     assert re.findall(r"^warning\[(CHANNEL_(?:NOT|UN)\w+)\]", said, re.MULTILINE) == re.findall(
-        r"^error\[(CHANNEL_(?:NOT|UN)\w+)\]", done.stderr, re.MULTILINE
+        r"^error\[(CHANNEL_(?:NOT|UN)\w+)\]", stderr, re.MULTILINE
     )
     assert ("no channels" in said) is False
     assert ("invoke promote RELEASE --channel bad" in said) is (

@@ -102,11 +102,9 @@ def test_other_bytes_under_a_published_name_are_refused(
     place: Place, released: Path, kept: Path, tmp_path: Path
 ) -> None:
     publish(place, released)
-    (kept / "licenses" / "NOTICE").write_text("another tarball\n")
-    try:
-        other = tiny_release.of_build(kept, 11549, tmp_path / "other")
-    finally:
-        (kept / "licenses" / "NOTICE").unlink()
+    changed = Path(shutil.copytree(kept, tmp_path / "changed", symlinks=True))
+    (changed / "licenses" / "NOTICE").write_text("another tarball\n")
+    other = tiny_release.of_build(changed, 11549, tmp_path / "other")
     with refused("PUBLISHED_DIFFERS", PublishError, "b11549-1"):
         publishing.prepare(other, place.open())
 

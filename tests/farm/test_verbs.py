@@ -2,10 +2,8 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -13,7 +11,7 @@ import verbs
 from invoke.collection import Collection
 from invoke.executor import Executor
 from invoke.program import Program
-from verbs import PROJECT
+from verbs import PROJECT, Here
 
 import tasks
 from farm import preflight, targets
@@ -29,26 +27,6 @@ VERBS = (
 
 
 invoke = partial(verbs.invoke, timeout=60)
-
-
-Here = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
-    """Run a verb in this process; gives its exit status and what it printed."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.chdir(PROJECT)
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            Program(namespace=Collection.from_module(tasks)).run(["invoke", *argv])
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_the_list_shows_every_verb_with_a_sentence() -> None:

@@ -484,7 +484,7 @@ def test_a_scheduler_that_goes_away_before_the_first_question_is_named(
             dispatcher.identities(host.Job(plan, "", request_))
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "mute"])
+@pytest.mark.parametrize("address", ["tls://127.0.0.1:1", "mute"])
 def test_a_scheduler_that_does_not_answer_is_one_line(
     client_process: Start, tmp_path: Path, address: str
 ) -> None:

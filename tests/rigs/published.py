@@ -39,7 +39,8 @@ class Place:
         """Return what gives the place back the content that it has now."""
         if self.server is None:
             held = self.root.with_name(f"{self.root.name}-kept")
-            shutil.copytree(self.root, held, dirs_exist_ok=True)
+            self.root.mkdir(exist_ok=True)
+            shutil.copytree(self.root, held)
 
             def back() -> None:
                 shutil.rmtree(self.root)
@@ -65,7 +66,6 @@ class Place:
 def serving(kind: str, root: Path, patch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Serve a place, empty, and point the farm at it."""
     if kind == "folder":
-        root.mkdir(parents=True, exist_ok=True)
         yield Place(kind, str(root), None, root)
     elif kind == "github":
         with github_releases.GitHub().serve() as server:

@@ -55,7 +55,21 @@ def tree(folder: Path, llama: Path = TINY, survey: Survey | None = None) -> Path
 def of_build(
     kept: Path, build: int, place: Path, *, name: str | None = None, assumed: bool = False
 ) -> Path:
-    """Pack a kept tree as if it were llama.cpp's build of that number; returns the release."""
+    """Pack a kept tree as if it were llama.cpp's build of that number; returns the release.
+
+    Each is packed once, beside the tree; a test gets its own copy.
+    """
+    made = kept.with_name(f"{kept.name}-packed-{build}-{name}-{assumed}")
+    if not made.exists():
+        half = made.with_suffix(".half")
+        shutil.rmtree(half, ignore_errors=True)
+        _pack(kept, build, half, name=name, assumed=assumed)
+        half.rename(made)
+    shutil.copytree(made, place, symlinks=True, dirs_exist_ok=True)
+    return place / f"dist-{build}"
+
+
+def _pack(kept: Path, build: int, place: Path, *, name: str | None, assumed: bool) -> None:
     copy = Path(shutil.copytree(kept, place / f"tree-{build}", symlinks=True))
     record = build_record.decode((copy / "BUILD.json").read_bytes(), what="test")
     renumbered = msgspec.structs.replace(
@@ -66,4 +80,3 @@ def of_build(
     out = place / f"dist-{build}"
     release.pack_tree(copy, out, "tar.zst")
     release.write(out, release=name)
-    return out

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 INVOKE = (sys.executable, "-m", "invoke")
+Here = Callable[..., tuple[int, str, str]]
+"""Runs a verb in a test's own process; gives its exit status and what it printed."""
 
 
 def invoke(*argv: str, timeout: float = 3000) -> subprocess.CompletedProcess[str]:
