@@ -37,8 +37,8 @@ MODULE_PATH = {
     # hundred interpreters, which would each compile gradio anew (10 s instead of 4).
     "PYTHONDONTWRITEBYTECODE": "",
 }
-PROCESSES = 2 + (os.cpu_count() or 1)
-"""Of the fast tests: many wait for a clock, a disk or a program."""
+PROCESSES = 1 + (os.cpu_count() or 1)
+"""Of the fast tests: some wait for a clock, a disk or a program."""
 
 
 def _install(session: nox.Session, lock: str) -> None:

@@ -99,13 +99,6 @@ def test_what_differs_is_named_kept_and_explained(tiny: Path) -> None:
 
 
 @pytest.mark.docker
-def test_two_containers_make_the_same(base_image: str, tiny: Path) -> None:
-    done = twice(tiny, "--image", base_image)
-    assert done.returncode == 0, done.stderr
-    assert "identical: cpu-cpu, twice the same bytes" in done.stderr
-
-
-@pytest.mark.docker
 def test_a_clean_container_has_no_compiler_cache(client: DockerClient, base_image: str) -> None:
     table = load()
     plan = BuildPlan(table.sets["cpu"], table.line("cpu"), from_folder(TINY))
