@@ -85,9 +85,12 @@ def client() -> Iterator[DockerClient]:
 
 @pytest.fixture(scope="session")
 def base_image(client: DockerClient) -> str:
-    """The Debian 12 devel image, made from the distribution's packages."""
-    del client
+    """The Debian 12 devel image, made from the distribution's packages, and its builder image."""
+    from farm.engines.docker import DockerEngine
+
     succeed("base-image", "--line", "cpu", "--tag", cpu_release_rig.IMAGE)
+    engine = DockerEngine(client, reference=cpu_release_rig.IMAGE)
+    engine._builder_image(engine._base(), lambda _: None)
     return cpu_release_rig.IMAGE
 
 

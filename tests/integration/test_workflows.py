@@ -33,6 +33,7 @@ from verbs import PROJECT, succeed
 import tasks
 from farm import targets
 from farm.inputs import pins
+from farm.inputs.packages import cache_root
 from tests.rigs.heard import git
 
 TINY = "tests/rigs/tiny_llama"
@@ -75,16 +76,21 @@ def real(real_manifest: str, tmp_path: Path) -> Path:
 def github(
     client: DockerClient, origin: Path, tools: Path, real_model: Path, tmp_path: Path
 ) -> workflows.GitHub:
-    """A repository that has run nothing yet; its jobs find the small model in the farm's cache."""
+    """A repository that has run nothing yet.
+
+    Its jobs find the small model in the farm's cache, and which of the engine's images are ours.
+    """
     model = pins.load().model("smollm2").member_sha256
     jobs = iter(range(1000))
 
     @contextmanager
     def start() -> Iterator[github_runner.Machine]:
         folder = tmp_path / f"job{next(jobs)}"
-        place = folder / "home" / ".cache" / "llama-server-farm" / "models" / model
-        place.mkdir(parents=True)
-        shutil.copy2(real_model, place)
+        cache = folder / "home" / ".cache" / cache_root().name
+        (cache / "models" / model).mkdir(parents=True)
+        shutil.copy2(real_model, cache / "models" / model)
+        if (made := cache_root() / "images").is_dir():
+            shutil.copytree(made, cache / "images")
         with github_runner.machine(client, folder, tools) as machine:
             yield machine
 
