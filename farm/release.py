@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urljoin
 
 import msgspec
 
@@ -254,7 +253,7 @@ def require_whole(manifest: Manifest, url: str) -> None:
         if not is_tarball(artifact.name) or named[artifact.name] > 1:
             raise _mismatch(f"{artifact.name}: is no tarball's name, or stands there twice")
         if artifact.urls[0] != artifact.name:
-            own = urljoin(artifact.resolved_urls(url)[0], MANIFEST)
+            own = schema.resolve(artifact.resolved_urls(url)[0], MANIFEST)
             raise UsageError("CHANNEL_NOT_RELEASE", url=url, release=manifest.release, own=own)
         if artifact.sbom and artifact.sbom.url != sbom.name_of(artifact.name):
             raise _mismatch(f"{artifact.name}: its SBOM is not {sbom.name_of(artifact.name)}")

@@ -332,7 +332,7 @@ def _record(api: HfApi, space: str, revision: str | None) -> dict[str, list[str]
     )
     try:
         found = msgspec.json.decode(content, type=_Record)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise PublishError("SPACE_RECORD_DAMAGED", what=what, error=error) from error
     return found.files
 

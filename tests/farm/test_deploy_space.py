@@ -193,8 +193,15 @@ def test_new_space_with_the_hubs_own_files_alone_is_accepted(
     assert compared(space).changed == ("README.md",)
 
 
-def test_damaged_record_deletes_nothing(space: Path, content: dict[str, bytes]) -> None:
-    content[RECORD] = b'{"files": 3}'
+@pytest.mark.parametrize(
+    "record",
+    [b'{"files": 3}', b'{"x":' + b"[" * 99_999, b'{"files":["\xff"]}'],
+    ids=["kind", "depth", "bytes"],
+)
+def test_damaged_record_deletes_nothing(
+    space: Path, content: dict[str, bytes], record: bytes
+) -> None:
+    content[RECORD] = record
     with refused("SPACE_RECORD_DAMAGED", PublishError):
         compared(space)
 

@@ -41,7 +41,7 @@ def test_image_that_tells_little_is_read_as_such() -> None:
     )
 
 
-@pytest.mark.parametrize("number", ["²", "1" * 5000, "٣", "x"])
+@pytest.mark.parametrize("number", ["²", "1" * 5000, "٣", "x"], ids=["up", "long", "other", "x"])
 def test_number_that_none_of_its_programs_prints_is_unknown(number: str) -> None:
     told = re.sub("[0-9]+", number, TOLD.partition("\n")[2])
     root = PurePosixPath("/usr/local/cuda")

@@ -15,7 +15,7 @@ import tiny_release
 import vendored
 
 from farm import release
-from farm.errors import FarmError, InspectError, PackError
+from farm.errors import FarmError, InspectError, PackError, UsageError
 from farm.tarball import build_record, parts
 from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
@@ -180,6 +180,11 @@ def test_manifest_that_no_release_has_is_refused_before_its_files_are_touched(
         manifest["artifacts"][0].update(changes)
     (released / NAME).unlink()
     with refused("RELEASE_MISMATCH", PackError, "is no tarball's name|its SBOM is not|more than"):
+        release.verify(released)
+    with edited(released) as manifest:
+        manifest["artifacts"][0] |= {"name": NAME, "size": 1, "urls": ["https://[::1/x"]}
+        manifest["artifacts"][0] |= {"chunk_size": 1, "chunks": ["0" * 64]}
+    with refused("CHANNEL_NOT_RELEASE", UsageError):
         release.verify(released)
 
 
