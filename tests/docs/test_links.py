@@ -23,12 +23,6 @@ def test_relative_links_of_a_document_lead_to_a_file_and_its_heading(page: str) 
     assert [link for link in relative if not leads(path, link)] == []
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_page_that_the_site_fills_in_says_what_to_read_on_github(page: str) -> None:
-    text = (PROJECT / page).read_text("utf-8")
-    assert not re.search(r"^% \w+$", text, re.MULTILINE) or "on GitHub" in text
-
-
 def leads(page: Path, link: str) -> bool:
     """Tell whether a relative link of a page leads to a file, and to a heading that it has."""
     name, _, heading = link.partition("#")

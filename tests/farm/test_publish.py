@@ -564,25 +564,27 @@ class TestGitHub:
         assert server.releases == []
 
     @pytest.mark.parametrize(
-        "headers",
+        ("limit", "code", "words"),
         [
-            {"Retry-After": "7200"},
-            {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "99999999999"},
+            ({"Retry-After": "7200"}, "GITHUB_LIMIT", "minutes"),
+            (
+                {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "99999999999"},
+                *("GITHUB_LIMIT", "minutes"),
+            ),
+            ({}, "GITHUB_REFUSED", "Resource not accessible by integration"),
         ],
     )
-    def test_a_limit_that_lasts_is_said(
-        self, server: github_releases.GitHub, released: Path, headers: dict[str, str]
-    ) -> None:
-        server.limited, server.limit = 1, Answer(403, {"message": "no"}, headers)
-        with refused("GITHUB_LIMIT", PublishError, "minutes"):
-            self.publish(released)
-
-    def test_what_may_not_be_done_is_not_waited_for(
-        self, server: github_releases.GitHub, released: Path
+    def test_what_lasts_or_may_not_be_done_is_said_and_not_waited_for(
+        self,
+        server: github_releases.GitHub,
+        released: Path,
+        limit: dict[str, str | None],
+        code: str,
+        words: str,
     ) -> None:
         said = {"message": "Resource not accessible by integration"}
-        server.limited, server.limit = 9, Answer(403, said)
-        with refused("GITHUB_REFUSED", PublishError):
+        server.limited, server.limit = 9, Answer(403, said, limit)
+        with refused(code, PublishError, words):
             self.publish(released)
         assert server.limited == 8
 

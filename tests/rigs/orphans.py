@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import impostor_archive
+from process_table import command_lines
 
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
@@ -85,17 +86,12 @@ def _own_a_server(runtime: Path, writer: int) -> None:
 
 def _left_by(parent: int, runtime: Path) -> list[int]:
     """Processes that are still a launcher of this parent, or the server itself."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:  # it has just gone
-                continue
-            launcher = b"prctl" in b"".join(words[:-1]) and str(parent).encode() in words
-            if launcher or str(runtime / "llama-server").encode() in words:
-                found.append(int(entry.name))
-    return found
+    server = str(runtime / "llama-server")
+    return [
+        pid
+        for pid, line in command_lines().items()
+        if server in line or ("prctl" in line and line.split()[-1] == str(parent))
+    ]
 
 
 if __name__ == "__main__":
