@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import gradio as gr
+from gradio.mcp import GradioMCPServer
 from gradio.route_utils import FnIndexInferError
 from gradio.routes import App
 from starlette._utils import get_route_path
@@ -60,6 +61,35 @@ def _describe(_: object, told: Any) -> None:
 
 # the description has the address of whoever asks: gradio would keep the first one's for all
 App.api_info = property(lambda _: _described.get(), _describe)  # type: ignore[assignment]
+_mcp_server: Final = GradioMCPServer.create_mcp_server
+
+
+def _bounded(self: Any) -> Any:
+    """Return gradio's MCP server, which refuses a call of a tool while many are running."""
+    server, places, kind = _mcp_server(self), asyncio.Semaphore(_TOOLS), self.types.CallToolRequest
+    call = server.request_handlers[kind]
+
+    async def calling(asked: Any) -> Any:
+        if places.locked():
+            raise RuntimeError("too many calls of tools are running: try later")
+        async with places:
+            return await call(asked)
+
+    server.request_handlers[kind] = calling
+    return server
+
+
+async def _result(_: object, job: Any) -> list[Any]:
+    """Wait for an MCP call without a thread, and cancel it if its caller hangs up."""
+    try:
+        return [await asyncio.wrap_future(job.future)]
+    except asyncio.CancelledError:
+        asyncio.get_running_loop().run_in_executor(None, job.cancel)  # it asks this server
+        raise
+
+
+_GRADIOS: Any = GradioMCPServer
+_GRADIOS.create_mcp_server, _GRADIOS._execute_tool_without_progress = _bounded, _result  # noqa: SLF001
 
 _MCP: Final = r"mcp(?:/(?:schema|sse|messages/?)?)?"
 _NAME: Final = r"[^/\s]{1,100}"
@@ -99,7 +129,13 @@ _FROM_GRADIO: Final = (
 _SESSIONS: Final = 100
 """Visitors whose page gradio keeps, some 100 kB each; a program can pretend to be any number."""
 _UNREAD: Final = 20
-"""Events of a session whose answers nobody has fetched; each takes up to some 30 kB."""
+"""Events of a session whose answers its client has not fetched."""
+_UNREAD_BY_ALL: Final = 400
+"""Such events of all sessions together; each takes up to some 400 kB, the translation of a file."""
+_TOOLS: Final = 16
+"""MCP calls at the same time: less than ``_UNREAD``, because gradio makes them in one session."""
+_THREADS: Final = 41
+"""For events: with any number but 40 gradio's routes have a pool of their own beside it."""
 _OPEN: Final = 400
 """Requests that are answered at the same time: each has a descriptor, of which there are 1,024."""
 _IMAGES: Final = b"img-src 'self' data: blob:; media-src 'self' data: blob:"
@@ -119,6 +155,7 @@ def options(max_chars: int, *routes: Route) -> dict[str, Any]:
         "ssr_mode": False,  # Node would answer in front of the guard
         "run_history": False,  # it would send texts to the Hub with the token of this machine
         "state_session_capacity": _SESSIONS,
+        "max_threads": _THREADS,
     }
 
 
@@ -146,7 +183,7 @@ class Guard:
         began = False
 
         async def receiving() -> Message:  # the body once, then what becomes of the connection
-            return next(messages, None) or await receive()
+            return messages.pop() if messages else await receive()
 
         async def sending(message: Message) -> None:
             nonlocal began
@@ -161,25 +198,36 @@ class Guard:
             return
         self._open += 1
         try:
-            _require_host(scope)
-            self._require_route(scope)
-            body = await asyncio.wait_for(_read(receive, self._limit), _SECONDS)
-            asked = _parsed(body, self._most)
-            _require_values(scope, asked)
-            _require_arguments(scope, asked)
-            _require_read(scope, asked)
-            messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+            messages = [await self._checked(scope, receive)]
             await self._application(scope, receiving, sending)
-        except (HTTPException, asyncio.TimeoutError) as error:
-            refused = error if isinstance(error, HTTPException) else HTTPException(408, "too slow")
-            await _answer(refused.status_code, refused.detail)(scope, receive, send)
+        except HTTPException as error:
+            await _answer(error.status_code, error.detail)(scope, receive, send)
         except _FROM_GRADIO as error:
             line = f"refused {scope['method']} {scope['path']}: {type(error).__name__}: {error}"
             sys.stderr.write(f"{safe(line)[:300]}\n")
-            if not began:
+            if began:
+                await send(
+                    {"type": "http.response.body"}
+                )  # or uvicorn logs that the end is missing
+            else:
                 await _answer(400, "this request is none that the page makes")(scope, receive, send)
         finally:
             self._open -= 1
+
+    async def _checked(self, scope: Scope, receive: Receive) -> Message:
+        """Return the message with the body of a request that the page, or a program, may send."""
+        _require_host(scope)
+        self._require_route(scope)
+        limit = self._limit if scope["method"] == "POST" else 0
+        try:
+            body = await asyncio.wait_for(_read(receive, limit), _SECONDS)
+        except asyncio.TimeoutError as error:
+            raise HTTPException(408, "too slow") from error
+        asked = _parsed(body, self._most)
+        _require_values(scope, asked)
+        _require_arguments(scope, asked)
+        _require_read(scope, asked)
+        return {"type": "http.request", "body": body, "more_body": False}
 
     def _require_route(self, scope: Scope) -> None:
         """Refuse what is on neither list; paths as gradio's router sees them."""
@@ -194,15 +242,17 @@ class Guard:
 
 
 def _require_host(scope: Scope) -> None:
-    """Refuse a Host that is not this machine's: gradio writes it into the page.
+    """Refuse a Host that is not this machine's: gradio writes it into the page; and other Origins.
 
-    On a Space the Hub's proxy chooses the Space by it.
+    On a Space the Hub's proxy chooses the Space by the Host.
     """
     own = {b"x-gradio-server", b"x-gradio-history-bucket"}  # the page's address; where texts go
     scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in own]
+    hosts = {urlsplit(os.environ.get("GRADIO_ROOT_PATH", "")).netloc}
     for name, value in scope["headers"]:
         if name in {b"host", b"x-forwarded-host"}:
             for text in value.decode("latin-1").split(","):
+                hosts.add(text.strip().lower())
                 found = _HOST.fullmatch(text.strip())
                 if found is None or not ("SPACE_ID" in os.environ or _is_own(found["name"])):
                     raise HTTPException(
@@ -210,6 +260,10 @@ def _require_host(scope: Scope) -> None:
                         "this address is not the page's: open it by the machine's name or address,"
                         " or set GRADIO_ROOT_PATH to the address that a proxy gives it",
                     )
+    for name, value in scope["headers"]:
+        own_page = value.decode("latin-1").lower().partition("://")[2] in hosts - {""}
+        if name == b"origin" and not own_page and "SPACE_ID" not in os.environ:
+            raise HTTPException(403, "pages of other addresses may not use this one")
 
 
 def _is_own(host: str) -> bool:
@@ -306,15 +360,27 @@ def _require_arguments(scope: Scope, asked: Any) -> None:
 def _require_read(scope: Scope, asked: Any) -> None:
     """Refuse a further event of a session that fetches no answers: gradio keeps all of them.
 
-    What it still knows of a session without any is forgotten here.
+    What it still knows of a session without any is forgotten here, and the oldest answers are when
+    there are too many. A second cancellation of an event would be one more answer.
     """
     if scope["method"] != "POST" or not isinstance(asked, dict):
         return
     queue = scope["app"].get_blocks()._queue  # noqa: SLF001 - gradio has no bound of its own
     unread, answers = queue.pending_event_ids_session, queue.pending_messages_per_session
+    running, path = queue.event_ids_to_events.keys(), get_route_path(scope)
+    if path == "/gradio_api/cancel" and asked["event_id"] not in running:
+        raise HTTPException(404, "this event has ended")
     for name in [name for name, events in unread.items() if not events or name not in answers]:
         del unread[name]
-    if len(unread.get(asked.get("session_hash"), ())) >= _UNREAD:
+    total = sum(map(len, unread.values()))
+    for name in [name for name, events in unread.items() if not events & running]:
+        if total >= _UNREAD_BY_ALL:
+            total -= len(unread.pop(name))
+            del answers[name]
+    session = len(unread.get(asked.get("session_hash"), ()))
+    if path.startswith(("/gradio_api/queue", "/gradio_api/call")) and (
+        session >= _UNREAD or total >= _UNREAD_BY_ALL
+    ):
         raise HTTPException(429, "fetch the answers to your events before you send another")
 
 

@@ -45,7 +45,7 @@ WAITING: Final = 20
 """Visitors who may wait for their turn, in a line of ours that says where one stands."""
 _ALL: Final = CONCURRENCY + WAITING + 2
 """Gradio lets everybody in who may wait, and somebody more to be told that the line is full.
-Each takes one of its 40 threads at times."""
+Each takes one of its threads for events at times (``guard``)."""
 _EXAMPLES: Final = (
     ("吾輩は猫である。名前はまだ無い。", "en"),
     ("It rained until noon, and then the whole street smelled of cedar.", "ja"),

@@ -1,11 +1,13 @@
 """Requests that no browser makes, sent to the real page with gradio behind it."""
 
 import asyncio
+import gc
 import importlib
 import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,13 +77,13 @@ def config(page: Space, **headers: str) -> requests.Response:
     return requests.get(f"{page.url}/config", headers=named, timeout=30)
 
 
-async def answered(scope: dict[str, Any], receive: Any) -> int:
+async def well(scope: Any, receive: Any, send: Any) -> None:
+    del scope, receive
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+async def answered(scope: dict[str, Any], receive: Any, application: Any = well) -> int:
     """Return the status that the guard alone gives, before an application that says 200."""
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        del scope, receive
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
     sent: list[int] = []
 
     async def send(message: Any) -> None:
@@ -206,6 +208,24 @@ def test_session_that_fetches_no_answers_sends_no_more_events(page: Space) -> No
     assert post(page, "queue/join", json=body).status_code == 200
 
 
+def test_answers_that_no_client_fetches_are_forgotten_the_oldest_first(page: Space) -> None:
+    """Gradio kept those of 2,000 sessions, and one more for each cancellation of an event."""
+
+    def send() -> str:
+        while (told := post(page, "call/detect", json={"data": ["Hello."]})).status_code == 503:
+            time.sleep(0.05)  # its queue has 20 places
+        return str(told.json()["event_id"])
+
+    def read(event: str) -> str:
+        return requests.get(f"{page.url}/gradio_api/call/detect/{event}", timeout=30).text
+
+    events = [send() for _ in range(guard._UNREAD_BY_ALL + 30)]
+    assert "complete" not in read(events[0])
+    assert "complete" in read(events[-1])
+    ended = {"session_hash": events[-2], "fn_index": 0, "event_id": events[-2]}
+    assert post(page, "cancel", json=ended).status_code == 404
+
+
 def test_event_of_a_chat_tells_what_was_chosen(page: Space) -> None:
     about = {"index": [0, 1], "value": [{"type": "text", "text": "x"}], "liked": True}
     body = {"data": VALUES, "fn_index": PRESS, "session_hash": "chosen", "event_data": about}
@@ -305,6 +325,49 @@ def test_no_other_process_serves_the_page_and_gradio_keeps_the_newest_visitors_a
     assert told.stdout.strip() == "None False 100"
 
 
+TOOLS = """
+import gradio, requests, time
+from concurrent.futures import ThreadPoolExecutor
+from llama_space import guard
+ended = []
+def slow(text: str) -> str:
+    try:
+        for _ in range(50):
+            time.sleep(0.1)
+            yield text
+    finally:
+        ended.append(time.monotonic())
+with gradio.Blocks(analytics_enabled=False) as demo:
+    gradio.api(slow, concurrency_limit=60)
+demo.queue(max_size=60).launch(
+    prevent_thread_lock=True, quiet=True, mcp_server=True, **guard.options(10))
+asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+         "params": {"name": "slow", "arguments": {"text": "x"}}}
+headers = {"Accept": "application/json, text/event-stream"}
+def call(timeout):
+    url = f"{demo.local_url}gradio_api/mcp/"
+    try:
+        told = requests.post(url, json=asked, headers=headers, timeout=timeout).text
+    except requests.RequestException:
+        return "left"
+    return "refused" if "too many calls" in told else told
+with ThreadPoolExecutor(60) as callers:
+    told = list(callers.map(call, [2] * 60))
+    began = time.monotonic()
+    requests.get(f"{demo.local_url}config", timeout=20).raise_for_status()
+while len(ended) < told.count("left"):
+    time.sleep(0.05)
+print(sorted(set(told)), told.count("left"), max(ended) - began < 2, "isError\\":false" in call(60))
+"""
+
+
+def test_calls_of_tools_leave_threads_for_the_page_and_end_with_their_caller() -> None:
+    """Gradio waited for each in a thread in which routes and translations run: 60 were a halt."""
+    environment = {**os.environ, "PYTHONPATH": str(space.PROJECT / "spaces")}
+    told = heard([sys.executable, "-c", TOOLS], env=environment, check=True)
+    assert told.stdout.splitlines()[-1] == "['left', 'refused'] 16 True True"
+
+
 def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space) -> None:
     text = "x" * 1_000_000
     asked = {"data": [text], "fn_index": 0, "session_hash": "s"}
@@ -312,6 +375,26 @@ def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space
     assert answer.status_code == 413
     without_length = post(page, "queue/join", data=iter([json.dumps(asked).encode()]))
     assert without_length.status_code == 413
+    address = f"{page.url}/gradio_api/heartbeat/s"
+    assert requests.get(address, data="[]", timeout=30).status_code == 413
+
+
+def test_body_is_not_kept_while_the_request_is_answered() -> None:
+    def kept() -> int:
+        return sum("so much" in one for one in gc.get_objects() if type(one) is dict)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        del scope
+        status = 200 + kept()
+        assert await receive() == {"type": "http.request", "body": body, "more_body": False}
+        await send({"type": "http.response.start", "status": status, "headers": []})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    body = b'[{"so much": 1}]'
+    scope = {"method": "POST", "path": "/gradio_api/mcp/"}
+    assert asyncio.run(answered(scope, receive, application)) == 200
 
 
 def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
@@ -435,9 +518,19 @@ def test_programs_wrong_call_is_answered_with_what_is_right(
 
 @pytest.mark.parametrize("route", ["call/translate/nobody", "queue/data?session_hash=nobody"])
 def test_stream_that_does_not_exist_writes_no_traceback(page: Space, route: str) -> None:
-    with pytest.raises(requests.RequestException):
-        requests.get(f"{page.url}/gradio_api/{route}", timeout=10).raise_for_status()
-    assert "Traceback" not in page.said()
+    before = page.said()
+    told = requests.get(f"{page.url}/gradio_api/{route}", timeout=10)
+    assert "event: error" in told.text or "session_not_found" in told.text
+    await_line(page, before)
+    (line,) = page.said().removeprefix(before).splitlines()
+    assert line.startswith("refused GET /gradio_api/")
+
+
+def await_line(page: Space, before: str) -> None:
+    """Await what is written after ``before``, and what may follow it."""
+    while page.said() == before:
+        time.sleep(0.01)
+    time.sleep(0.2)
 
 
 @pytest.mark.parametrize("header", ["Host", "X_Forwarded_Host"])
@@ -455,9 +548,17 @@ def test_page_answers_to_the_names_of_its_machine(page: Space) -> None:
     port = page.url.rpartition(":")[2]
     for own in ("localhost", "127.0.0.1", "[::1]"):
         assert config(page, Host=f"{own}:{port}").status_code == 200
+        assert config(page, Host=own, Origin=f"http://{own}").status_code == 200
     answer = config(page, X_Gradio_Server="http://evil.example")
     assert answer.status_code == 200
     assert "evil.example" not in answer.text
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://192.0.2.7:81", "null"])
+def test_page_of_another_origin_reads_no_answer(page: Space, origin: str) -> None:
+    """Gradio allows each origin, with its cookies, where the host is not localhost."""
+    for host in ("192.0.2.7", "localhost"):
+        assert config(page, Host=host, Origin=origin).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -473,10 +574,12 @@ def test_host_of_a_proxy_in_front_of_the_page_is_its_own(
     async def empty() -> dict[str, Any]:
         return {"type": "http.request"}
 
-    scope = {"headers": [(b"host", b"www.example.org")]}
+    origin = (b"origin", b"https://www.example.org")
+    scope = {"headers": [(b"host", b"www.example.org"), origin]}
     assert asyncio.run(answered(scope, empty)) == 421
     monkeypatch.setenv(name, text)
     assert asyncio.run(answered(scope, empty)) == 200
+    assert asyncio.run(answered({"headers": [(b"host", b"127.0.0.1"), origin]}, empty)) == 200
 
 
 def test_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
