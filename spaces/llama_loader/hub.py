@@ -8,6 +8,7 @@ What asks the Hub raises ``NetworkError`` (it cannot be reached, or has nothing 
 ``StoreError`` (the model cannot be written, or has no room).
 """
 
+import contextlib
 import errno
 import glob
 import io
@@ -19,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, Final
@@ -99,6 +99,7 @@ class _Remote:
     """A file on the Hub, by the Hub's own answer; ``size`` is None where it names none."""
 
     place: Web
+    commit: str
     etag: str
     size: int | None
     by_xet: bool
@@ -116,9 +117,10 @@ class _Remote:
     def left(self) -> int:
         """Return the bytes that are still to come; sweep what the Hub's client left behind."""
         for path in self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"):
-            if path != self.begun and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
-                disk.open_own(self.begun).close()  # for ``to_be_resumed``
-                path.unlink()
+            with contextlib.suppress(FileNotFoundError):  # its process is done with it now
+                if path != self.begun and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                    disk.open_own(self.begun).close()  # for ``to_be_resumed``
+                    path.unlink()
         here = next((one for one in (self.blobs / self.etag, self.begun) if one.is_file()), None)
         return max(0, (self.size or 0) - (here.stat().st_size if here else 0))
 
@@ -144,7 +146,7 @@ def _on_hub(settings: Settings) -> list[_Remote]:
         found.append(
             _Remote(
                 Web(url, settings.hf_token),
-                answer.etag,
+                *named_by,
                 answer.size or None,  # some mirrors answer HEAD with a length of 0
                 answer.xet_file_data is not None,
                 _folder(settings) / "blobs",
@@ -183,21 +185,46 @@ def _size(remote: list[_Remote]) -> int | None:
 
 
 def fetch(settings: Settings, sink: Sink) -> Path:
-    """Fetch all parts of a model that are not in the Hub's cache; return the first one's path."""
+    """Fetch all parts of a model that are not in the Hub's cache; return the first one's path.
+
+    Those of an earlier commit count where the Hub does not say what is newer.
+    """
     model_file.require_first(settings.gguf_filename, settings.model)
-    client, remote = hub_client.of(settings), []
-    if None in cached(settings) and not settings.offline:
-        _require_own_cache(settings, sink)
-        remote = _on_hub(settings)
-        for one in remote:
-            _require_pinned(settings, one)
-        _require_room(settings, remote)
-    names, found, done = gguf_header.parts(settings.gguf_filename), [], 0
-    for name, one in zip_longest(names, remote):
+    client, here = hub_client.of(settings), [one for one in cached(settings) if one]
+    names = [*gguf_header.parts(settings.gguf_filename)]
+    if len(here) == len(names) and _is_newest(settings, here):
+        return here[0]
+    if settings.offline:
+        raise hub_client.failure("OFFLINE/model", settings)
+    _require_own_cache(settings, sink)
+    remote = _on_hub(settings)
+    for one in remote:
+        _require_pinned(settings, one)
+    _require_room(settings, remote)
+    found: list[Path] = []
+    for name, one in zip(names, remote, strict=True):
+        done = sum(part.stat().st_size for part in found)
         transfer = _Transfer(settings.gguf_filename, done, _size(remote), sink)
         found.append(_fetched(client, replace(settings, gguf_filename=name), one, transfer))
-        done += found[-1].stat().st_size
     return found[0]
+
+
+def _is_newest(settings: Settings, here: list[Path]) -> bool:
+    """Return whether the cache has what a revision is; also where the Hub cannot tell."""
+    names = gguf_header.parts(settings.gguf_filename)
+    commits = {part.parents[name.count("/")].name for part, name in zip(here, names, strict=True)}
+    if settings.offline or commits == {settings.gguf_revision}:
+        return True
+    try:
+        return commits == {one.commit for one in _on_hub(settings)}
+    except LoaderError:
+        return True
+
+
+def forget(path: Path) -> None:
+    """Remove a file from the Hub's cache: the next start asks the Hub again."""
+    for one in [path.parent / path.readlink(), path] if path.is_symlink() else [path]:
+        one.unlink(missing_ok=True)
 
 
 def _require_own_cache(settings: Settings, sink: Sink) -> None:
@@ -302,16 +329,14 @@ class _Transfer:
         return Told
 
 
-def _fetched(
-    client: ModuleType, settings: Settings, remote: _Remote | None, transfer: _Transfer
-) -> Path:
+def _fetched(client: ModuleType, settings: Settings, remote: _Remote, transfer: _Transfer) -> Path:
     """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
     from huggingface_hub import constants
 
     def download() -> str:
         xet_is_here = not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
-        by_xet = remote and remote.by_xet and xet_is_here and remote.size is not None
-        if remote and (not by_xet or remote.to_be_resumed()):
+        by_xet = remote.by_xet and xet_is_here and remote.size is not None
+        if not by_xet or remote.to_be_resumed():
             _download(settings, remote, transfer)
         path: str = client.hf_hub_download(
             settings.gguf_repo_id,
@@ -319,7 +344,6 @@ def _fetched(
             revision=settings.gguf_revision,
             token=settings.hf_token or False,
             endpoint=settings.hf_endpoint,
-            local_files_only=settings.offline,
             tqdm_class=transfer.bar(),
         )
         return path

@@ -21,10 +21,15 @@ from llama_loader.settings import Settings, bound_xet, certificate_file
 
 _ANSWERED: Final = 60.0
 """Seconds until the whole answer is here: the client's own time begins anew with every byte."""
-_LONGEST_ANSWER: Final = 16 << 20
+_LONGEST_ANSWER: Final = 4 << 20
 """Bytes of an answer that is no file; the list of a repository of 10,000 files has some 2 MB."""
+_LONG_WAIT: Final = re.compile(r"\d{3,}|[6-9]\d")
+"""Seconds, a minute or more, in ``Retry-After`` or ``RateLimit``: the client would sleep as long."""
 _asking: Final = threading.local()
-"""``until``: when the question that this thread asks the Hub has to be answered."""
+"""``until``: when the question that this thread asks the Hub has to be answered; ``downloads``:
+whether it downloads a file."""
+_told: Final[dict[str, tuple[int | str | None, ...]]] = {}
+"""What the Hub answered of each URL when the loader asked."""
 _downloads: Final[list[str]] = []
 """Those that run: they may take long, but not the questions that the client asks meanwhile."""
 NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
@@ -33,8 +38,8 @@ XET_PLACE: Final = "/xet-read-token"
 """In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
 
 
-class _NameError(ValueError):
-    """The Hub names a path where its client takes a name."""
+class _UnusableError(ValueError):
+    """The Hub answers its client what the loader does not let that act upon."""
 
 
 def of(settings: Settings) -> ModuleType:
@@ -94,6 +99,7 @@ def downloaded(download: Callable[[], str], what: str) -> str:
 
     Xet asks in threads of its own, at an address that the Hub names.
     """
+    _asking.downloads = True  # the thread ends with it
     _downloads.append(what)
     try:
         return download()
@@ -121,8 +127,13 @@ def _bounded(make: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _begin_request(request: Any) -> None:
-    """Have a question answered in plain bytes, and in time, wherever it is redirected to."""
+    """Have a question answered in plain bytes, and in time, wherever it is redirected to.
+
+    A file comes by Xet, or the loader downloads it: with a digest, a least rate, and a next time.
+    """
     until = getattr(_asking, "until", None)
+    if hasattr(_asking, "downloads") and "is_streamed" in request.extensions:
+        raise _UnusableError("neither the file that it named before nor its Xet storage")
     is_question = request.method == "GET" and "is_streamed" not in request.extensions
     if until is None and is_question and _downloads:
         until = time.monotonic() + _ANSWERED
@@ -138,6 +149,8 @@ def _bound_answer(response: Any) -> None:
     refused.
     """
     _require_names(response)
+    for header in {"retry-after", "ratelimit"} & {*response.headers}:
+        response.headers[header] = _LONG_WAIT.sub("60", response.headers[header])
     until = response.request.extensions.get("answered_until")
     if response.request.method == "HEAD" or (until is None and response.status_code in {200, 206}):
         return
@@ -163,19 +176,28 @@ def _bound_answer(response: Any) -> None:
 
 
 def _require_names(response: Any) -> None:
-    """Refuse what the Hub's client would make a path of: it asks again after ``hub`` has asked.
+    """Refuse what the Hub's client would make a path of, and another file than the loader saw.
 
-    It takes a commit of every answer, also of one that a file is missing, and the ETag of HEAD.
-    Those of other answers may have a slash.
+    That client asks again after ``hub`` has asked. It takes a commit of every answer, also of one
+    that a file is missing, and the ETag of HEAD. Those of other answers may have a slash.
     """
-    headers, is_head = response.headers, response.request.method == "HEAD"
+    headers, status = response.headers, response.status_code
+    is_head = response.request.method == "HEAD"
+    tag = headers.get("X-Linked-Etag") or headers.get("ETag")
     named = {"X-Repo-Commit": headers.get("X-Repo-Commit")}
-    if is_head and response.status_code < 400:  # noqa: PLR2004 - the first of HTTP's errors
-        tag = headers.get("X-Linked-Etag") or headers.get("ETag")
+    if is_head and status < 400:  # noqa: PLR2004 - the first of HTTP's errors
         named["ETag"] = tag and tag.lstrip("W/").strip('"')  # as the client does
     for header, value in named.items():
         if value is not None and not NAME.fullmatch(value):
-            raise _NameError(f"{header} {value[:80]!r}")
+            raise _UnusableError(f"{header} {value[:80]!r}")
+    if is_head and (status < 400 or status == 404):  # noqa: PLR2004 - nor what it cannot say now
+        url, size = str(response.request.url), headers.get("X-Linked-Size")
+        told = (status, *named.values(), size or headers.get("Content-Length"))
+        told += (headers.get("X-Xet-Hash"),)
+        if hasattr(_asking, "until"):
+            _told[url] = told
+        elif hasattr(_asking, "downloads") and told != _told.get(url):
+            raise _UnusableError(f"first {_told.get(url)}, then {told}")
 
 
 @contextmanager
@@ -193,9 +215,17 @@ def its_errors(settings: Settings) -> Iterator[None]:
     invalid: type[Exception] = getattr(library, "InvalidURL", http)
     try:
         yield
-    except _NameError as error:
+    except _UnusableError as error:
         raise failure("HUB_UNUSABLE", settings, f"{error} for {settings.model}") from error
-    except (OSError, ValueError, RuntimeError, ImportError, http, invalid) as error:
+    except (
+        OSError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+        ImportError,
+        http,
+        invalid,
+    ) as error:
         raise _explained(error, settings) from error
 
 
@@ -205,8 +235,6 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
     if isinstance(error, errors.GatedRepoError):
         name = "MODEL_GATED" if settings.hf_token is None else "MODEL_GATED/token"
         return failure(name, settings)
-    if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
-        return failure("OFFLINE/model", settings)
     # a mirror may not have the Hub's X-Error-Code
     status = getattr(getattr(error, "response", None), "status_code", 0)
     wrong = {

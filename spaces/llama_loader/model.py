@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_loader import gguf_header, hub, model_file
-from llama_loader.errors import NetworkError, SettingError
+from llama_loader.errors import IntegrityError, NetworkError, SettingError
 from llama_loader.events import Sink, ignore
 from llama_loader.settings import Settings
 
@@ -65,10 +65,16 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
     number, count = gguf_header.part(name)
     if pinned and count > 1:
         raise SettingError("MODEL_PIN_OF_PARTS", model=settings.model, number=number, count=count)
+    known = at_hand(settings) if pinned else None
     path = given or hub.fetch(settings, sink)
     model_file.require_usable(path)
-    if pinned:
-        model_file.require_digest(path, pinned)
+    try:
+        if pinned:
+            model_file.require_digest(path, pinned)
+    except IntegrityError:
+        if path != known:  # else each later start would find it
+            hub.forget(path)
+        raise
     return path
 
 

@@ -109,7 +109,7 @@ def test_question_for_the_way_to_xet_is_bounded_wherever_the_hub_names_it(
     monkeypatch.setattr(hub, "XET_TOKEN", "/elsewhere")
     served = Endless(files={"m.gguf": TINY}, xet="http://127.0.0.1:9")
     asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf"}
-    with serving(served), refusals.refused("HUB_UNREACHABLE", match="longer than 16777216 bytes"):
+    with serving(served), refusals.refused("HUB_UNREACHABLE", match="longer than 4194304 bytes"):
         model.get(load({}, {"HOME": str(tmp_path)}, hf_endpoint=served.url, **asked))
     assert encodings == ["identity"]
     assert sent[0] < 2000
@@ -164,8 +164,8 @@ def plain_without_end(sent: list[int]) -> Iterator[bytes]:
     [
         (unpacked_without_end, 200, {"Content-Encoding": "gzip"}, "compressed"),
         (unpacked_without_end, 404, {"Content-Encoding": "gzip"}, "compressed"),
-        (plain_without_end, 200, {}, "longer than 16777216 bytes"),
-        (plain_without_end, 302, {"Location": "/elsewhere"}, "longer than 16777216 bytes"),
+        (plain_without_end, 200, {}, "longer than 4194304 bytes"),
+        (plain_without_end, 302, {"Location": "/elsewhere"}, "longer than 4194304 bytes"),
     ],
 )
 def test_list_of_files_without_end_takes_neither_memory_nor_time(
@@ -319,6 +319,7 @@ class Turncoat(Hub):
 
     then: dict[str, str | None] = field(default_factory=dict)
     refuses_then: bool = False
+    status_then: int = 0
     asked: list[Request] = field(default_factory=list)
 
     def answer(self, asked: Request) -> Answer:
@@ -326,6 +327,8 @@ class Turncoat(Hub):
         if [one.method for one in self.asked].count("HEAD") > 1:
             self.changed = self.then
             self.files = {} if self.refuses_then else self.files
+            if self.status_then:
+                return Answer(self.status_then, None, self.then)
         return super().answer(asked)
 
 
@@ -341,6 +344,74 @@ def test_hub_that_names_a_path_when_its_own_client_asks_is_refused(
     with serving(served), refusals.refused("HUB_UNUSABLE", match=path[:40]):
         model.get(asking(served.url, tmp_path))
     assert not [*tmp_path.rglob("code.py"), *tmp_path.rglob("snapshots/*")]
+
+
+@pytest.mark.parametrize(
+    ("xet", "then"),
+    [
+        ("", {"ETag": '"other"'}),
+        ("", {"X-Repo-Commit": "d" * 40}),
+        ("", {"X-Linked-Size": "7"}),
+        ("http://127.0.0.1:9", {"X-Xet-Hash": None}),
+        ("http://127.0.0.1:9", {"X-Xet-Hash": "b" * 64}),
+        ("http://127.0.0.1:9", {}),
+    ],
+)
+def test_hub_that_names_another_file_when_its_own_client_asks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xet: str, then: dict[str, str | None]
+) -> None:
+    """The client would fetch it itself: without a digest, a least rate, or an end."""
+    monkeypatch.setattr("huggingface_hub.file_download.is_xet_available", lambda: bool(then))
+    served = Turncoat(files={"m.gguf": TINY}, then=then, xet=xet)
+    with serving(served), refusals.refused("HUB_UNUSABLE", match="then" if then else "neither"):
+        model.get(asking(served.url, tmp_path))
+    assert len(served.bodies) == (not xet)
+    assert not [*tmp_path.rglob("snapshots/*/*.gguf")]
+
+
+def test_hub_that_asks_its_client_to_come_again_in_years_is_asked_within_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", slept.append)
+    for then in ({"Retry-After": "9" * 30}, {"RateLimit": f'"api";r=0;t={"9" * 400}'}):
+        served = Turncoat(files={"m.gguf": TINY}, then={**then}, status_then=429)
+        with serving(served), refusals.refused("HUB_UNREACHABLE"):
+            model.get(asking(served.url, tmp_path / str(len(slept))))
+    assert set(slept) == {61.0}
+
+
+def test_pinned_file_of_which_xet_has_other_bytes_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def transfer(incomplete_path: Path, **_: object) -> None:
+        incomplete_path.write_bytes(TINY + bytes(1))
+
+    monkeypatch.setattr("huggingface_hub.file_download.xet_get", transfer)
+    for xet in ("http://127.0.0.1:9", ""):
+        with serving(Hub(files={"m.gguf": TINY}, xet=xet)) as hub:
+            pin = hashlib.sha256(TINY).hexdigest()
+            wanted = asking(hub.url, tmp_path, gguf_sha256=pin)
+            if xet:
+                with refusals.refused("MODEL_SHA256_MISMATCH"):
+                    model.get(wanted)
+            else:
+                assert model.get(wanted).read_bytes() == TINY
+
+
+def test_newer_commit_is_fetched_by_the_loader_and_the_cached_one_used_without_the_hub(
+    tmp_path: Path,
+) -> None:
+    """What the Hub's client fetches by itself cannot be resumed."""
+    found = []
+    for content, commit in ((TINY, COMMIT), (TINY + bytes(100), "d" * 40)):
+        served = Hub(files={"m.gguf": content}, changed={"X-Repo-Commit": commit})
+        with serving(served):
+            found.append(model.get(asking(served.url, tmp_path)))
+            assert model.get(asking(served.url, tmp_path)) == found[-1]
+        assert (found[-1].parent.name, found[-1].read_bytes()) == (commit, content)
+        assert len(served.bodies) == 1
+    assert model.get(asking(served.url, tmp_path)) == found[-1]
 
 
 @pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to", "foreign"])
