@@ -109,7 +109,7 @@ class Fetcher:
         """
         name, patience = locations.shown(place.url), replace(self.patience, deadline=math.inf)
         mirrors = Mirrors(name, (), replace(self, patience=patience), (place,))
-        furthest = done = target.seek(0, SEEK_END)
+        forgiven = done = target.seek(0, SEEK_END)
         limit = math.inf if size is not None else _LARGEST
         while size is None or done < size:
             with mirrors.attempt() as mirror, mirrors.opened(mirror, done) as body:
@@ -126,8 +126,8 @@ class Fetcher:
                         raise AttemptError(told, final=True, refusal=200)
                     done += target.write(piece)
                     target.flush()  # this process may be killed now
-                    if done > furthest:
-                        furthest, mirror.failures = done, 0
+                    if done >= forgiven + PIECE:  # less would do for ever, a byte at a time
+                        forgiven, mirror.failures = done, 0
                     self.sink(Downloading(name, done, size))
                 if size is None:
                     return

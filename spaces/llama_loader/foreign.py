@@ -14,16 +14,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
-from llama_loader.manifest import FileEntry
+from llama_loader.manifest import MAX_MEMBERS, MAX_PARTS, FileEntry
 from llama_loader.receipt import PROGRAM
 from llama_loader.unpack import PIECE, Member, Reader, archive_format, decompressed, refused, write
 
 MAX_BYTES: Final = 8 << 30
 """An official CUDA release with its cuBLAS unpacks to about 2 GB."""
-MAX_MEMBERS: Final = 20_000
-"""Members of an archive, its files and folders, and files after its links were copied."""
-MAX_DEPTH: Final = 32
-"""Folders in a path; releases have three. All of them are looked at for each member and link."""
 MAX_LINKS: Final = 1000
 """An official release has two for each of its libraries, about 60."""
 MAX_HOPS: Final = 40
@@ -138,7 +134,7 @@ class _Tree:
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in member
         longest = max((len(part.encode()) for part in path.parts), default=0)
         long = len(member.encode()) > _MAX_PATH or longest > _MAX_PART
-        deep = len(path.parts) > MAX_DEPTH
+        deep = len(path.parts) > MAX_PARTS
         if not member or unsafe or long or deep or not member.isprintable():
             raise refused(self._name, f"a member is called {member[:80]!r}")
         return str(path)
@@ -165,7 +161,7 @@ class _Tree:
         target = posixpath.normpath(posixpath.join(start, member.target))
         if target == ".." or target.startswith("../"):
             raise refused(self._name, f"{member.path!r} is a link that leads out of it")
-        deep = target.count("/") >= MAX_DEPTH
+        deep = target.count("/") >= MAX_PARTS
         if target == "." or target.startswith("/") or deep:
             raise refused(self._name, f"{member.path!r} is a link to {member.target[:80]!r}")
         return target

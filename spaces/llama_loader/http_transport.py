@@ -149,6 +149,7 @@ class _TimedAdapter(HTTPAdapter):
         self._patience = patience
         self._deadline = deadline
         self._until = deadline
+        self._connect = patience.connect
 
     def ask(self, headers: dict[str, str], until: float) -> requests.Response:
         """Send one request. Not through a session, which follows redirects and reads ~/.netrc."""
@@ -161,8 +162,8 @@ class _TimedAdapter(HTTPAdapter):
             if locations.is_loopback(locations.origin(self._url)[1]):
                 options["proxies"] = {}
             request = requests.Request("GET", self._url, headers=headers).prepare()
-            connect = min(self._patience.connect, self.left())
-            return self.send(request, timeout=(connect, self._patience.silence), **options)
+            self._connect = min(self._patience.connect, self.left() / 2)
+            return self.send(request, timeout=(self._connect, self._patience.silence), **options)
         raise AssertionError
 
     @contextmanager
@@ -202,6 +203,18 @@ class _TimedAdapter(HTTPAdapter):
             made.fp = io.BufferedReader(_Timed(sock, made.fp.detach(), self.left))
             return made
 
+        left, connect = self.left, self._connect
+
+        class Options(list[Any]):
+            """urllib3 sets them for each address of a name, and gives each the whole timeout."""
+
+            def __iter__(self) -> Iterator[Any]:
+                if left() < connect:
+                    raise TimeoutError("there is no time left for another of its addresses")
+                return super().__iter__()
+
+        usual = pool.ConnectionCls.default_socket_options
+        pool.conn_kw["socket_options"] = Options(pool.conn_kw.get("socket_options", usual))
         timed = {"response_class": staticmethod(answer)}
         pool.ConnectionCls = type("Connection", (pool.ConnectionCls,), timed)
         return pool

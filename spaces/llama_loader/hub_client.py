@@ -24,7 +24,7 @@ _ANSWERED: Final = 60.0
 _LONGEST_ANSWER: Final = 4 << 20
 """Bytes of an answer that is no file; the list of a repository of 10,000 files has some 2 MB."""
 _LONG_WAIT: Final = re.compile(r"\d{3,}|[6-9]\d")
-"""Seconds, a minute or more, in ``Retry-After`` or ``RateLimit``: the client would sleep as long."""
+"""Seconds in ``Retry-After`` or ``RateLimit`` that the client would sleep: a minute or more."""
 _asking: Final = threading.local()
 """``until``: when the question that this thread asks the Hub has to be answered; ``downloads``:
 whether it downloads a file."""

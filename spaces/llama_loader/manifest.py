@@ -28,6 +28,10 @@ MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 times its size of memory."""
 _MAX_DEPTH: Final = 64
 """Deepest nesting accepted; a manifest has 5 levels."""
+MAX_MEMBERS: Final = 20_000
+"""Files and folders of an archive."""
+MAX_PARTS: Final = 32
+"""Names in a path; releases have three. All its folders are looked at for each member and link."""
 LLAMA_SERVER: Final = "llama-server"
 """The ``kind`` of an artifact that can be started; what an artifact without the field is."""
 CUDA_RUNTIME: Final = "cuda-runtime"
@@ -36,14 +40,14 @@ CUDA_RUNTIME: Final = "cuda-runtime"
 _PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]+"
 _HEX64: Final = r"\A[0-9a-f]{64}\Z"
 _NAME: Final = rf"\A{_PART}\Z"
-_PATH: Final = rf"\A{_PART}(?:/{_PART})*\Z"
+_PATH: Final = rf"\A{_PART}(?:/{_PART}){{0,{MAX_PARTS - 1}}}\Z"
 _VERSION: Final = r"\A[0-9]+(?:\.[0-9]+)*\Z"
 _ARCH: Final = r"\A[0-9]{2,3}[af]?\Z"
 _Parsed = TypeVar("_Parsed")
 _EXPLAINED: Final = {
     _HEX64: "must be 64 lower-case hexadecimal digits",
     _NAME: "must be a plain file name",
-    _PATH: "must be a relative path without '.' or '..'",
+    _PATH: f"must be a relative path of at most {MAX_PARTS} names, none of them '.' or '..'",
     _VERSION: "must be a version such as 2.34",
     _ARCH: "must be a compute capability without its dot, such as 90 or 120a",
 }
@@ -138,18 +142,18 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     format: Text
     size: Annotated[int, Meta(ge=1, le=1 << 40)]
     sha256: Sha256
-    chunk_size: Annotated[int, Meta(ge=1, le=1 << 30)]
+    chunk_size: Annotated[int, Meta(ge=1, le=1 << 23)]  # a chunk is held in memory
     chunks: tuple[Sha256, ...]
     unpacked_size: ByteCount
     backend: Text
     cuda: Cuda | None
     platform: Platform
-    needs: Annotated[tuple[Name, ...], Meta(max_length=1000)]
+    needs: Annotated[tuple[Name, ...], Meta(max_length=100)]
     files: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=10_000)]
     # A factory, because omit_defaults leaves those in: releases have always said "sbom": null.
     sbom: Sbom | None = msgspec.field(default_factory=lambda: None)
     kind: Text = LLAMA_SERVER
-    provides: tuple[Name, ...] = ()
+    provides: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
     file_chunk_size: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
 
     def __post_init__(self) -> None:  # what no single field can say
@@ -158,6 +162,11 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         for entry in self.files:
             if entry.chunks and len(entry.chunks) != -(-entry.size // self.piece_size):
                 raise ValueError(f"files: the chunks of {entry.path} do not follow from its size")
+        paths, folders = {entry.path for entry in self.files}, self.folders
+        if len(self.files) + len(folders) > MAX_MEMBERS:
+            raise ValueError(f"files: they and their folders are more than {MAX_MEMBERS}")
+        if paths & folders:
+            raise ValueError(f"files: {min(paths & folders)!r} is a file and a folder")
         if sum(entry.size for entry in self.files) != self.unpacked_size:
             raise ValueError("unpacked_size: is not the sum of the files' sizes")
         if len({entry.path.casefold() for entry in self.files}) != len(self.files):
@@ -166,6 +175,16 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("cuda: must be given for backend 'cuda' and for no other")
         if self.kind == CUDA_RUNTIME and len(self._library_folders) != 1:
             raise ValueError("provides: must name files that are all in one folder")
+
+    @property
+    def folders(self) -> set[str]:
+        """All folders on the way to the files."""
+        found = set[str]()
+        for entry in self.files:
+            path = entry.path
+            while (path := path.rpartition("/")[0]) and path not in found:
+                found.add(path)
+        return found
 
     @property
     def piece_size(self) -> int:
@@ -182,9 +201,8 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         """Every folder (with its slash) that holds all that is provided."""
         paths = {entry.path for entry in self.files}
         first = self.provides[0] if self.provides else None
-        names = set(self.provides)  # the same one a million times is one step for each folder
         folders = [path.removesuffix(first) for path in paths if first == path.rpartition("/")[2]]
-        return [one for one in folders if paths.issuperset(one + name for name in names)]
+        return [one for one in folders if paths.issuperset(one + name for name in self.provides)]
 
     def resolved_urls(self, manifest_url: str) -> tuple[str, ...]:
         """Return ``urls`` in order, relative ones resolved against the manifest's own URL.

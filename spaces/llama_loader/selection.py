@@ -81,7 +81,7 @@ def select(
     if not targets and not allow_cpu:
         raise _no_gpu(host)
     # With the CPU allowed, no hundreds of megabytes are fetched for a GPU.
-    runtimes = () if allow_cpu else manifest.artifacts
+    runtimes = [] if allow_cpu else _runtimes(manifest, host)
     judged = [_judge(one, host, targets, runtimes) for one in manifest.artifacts]
     candidates = judged
     if targets and allow_cpu and all(one.trouble for one in judged):
@@ -216,7 +216,7 @@ def _judge(
     native = all(kind == "sass" for kind, _ in codes.values())
     toolkit = artifact.cuda.toolkit if artifact.cuda else ""
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    brought = _bringing(artifact, missing, others, host) if missing else None
+    brought = _bringing(artifact, missing, others) if missing else None
     slow = "PTX, which the driver compiles at the first start (slow),"
     left = [target for target in targets if target not in codes]
     bringing = f", brought by {brought.name}" if brought else ""
@@ -296,8 +296,19 @@ def cuda_code(artifact: Artifact, target: str) -> tuple[str, int] | None:
     return None
 
 
+def _runtimes(manifest: Manifest, host: HostFacts) -> list[Artifact]:
+    """Return the libraries for a server that can be used on a host."""
+    return [
+        one
+        for one in manifest.artifacts
+        if one.kind == CUDA_RUNTIME
+        and not any(_troubles(one, host))
+        and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
+    ]
+
+
 def _bringing(
-    artifact: Artifact, missing: tuple[str, ...], others: Iterable[Artifact], host: HostFacts
+    artifact: Artifact, missing: tuple[str, ...], others: Iterable[Artifact]
 ) -> Artifact | None:
     """Choose the libraries for a server: of its own toolkit, else of the next one that covers it.
 
@@ -307,12 +318,7 @@ def _bringing(
     usable = [
         (one.cuda.toolkit != own, one.size, one.name, one)
         for one in others
-        if one.kind == CUDA_RUNTIME
-        and one.cuda
-        and set(missing) <= set(one.provides)
-        and not _older(one.cuda.toolkit, own)
-        and not any(_troubles(one, host))
-        and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
+        if one.cuda and {*missing} <= {*one.provides} and not _older(one.cuda.toolkit, own)
     ]
     return min(usable)[-1] if usable else None
 

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from llama_loader.concurrency import ahead
@@ -42,6 +42,7 @@ _HEADERS: Final = 8 * 1024
 """Bytes of headers and padding for one file with the longest path that a manifest may list."""
 PIECE: Final = 1 << 19
 """The largest piece that is passed on, in bytes."""
+_BITE: Final = 1 << 16
 WINDOW_LOG: Final = 23
 """zstd windows of at most 8 MiB: what the farm writes (docs/manifest.md), and little memory."""
 XZ_MEMORY: Final = 80 << 20
@@ -80,7 +81,7 @@ def unpack(chunks: Generator[bytes, None, None], artifact: Artifact, into: Path)
     What holds anything but the files that the manifest lists is refused, too.
     """
     listed = {entry.path: entry for entry in artifact.files}
-    folders = _folders(listed, artifact.name)
+    folders = artifact.folders
     limit = artifact.unpacked_size + _SLACK + _HEADERS * (len(listed) + len(folders))
     plain = ahead(_plain(chunks, artifact), AHEAD)
     with closing(plain):
@@ -125,14 +126,6 @@ def write(
     return FileEntry(path=path, size=size, sha256=digest.hexdigest(), executable=executable)
 
 
-def _folders(listed: dict[str, FileEntry], name: str) -> set[str]:
-    """Return the folders of the listed files; none may be a listed file as well."""
-    folders = {str(parent) for path in listed for parent in PurePosixPath(path).parents} - {"."}
-    if folders & listed.keys():
-        raise refused(name, f"{min(folders & listed.keys())!r} is listed as file and as folder")
-    return folders
-
-
 def _expected(member: Member, listed: dict[str, FileEntry], name: str) -> FileEntry:
     """Take a member's entry out of the list, so that a second one with its path finds none."""
     if member.kind != "file":
@@ -169,8 +162,8 @@ def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[byt
     make, failure = _decoder(form, name)
     decoder = None
     try:
-        for chunk in chunks:
-            data = chunk
+        for bite in _bites(chunks):
+            data = bite
             while data or (decoder is not None and not decoder.needs_input):
                 decoder = decoder or make()
                 piece = decoder.decompress(data, PIECE)
@@ -183,6 +176,13 @@ def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[byt
         raise refused(name, f"it is damaged: {error}") from error
     if decoder is not None:
         raise refused(name, "it is damaged: it ends in the middle of the compressed data")
+
+
+def _bites(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what a decoder is given at once: it copies the rest of that after each member."""
+    for chunk in chunks:
+        for start in range(0, len(chunk), _BITE):
+            yield chunk[start : start + _BITE]
 
 
 class _Gzip:

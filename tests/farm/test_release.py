@@ -170,7 +170,7 @@ def test_verify_refuses_an_sbom_that_is_listed_but_says_something_else(released:
         {"sbom": {"url": "other/manifest.json", "sha256": "0" * 64}},
         {"sbom": {"url": "a\0b", "sha256": "0" * 64}},
         {"name": "manifest.json", "urls": ["manifest.json"]},
-        {"size": 1 << 40, "chunk_size": 1 << 30, "chunks": ["0" * 64] * 1024},
+        {"size": 33 << 30, "chunk_size": 1 << 23, "chunks": ["0" * 64] * 4224},
     ],
 )
 def test_manifest_that_no_release_has_is_refused_before_its_files_are_touched(

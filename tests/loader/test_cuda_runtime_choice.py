@@ -113,6 +113,20 @@ def test_server_and_the_libraries_that_are_brought_to_it(name: str) -> None:
             selection.require_libraries(choice, host)
 
 
+def test_libraries_are_judged_once_for_all_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+
+    def split(needs: tuple[str, ...], there: Any) -> Any:
+        judged.append(needs)
+        return split_needs(needs, there)
+
+    split_needs = selection.cuda_libraries.split_needs
+    monkeypatch.setattr(selection.cuda_libraries, "split_needs", split)
+    each = [changed(one, name=f"{one.name}{n}") for one in (SM90, RUNTIME) for n in range(20)]
+    assert selection.select(manifest(*each), LACKING).runtime_libraries in each
+    assert len(judged) == len(each)
+
+
 def test_what_the_host_lacks_comes_with_the_server() -> None:
     choice = selection.select(RELEASE, LACKING)
     assert (choice.artifact.name, choice.runtime_libraries) == (SM90.name, RUNTIME)

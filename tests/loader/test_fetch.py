@@ -107,6 +107,13 @@ def test_resume_of_a_file_of_unknown_size_has_a_bound(
     assert len(server.requests) == requests
 
 
+def one_byte(answer: faults.Answer) -> None:
+    """A gain with each connection, for which no rate is ever asked."""
+    answer.heed_range()
+    answer.head()
+    answer.send(answer.data[answer.start : answer.start + 1])
+
+
 @pytest.mark.parametrize(
     ("fault", "attempts", "refusal", "words"),
     [
@@ -115,6 +122,7 @@ def test_resume_of_a_file_of_unknown_size_has_a_bound(
         (faults.status(429, Retry_After="3600"), 1, 0, "to be asked again in 3600 s"),
         (faults.status(403), 1, 403, "HTTP status 403"),
         (faults.shaped(20_000, ranges=False), 4, 0, "slower than"),
+        (one_byte, 4, 0, "950001 more expected"),
     ],
 )
 def test_resume_gives_up_where_no_attempt_gains_anything(
@@ -135,7 +143,7 @@ def test_resume_gives_up_where_no_attempt_gains_anything(
 
 def test_resume_forgives_what_failed_with_every_gain(server: FaultServer, reader: Reader) -> None:
     place, target = Web(server.put("/a", DATA)), BytesIO()
-    server.fail("/a", *[faults.cut(CHUNK * number) for number in range(1, 6)])
+    server.fail("/a", *[faults.cut(fetch_module.PIECE * number) for number in range(1, 4)])
     reader.fetcher.resume(place, target, len(DATA))
     assert target.getvalue() == DATA
     assert all(pause <= 1.5 for pause in reader.sleeps)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +188,25 @@ def test_a_tls_handshake_that_drips_is_left_for_the_next_mirror(
         slow = f"https://127.0.0.1:{trickle.port}/a"
         assert Reader(patience=patience).fetch(slow, good) == DATA
         assert time.monotonic() - began < 3
+
+
+def test_silent_addresses_of_a_name_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The addresses are those of a listener on loopback whose queue is full."""
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("0.0.0.0", 0))
+        full.listen(0)
+        for _ in range(3):
+            one = waiting.enter_context(socket.socket())
+            one.settimeout(0)
+            one.connect_ex(("127.0.0.1", full.getsockname()[1]))
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", full.getsockname()[1]))
+            for last in range(2, 22)
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        reader, began = Reader(patience=replace(HEADERS, attempts=1)), time.monotonic()
+        refused(NetworkError, "UNREACHABLE", reader, "https://mirror.invalid/a")
+        assert time.monotonic() - began < 3 * HEADERS.headers
 
 
 @pytest.mark.parametrize("behind", [b"", b"HTTP/1.1 200 OK\r\n"])

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +199,11 @@ def one_file(**fields: Any) -> bytes:
     return json.dumps(tree).encode()
 
 
-def many_files(count: int) -> bytes:
+def many_files(count: int, folders: str = "", files: Sequence[str] = ()) -> bytes:
     tree = copy.deepcopy(GOOD)
     empty = GOOD["artifacts"][0]["files"][3]
-    tree["artifacts"][0].update(files=[empty | {"path": f"f{n}"} for n in range(count)])
+    paths = [f"d{n}/{folders}f" if folders else f"f{n}" for n in range(count)]
+    tree["artifacts"][0].update(files=[empty | {"path": path} for path in (*paths, *files)])
     tree["artifacts"][0]["unpacked_size"] = 0
     return json.dumps(tree).encode()
 
@@ -230,17 +231,13 @@ LIMITS = {
     "serial": (changed("serial", 0), changed("serial", -1)),
     "high serial": (changed("serial", 2**53 - 1), changed("serial", 2**53)),
     "urls": (changed("artifacts.0.urls", ["x"]), changed("artifacts.0.urls", [])),
-    "size": (
-        one_file(size=1 << 40, chunk_size=1 << 30, chunks=["0" * 64] * 1024),
-        one_file(size=(1 << 40) + 1, chunk_size=1 << 30, chunks=["0" * 64] * 1025),
-    ),
     "small size": (
         one_file(size=1, chunk_size=1, chunks=["0" * 64]),
         one_file(size=0, chunk_size=1, chunks=[]),
     ),
     "chunk size": (
-        one_file(chunk_size=1 << 30),
-        one_file(chunk_size=(1 << 30) + 1),
+        one_file(chunk_size=1 << 23),
+        one_file(chunk_size=(1 << 23) + 1),
     ),
     "small chunk size": (
         one_file(size=2, chunk_size=1, chunks=["0" * 64] * 2),
@@ -248,6 +245,9 @@ LIMITS = {
     ),
     "file size": (one_file(file_size=1 << 40), one_file(file_size=(1 << 40) + 1)),
     "files": (many_files(10_000), many_files(10_001)),
+    "folders": (many_files(645, "a/" * 29), many_files(646, "a/" * 29)),
+    "parts of a path": (many_files(1, "a/" * 30), many_files(1, "a/" * 31)),
+    "file and folder": (many_files(1, "f1/"), many_files(2, "f1/", files=["d0/f1"])),
     "artifacts": (many_artifacts(1000), many_artifacts(1001)),
     "no artifacts": (changed("artifacts", []), changed("artifacts", None)),
     "bytes": (
@@ -265,7 +265,7 @@ def test_the_last_value_that_is_accepted_and_the_first_that_is_not(what: str) ->
         manifest.parse(too_far)
 
 
-@pytest.mark.parametrize(("field", "most"), [("needs", 1000), ("urls", 100)])
+@pytest.mark.parametrize(("field", "most"), [("needs", 100), ("provides", 100), ("urls", 100)])
 def test_lists_that_are_compared_or_tried_one_by_one_are_bounded(field: str, most: int) -> None:
     tree = copy.deepcopy(GOOD)
     tree["artifacts"][0][field] = ["x"] * (most + 1)
@@ -292,21 +292,6 @@ def test_manifest_of_empty_objects_takes_bounded_memory() -> None:
     argv = [sys.executable, "-c", EMPTY_OBJECTS]
     told = subprocess.run(argv, cwd=SPACES, capture_output=True, text=True, check=True)
     assert "missing required field" in told.stdout
-
-
-def test_names_that_are_provided_a_million_times_cost_one_step_for_each_folder() -> None:
-    tree = copy.deepcopy(GOOD)
-    entry = {"size": 0, "sha256": "0" * 64, "executable": False}
-    tree["artifacts"][0] |= {
-        "files": [{"path": f"{number}/a", **entry} for number in range(5000)],
-        "unpacked_size": 0,
-        "kind": "cuda-runtime",
-        "provides": ["a"] * 800_000,
-    }
-    data, began = json.dumps(tree, separators=(",", ":")).encode(), time.process_time()
-    with pytest.raises(IntegrityError, match="provides: must name files that are all in one"):
-        manifest.parse(data)
-    assert time.process_time() - began < 30
 
 
 @pytest.mark.parametrize(

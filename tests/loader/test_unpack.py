@@ -142,12 +142,6 @@ def test_a_member_that_is_not_as_it_is_listed(into: Path, how: str) -> None:
         refused(into, packed, describe(packed), match)
 
 
-def test_a_manifest_that_lists_a_file_as_a_folder(into: Path) -> None:
-    entries = (Entry("runtime", b""), *GOOD)
-    packed, artifact = release(entries)
-    refused(into, packed, artifact, "listed as file and as folder")
-
-
 def test_a_file_is_private_until_it_is_whole_and_then_on_the_disk(
     into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +238,13 @@ def test_an_archive_in_several_members_is_one(into: Path, form: str) -> None:
     packed = b"".join(compress(plain[at : at + 5000], form) for at in range(0, len(plain), 5000))
     unpack.unpack(pieces(packed), describe(packed, form=form), into)
     assert contents(into) == {entry.path: entry.data for entry in GOOD}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_empty_members_of_a_large_chunk_cost_what_their_bytes_do(form: str) -> None:
+    one, began = compress(b"", form), time.process_time()
+    assert not [*unpack.decompressed(iter([one * ((1 << 20) // len(one))]), form, "x")]
+    assert time.process_time() - began < 4
 
 
 @pytest.mark.parametrize("form", FORMS)
