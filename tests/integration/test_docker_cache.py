@@ -131,9 +131,9 @@ def hostile_image(client: DockerClient, base_image: str) -> Iterator[str]:
         return store.build(packed, name, buildargs=args, labels=labels, log=lambda _: None)
 
     builder = engine._builder_tag(make(tag, engine._builder_tag(base), HOSTILE))
-    make(builder, base.id, "ARG BASE\nFROM ${BASE}\n")
+    fake = make(builder, base.id, "ARG BASE\nFROM ${BASE}\n")
     yield tag
-    for name in (builder, tag):
+    for name in (builder, fake.id, tag):  # the name was given to another one meanwhile
         client.images.remove(name)
 
 
