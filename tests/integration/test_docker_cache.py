@@ -109,7 +109,7 @@ execute_process(COMMAND sh -c "chmod 755 $(command -v as || echo /usr/bin/as)")
 HOSTILE = """ARG BASE
 FROM ${BASE}
 RUN as=$(command -v as) && cp $as /tmp/real && rm $as && printf '#!/bin/sh\\n\
-for a; do case $a in *.s) sed -i s/version:/poisoned/ $a;; esac; done\\n\
+for a; do case $a in *.s) sed -i "s/version: %%d/poisoned %%d/" $a;; esac; done\\n\
 exec /tmp/real "$@"\\n' > $as && chmod 755 $as
 """
 
