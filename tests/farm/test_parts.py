@@ -45,7 +45,7 @@ def test_source_s_texts_are_looked_through_at_once(tree: Path, variant: int) -> 
     (tree / "vendor/third/a.h").write_text("int a;")
     began = time.process_time()
     assert {"vendor/hostile", "vendor/other"} <= by_path(tree).keys()
-    source._source(tree, 1, None, "folder:tree", None)
+    source._source(tree, "0" * 64, 1, None, "folder:tree", None)
     recipe.of_this_machine(tree)
     assert time.process_time() - began < 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -125,9 +126,9 @@ def test_what_the_pins_leave_out_is_not_applied_to_the_pinned_archive_and_said(
     archive = tmp_path / "llama-1.tar.gz"
     with tarfile.open(archive, "w:gz") as packed:
         packed.add(TINY, "llama-1/src")
-    own = pins.load()
+    own, digest = pins.load(), hashlib.sha256(archive.read_bytes()).hexdigest()
     pin = msgspec.structs.replace(
-        own.source, filename=archive.name, subdir="src", without_patches=("other",)
+        own.source, filename=archive.name, sha256=digest, subdir="src", without_patches=("other",)
     )
     changed = msgspec.structs.replace(own, source=pin)
     monkeypatch.setattr(pins, "load", lambda: changed)
