@@ -146,10 +146,10 @@ def pack(
         format: tar.zst or tar.gz
         out: where the tarball goes
     """
-    from farm import STATE_FOLDER, kept
+    from farm import kept
     from farm.release import pack_tree
 
-    show.line(str(kept.record(pack_tree(Path(tree), out, format), STATE_FOLDER).path))
+    show.line(str(pack_tree(Path(tree), out, format, kept.recorded).path))
 
 
 @verb
@@ -166,10 +166,10 @@ def cuda_runtime(
         out: where the tarball goes; `invoke manifest` lists it
         format: tar.zst or tar.gz
     """
-    from farm import STATE_FOLDER, kept
+    from farm import kept
     from farm.cuda_runtime import make
 
-    show.line(str(kept.record(make(line, out, format), STATE_FOLDER).path))
+    show.line(str(make(line, out, format, kept.recorded).path))
 
 
 @verb

@@ -35,7 +35,6 @@ from farm.cluster.dispatch import Dispatcher
 from farm.cluster.host import Job, pack_folder
 from farm.cluster.scheduler import RESOURCE, cluster
 from farm.errors import FarmError
-from farm.kept import source_digest
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.terminal.progress import BuildReport, Fleet
@@ -166,7 +165,7 @@ def real(hosts: int, *, capped: bool) -> dict[str, Any]:
         expected = {plan.key: each * count for plan, count in zip(plans, units, strict=True)}
         fleet = Fleet(BuildReport(Console(stderr=True)), expected)
         address = ends.enter_context(throttled(hosts) if capped else cluster(request, len(plans)))
-        jobs = [Job(plan, source_digest(origin), request) for plan in plans]
+        jobs = [Job(plan, request) for plan in plans]
         makespan = _run(jobs, address, tree, fleet)
     took = [fleet.took[plan.key] for plan in plans]
     least = lower_bound(took, hosts)

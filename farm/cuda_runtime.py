@@ -9,9 +9,9 @@ memory.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
@@ -23,14 +23,7 @@ from farm.errors import InspectError, PackError, SourceError
 from farm.inputs import pins
 from farm.inputs.archives import open_wheel
 from farm.inputs.packages import fetch_package
-from farm.pack import (
-    FREE_SPACE,
-    LICENCES,
-    Inventory,
-    Layout,
-    Packed,
-    read_inventory,
-)
+from farm.pack import LICENCES, Inventory, Keep, Layout, Packed, place, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH
 from farm.tarball import archive
 from farm.tarball.archive import Chunking, Member
@@ -98,8 +91,10 @@ class _Taken:
     name: str
 
 
-def make(line: str, out: Path, archive_format: str = "tar.zst") -> Packed:
+def make(line: str, out: Path, archive_format: str = "tar.zst", keep: Keep = nullcontext) -> Packed:
     """Fetch a line's wheels and pack their libraries into a tarball in ``out``.
+
+    ``keep`` is as of ``pack.place``.
 
     Raises:
         UsageError: no wheels of that line are pinned, or the format is unknown.
@@ -109,22 +104,24 @@ def make(line: str, out: Path, archive_format: str = "tar.zst") -> Packed:
     archive.require_format(archive_format)
     wheels = pins.load().cuda_runtime_of(line)
     row = targets.load().line(line)
-    return pack([(pin, fetch_package(pin)) for pin in wheels], row, out, archive_format)
+    return pack([(pin, fetch_package(pin)) for pin in wheels], row, out, archive_format, keep)
 
 
 def pack(
-    wheels: Sequence[tuple[PackagePin, Path]], line: Line, out: Path, archive_format: str
+    wheels: Sequence[tuple[PackagePin, Path]],
+    line: Line,
+    out: Path,
+    archive_format: str,
+    keep: Keep = nullcontext,
 ) -> Packed:
     """Pack the libraries and licences of verified wheels; the same wheels give the same bytes.
-
-    The tarball appears complete and read back, or not at all.
 
     Raises:
         SourceError: the wheels lack a library or a licence, or one is no wheel.
         PackError: the tarball cannot be written.
         InspectError: a library is not what its name and line say.
     """
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         opened = [(pin, stack.enter_context(open_wheel(path, pin.sha256))) for pin, path in wheels]
         libraries = _libraries(opened, line)
         taken = [(pin, [*libraries[pin.filename], *_licences(pin, w)]) for pin, w in opened]
@@ -132,13 +129,13 @@ def pack(
         name = file_name(record, archive_format)
         content: dict[str, _Taken | bytes] = {one.name: one for _, files in taken for one in files}
         content[RECORD] = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-        with durable.writing(out / name, hint=FREE_SPACE):
-            out.mkdir(parents=True, exist_ok=True)
-            with durable.replacing(out / name, archive.FILE_MODE) as raw:
-                _write(content, raw, archive_format)
-                raw.flush()
-                made, _ = read_with_record(durable.opened(raw.fileno()), name=name)
-    return Packed(out / name, made.sha256, made.size)
+
+        def write(raw: IO[bytes]) -> Artifact:
+            _write(content, raw, archive_format)
+            raw.flush()
+            return read_with_record(durable.opened(raw.fileno()), name=name)[0]
+
+        return place(out / name, write, keep)
 
 
 def file_name(record: RuntimeRecord, archive_format: str) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -24,7 +26,7 @@ from farm.pack import BUILD_RECORD, LICENCES, Packed
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from farm.source import Source
@@ -75,10 +77,7 @@ class Journal:
         Raises:
             PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
         """
-        content = msgspec.json.format(msgspec.json.encode(entry), indent=2)
-        with durable.writing(self._file(key)):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            durable.replace(self._file(key), content)
+        _write(self._file(key), entry)
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.json"
@@ -172,46 +171,59 @@ class KeptTree:
             PackError: the disk is full, or a program is missing.
             InspectError: a binary is not what its set and line say.
         """
-        # no other run compares the folder's tarballs between the two
-        with run_lock.turn(out, _TURN):
-            tarball = release.pack_tree(self.folder, out, self.plan.arch_set.format)
-            return record(tarball, self.state, tree=self.entry().tree)
+        keep = partial(recorded, state=self.state, tree=self.entry().tree)
+        return release.pack_tree(self.folder, out, self.plan.arch_set.format, keep)
 
 
 class _Record(msgspec.Struct, frozen=True):
     """A tarball that this checkout packed; ``tree`` is the digest of the kept tree in it, if any.
 
-    ``path`` leads there from the state folder, so that both may be moved together.
+    ``path`` leads there from the state folder, so that both may be moved together. ``before`` has
+    the sha256 of what this one replaces, until it has its name.
     """
 
     path: str
     sha256: str
     size: int
     tree: str | None = None
+    before: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """What the file may have: a run may have been killed before it replaced another one."""
+        return (self.sha256, *self.before)
 
 
-def record(tarball: Packed, state: Path, *, tree: str | None = None) -> Packed:
-    """Keep what a tarball was when it was packed; it is on the disk when this returns.
+@contextmanager
+def recorded(
+    tarball: Packed, state: Path = STATE_FOLDER, tree: str | None = None
+) -> Iterator[None]:
+    """Keep what a tarball is, on the disk, while the block gives it its name.
+
+    At every moment the record fits the file, or there is none of a file that nobody packed.
 
     Raises:
+        BuildError: ``FOLDER_LOCKED``: another process compares the folder's tarballs for too long.
         PackError: ``WRITE_FAILED``.
     """
     place, way = _place(tarball.path, state)
-    known = _Record(way, tarball.sha256, tarball.size, tree)
-    with durable.writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        durable.replace(place, msgspec.json.encode(known), 0o644)
-    return tarball
+    record = _Record(way, tarball.sha256, tarball.size, tree)
+    with run_lock.turn(tarball.path.parent, _TURN):
+        if old := _read(tarball.path, state):
+            before = tuple(one for one in old.known if one != record.sha256)
+            _write(place, msgspec.structs.replace(record, before=before))
+        yield
+        _write(place, record)
 
 
-def packed(folder: Path, state: Path = STATE_FOLDER) -> dict[str, str]:
+def packed(folder: Path, state: Path = STATE_FOLDER) -> release.Known:
     """Return the sha256 of the tarballs in a folder that this checkout packed, by name.
 
     Those that a person copied into the folder are not among them.
     """
     names = sorted(path.name for path in folder.iterdir() if release.is_tarball(path.name))
     records = {name: _read(folder / name, state) for name in names}
-    return {name: one.sha256 for name, one in records.items() if one}
+    return {name: one.known for name, one in records.items() if one}
 
 
 def write_manifest(
@@ -236,8 +248,14 @@ def write_manifest(
     """
     release.tarballs(out)  # without one there is nothing to wait for
     with run_lock.turn(out, _TURN):
-        known = packed(out, state) | {one.path.name: one.sha256 for one in made}
+        known = {**packed(out, state), **{one.path.name: (one.sha256,) for one in made}}
         return release.write(out, known, release=named, serial=serial)
+
+
+def _write(place: Path, content: Entry | _Record) -> None:
+    with durable.writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        durable.replace(place, msgspec.json.format(msgspec.json.encode(content), indent=2), 0o644)
 
 
 def _place(tarball: Path, state: Path) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ import re
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -284,7 +285,8 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
     if toolkits and "(CUDA_LIBRARY_MISSING)" in said:
         line = f"cu{max(toolkits).replace('.', '')}"
-        kept.record(cuda_runtime.make(line, folder, "tar.zst"), pipeline.STATE)
+        keep = partial(kept.recorded, state=pipeline.STATE)
+        cuda_runtime.make(line, folder, "tar.zst", keep)
         kept.write_manifest(folder, pipeline.STATE)
         said = _refusal(release.content(folder), host)
     if said:

@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -66,7 +67,7 @@ class PackRequest:
 
     Attributes:
         tree: the build's ``bin`` folder.
-        out: the tarball to write; its folder must exist.
+        out: the tarball to write.
         format: ``tar.zst`` or ``tar.gz``.
         asked: the code that was asked for, and what the line promises; anything else is refused.
         licences: file names and texts.
@@ -122,14 +123,38 @@ class Packed:
                 require_same(self.path, durable.sha256(durable.opened(copy.fileno())), self.sha256)
 
 
-def require_same(path: Path, found: str, packed: str) -> None:
-    """Refuse a tarball with another sha256 than the one that was packed.
+def require_same(path: Path, found: str, *packed: str) -> None:
+    """Refuse a tarball with another sha256 than those that were packed.
 
     Raises:
         PackError: ``TARBALL_CHANGED``.
     """
-    if found != packed:
-        raise PackError("TARBALL_CHANGED", path=path, found=found, packed=packed)
+    if found not in packed:
+        raise PackError("TARBALL_CHANGED", path=path, found=found, packed=" or ".join(packed))
+
+
+Keep = Callable[[Packed], AbstractContextManager[object]]
+"""Keeps what a tarball is, in a block that gives it its name (``kept.recorded``)."""
+
+
+def place(path: Path, make: Callable[[IO[bytes]], Artifact], keep: Keep = nullcontext) -> Packed:
+    """Write a tarball, which appears complete and read back or not at all.
+
+    Args:
+        path: where it appears; one that was there is replaced.
+        make: writes it to a file that has no name yet, and reads it back.
+        keep: is entered before it gets its name, and left after that.
+
+    Raises:
+        FarmError: of ``make`` and ``keep``; ``WRITE_FAILED``.
+    """
+    with durable.writing(path, hint=FREE_SPACE), ExitStack() as keeping:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with durable.replacing(path, archive.FILE_MODE) as raw:
+            made = make(raw)
+            packed = Packed(path, made.sha256, made.size)
+            keeping.enter_context(keep(packed))
+    return packed
 
 
 @dataclass(frozen=True)
@@ -223,10 +248,8 @@ class Inventory:
             raise PackError("TARBALL_RENAMED", name=self.name, packed_as=packed_as)
 
 
-def pack(request: PackRequest) -> Artifact:
-    """Check a tree's binaries, write the tarball, and read it back for its manifest entry.
-
-    The tarball appears complete or not at all; one that was there is replaced.
+def pack(request: PackRequest, keep: Keep = nullcontext) -> Packed:
+    """Check a tree's binaries, and write the tarball as ``place`` does.
 
     Raises:
         PackError: a program is missing, a link leads out of the tree, the disk is full.
@@ -235,17 +258,17 @@ def pack(request: PackRequest) -> Artifact:
     chosen = select(request.tree, request.programs)
     inspections = tuple(_inspected(name, path) for name, path in chosen.items())
     elf.check(inspections, request.asked)
-    with (
-        durable.writing(request.out, hint=FREE_SPACE),
-        durable.replacing(request.out, archive.FILE_MODE) as raw,
-    ):
-        texts = {BUILD_RECORD: request.build_json} | {
-            f"{LICENCES}/{name}": text for name, text in request.licences.items()
-        }
+    texts = {BUILD_RECORD: request.build_json} | {
+        f"{LICENCES}/{name}": text for name, text in request.licences.items()
+    }
+
+    def make(raw: IO[bytes]) -> Artifact:
         write(raw, request.format, chosen, texts, request.programs)
         raw.flush()
         inventory = read_inventory(durable.opened(raw.fileno()), name=request.out.name)
         return inventory.artifact(request.asked.line)
+
+    return place(request.out, make, keep)
 
 
 def select(tree: Path, programs: tuple[str, ...] = PROGRAMS) -> dict[str, Path]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +26,7 @@ from farm.pack import (
     PROGRAMS,
     ROOT,
     SHIPPED,
+    Keep,
     Packed,
     PackRequest,
     pack,
@@ -37,7 +40,7 @@ from llama_loader import manifest as schema
 from llama_loader.manifest import Artifact, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from farm.tarball.build_record import BuildRecord
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "manifest.schema.json"
 SUMS: Final = "SHA256SUMS"
+Known = Mapping[str, tuple[str, ...]]
+"""The sha256 of tarballs by name; after a run that was killed, of two of which either is right."""
 MAX_BYTES: Final = 32 << 30
 """Bytes of all tarballs of a release, which whoever verifies it fetches to a temporary folder."""
 _AGAIN: Final = (
@@ -54,8 +59,10 @@ _AGAIN: Final = (
 )
 
 
-def pack_tree(tree: Path, out: Path, archive_format: str) -> Packed:
+def pack_tree(tree: Path, out: Path, archive_format: str, keep: Keep = nullcontext) -> Packed:
     """Pack a kept tree (``bin/``, ``licenses/``, ``BUILD.json``) into a tarball in ``out``.
+
+    ``keep`` is as of ``pack.place``.
 
     Raises:
         UsageError: ``tree`` is not a kept tree, or the format is unknown.
@@ -68,26 +75,21 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Packed:
     except OSError as error:
         raise UsageError("TREE_MISSING/record", tree=tree, strerror=error.strerror) from error
     record = build_record.decode(build_json, what=str(tree))
-    with durable.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    tarball = out / _name(record, archive_format)
-    made = pack(
-        PackRequest(
-            tree=tree / "bin",
-            out=tarball,
-            format=archive_format,
-            asked=_asked(record),
-            licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
-            build_json=build_json,
-            programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
-        )
+    request = PackRequest(
+        tree=tree / "bin",
+        out=out / _name(record, archive_format),
+        format=archive_format,
+        asked=_asked(record),
+        licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
+        build_json=build_json,
+        programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
     )
-    return Packed(tarball, made.sha256, made.size)
+    return pack(request, keep)
 
 
 def write(
     out: Path,
-    packed: Mapping[str, str] | None = None,
+    packed: Known | None = None,
     *,
     release: str | None = None,
     serial: int | None = None,
@@ -96,7 +98,7 @@ def write(
 
     Args:
         out: the folder; tarballs of CUDA's libraries come after the servers'.
-        packed: sha256 by name of tarballs that must be those in the folder.
+        packed: what tarballs in the folder must be.
         release: the release's name; else that of the folder's manifest, else ``b<build>-1``.
         serial: its serial; else that of the folder's manifest, else 1.
 
@@ -134,14 +136,14 @@ def write(
     return written
 
 
-def require_packed(folder: Path, found: Mapping[str, str], packed: Mapping[str, str]) -> None:
-    """Compare tarballs with those that were packed, both as sha256 by name.
+def require_packed(folder: Path, found: Mapping[str, str], packed: Known) -> None:
+    """Compare tarballs, as sha256 by name, with those that were packed.
 
     Raises:
         PackError: ``TARBALL_CHANGED``: one that was packed is another one or missing.
     """
-    for name, sha256 in packed.items():
-        require_same(folder / name, found.get(name, "of no file"), sha256)
+    for name, known in packed.items():
+        require_same(folder / name, found.get(name, "of no file"), *known)
 
 
 def json_schema() -> dict[str, Any]:

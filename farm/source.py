@@ -84,6 +84,7 @@ class Source:
 
         Raises:
             SourceError: ``SOURCE_CHANGED``: the tree is not the one that was chosen.
+            UsageError: ``SOURCE_UNREADABLE``: the copy holds what no source has.
             PackError: ``WRITE_FAILED``.
         """
         with tempfile.TemporaryDirectory(prefix="llama-farm-source-") as folder:
@@ -94,13 +95,14 @@ class Source:
         """Copy the tree, without ``.git``, to a folder that no other user can write to.
 
         Raises:
-            SourceError, PackError: as ``private``.
+            FarmError: as ``private``.
         """
         ignored = shutil.ignore_patterns(".git")
         with durable.writing(folder):
             shutil.copytree(self.tree, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True)
         if folder_digest(folder) != self.digest:
             raise SourceError("SOURCE_CHANGED", tree=self.tree)
+        _require_own(folder)
 
     @property
     def cache(self) -> str:
@@ -296,7 +298,8 @@ def _require_own(tree: Path) -> None:
     """Refuse a tree with pipes, sockets, devices, names that are not UTF-8, or links out of it.
 
     A link could bring a private file of the builder's into the tarball, also out of ``.git``, or
-    through links there, at which nobody looks. One that cannot be followed leads out, too.
+    through links there, at which nobody looks. One that cannot be followed leads out, too, and so
+    does an absolute one: out of any copy of the tree.
 
     Raises:
         UsageError: ``SOURCE_UNREADABLE``, with the path and the reason.
@@ -319,7 +322,9 @@ def _leads_inside(path: Path, root: Path) -> bool:
         way = path.readlink().parts if path.is_symlink() else ()
     except OSError:
         return False
-    return leads_to.is_relative_to(root) and ".git" not in (*way, *leads_to.relative_to(root).parts)
+    if "/" in way or not leads_to.is_relative_to(root):
+        return False
+    return ".git" not in (*way, *leads_to.relative_to(root).parts)
 
 
 def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from farm import pipeline
 from farm.errors import BuildError, EngineError, FarmError, UsageError
-from farm.kept import Journal, KeptTree, digest, source_digest
+from farm.kept import Journal, KeptTree, digest
 from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
 try:
@@ -205,11 +205,12 @@ class Dispatcher:
         self._meet([worker], job)
         if worker not in self._compilers:
             return False
-        answer = self.link.ask([worker], host.offer_source, job.source, None)[worker]
+        digest = job.plan.source.digest
+        answer = self.link.ask([worker], host.offer_source, digest, None)[worker]
         if answer is False:
             self._packed = self._packed or self._source()
             self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {place(worker)}")
-            answer = self.link.ask([worker], host.offer_source, job.source, self._packed)[worker]
+            answer = self.link.ask([worker], host.offer_source, digest, self._packed)[worker]
         if answer is not True and not isinstance(answer, OSError):
             self._drop(worker, answer)
         return answer is True
@@ -372,8 +373,7 @@ class _Run:
         ):
             if dashboard := dispatcher.link.dashboard():
                 self.report.say(f"dashboard: {dashboard}")
-            source = source_digest(plan.source)
-            jobs = {one.key: host.Job(one, source, asked) for one in self.plans}
+            jobs = {one.key: host.Job(one, asked) for one in self.plans}
             identities = dispatcher.identities(jobs[plan.key])
             if len(identities) > 1:
                 self.report.say(

@@ -23,8 +23,8 @@ from distributed import get_worker
 from distributed.core import Status
 from rich.console import Console
 
-from farm import PROJECT_ROOT, pipeline
-from farm.durable import new_folder, write_tar
+from farm import PROJECT_ROOT, pipeline, run_lock
+from farm.durable import folder_digest, new_folder, write_tar
 from farm.errors import BuildError, EngineError, FarmError, PackError
 from farm.execute import BuiltTree, execute
 from farm.inputs.packages import cache_folder
@@ -65,10 +65,9 @@ FARM: Final = _farm_digest()
 
 @dataclass(frozen=True)
 class Job:
-    """One set for another host. ``source`` names the source there, not the plan's folder."""
+    """One set for another host, which has the source in a folder of its own."""
 
     plan: BuildPlan
-    source: str
     request: BuildRequest
     farm: str = FARM
 
@@ -135,20 +134,27 @@ def _engine(job: Job) -> Iterator[tuple[Engine, Line]]:
 def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
     """Keep a source, if one is sent; return whether this host has it, or the error.
 
-    It appears complete or not at all, and survives restarts.
+    It appears complete or not at all, and survives restarts; a changed one is removed.
+
+    Args:
+        digest: the source's (``folder_digest``).
+        packed: its tar.
     """
+    folder = _source_folder(digest)
     try:
-        folder = _source_folder(digest)
-        if packed is not None and not folder.is_dir():
-            with (
-                new_folder(folder) as staging,
-                tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar,
-            ):
-                # Python 3.11.2 has no filter; the sender may run code here in any case
-                tar.extraction_filter = getattr(tarfile, "data_filter", None)
-                tar.extractall(staging)  # noqa: S202
-        return folder.is_dir()
-    except (OSError, tarfile.TarError) as error:
+        with run_lock.turn(folder.parent, folder.name):
+            if folder.is_dir() and folder_digest(folder) != digest:
+                shutil.rmtree(folder)
+            if packed is not None and not folder.is_dir():
+                with (
+                    new_folder(folder) as staging,
+                    tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar,
+                ):
+                    # Python 3.11.2 has no filter; the sender may run code here in any case
+                    tar.extraction_filter = getattr(tarfile, "data_filter", None)
+                    tar.extractall(staging)  # noqa: S202
+            return folder.is_dir()
+    except (OSError, tarfile.TarError, BuildError) as error:
         return EngineError("CACHE_UNUSABLE", error=error)
 
 
@@ -211,9 +217,10 @@ class _Telling:
 def _build(job: Job, log: Path) -> Outcome:
     telling = _Telling(job.key)
     with _engine(job) as (engine, line):
-        if not _source_folder(job.source).is_dir():
+        folder = _source_folder(job.plan.source.digest)
+        if not folder.is_dir():
             raise EngineError("SOURCE_MISSING", host=socket.gethostname())
-        tree = replace(job.plan.source, tree=_source_folder(job.source))
+        tree = replace(job.plan.source, tree=folder)
         with (
             tree.private() as own,
             execute(

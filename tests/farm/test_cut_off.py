@@ -1,14 +1,20 @@
-"""Publishing and promoting, cut off at every single effect: whole or not there, and done again."""
+"""Packing, publishing and promoting, cut off at every single effect: whole or not there, and done
+again."""
 
 import errno
 import itertools
 import os
+import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from farm import trust
+from farm import kept as records
+from farm import release, trust
 from farm.errors import PublishError
 from farm.publish import channels, publishing
 from farm.publish.places import Destination
@@ -145,3 +151,56 @@ def present(to: Destination, signer: trust.Signer) -> str | None:
     except PublishError:
         return None
     return schema.parse(content or b"").release
+
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink"}
+
+
+def killed(number: int, work: Callable[[], object]) -> bool:
+    """Do something in a process that is killed before its n-th change of the disk, if any."""
+    if not (child := os.fork()):
+        count = itertools.count(1)
+
+        def hook(event: str, of: tuple[object, ...]) -> None:
+            writes = event == "open" and int(str(of[2] or 0)) & (os.O_WRONLY | os.O_RDWR)
+            if (writes or event in CHANGES) and next(count) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status in {0, signal.SIGKILL}
+    return status != 0
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_packing_that_is_killed_anywhere_leaves_a_tarball_that_other_runs_list(
+    kept: Path, tmp_path: Path, *, known: bool
+) -> None:
+    """It replaces a tarball that this checkout packed, or that a person copied there."""
+    start, now = tmp_path / "start", tmp_path / "now"
+    tree = Path(shutil.copytree(kept, tmp_path / "tree"))
+    release.pack_tree(tree, start / "out", "tar.gz", partial(records.recorded, state=start / "s"))
+    if not known:
+        shutil.rmtree(start / "s")
+    (tree / "licenses" / "OTHER").write_text("other")
+
+    def work() -> str:
+        keep = partial(records.recorded, state=now / "s")
+        made = release.pack_tree(tree, now / "out", "tar.gz", keep)
+        records.write_manifest(now / "out", now / "s", [made])
+        return made.sha256
+
+    for number in itertools.count(1):
+        shutil.rmtree(now, ignore_errors=True)
+        shutil.copytree(start, now)
+        done = not killed(number, work)
+        records.write_manifest(now / "out", now / "s")
+        assert work() in records.packed(now / "out", now / "s").popitem()[1]
+        if done:
+            break
+    assert number > 8

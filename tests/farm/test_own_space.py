@@ -191,7 +191,8 @@ def test_tarball_that_was_not_packed_here_is_not_published(
     """Whoever may write to the release folder made all of it anew; this checkout knows better."""
     monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
     (tarball,) = released.glob("*.tar.zst")
-    kept.record(Packed(tarball, "0" * 64, 1), pipeline.STATE)
+    with kept.recorded(Packed(tarball, "0" * 64, 1), pipeline.STATE):
+        pass
     with refused("TARBALL_CHANGED", PackError, str(tarball)):
         own_space.publish(released, places.parse(str(tmp_path / "place")))
     assert not list((tmp_path / "place").glob("*"))

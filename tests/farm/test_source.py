@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -389,19 +390,32 @@ def test_settings_of_a_foreign_work_tree_start_no_program(upstream: Path, tmp_pa
 
 @pytest.mark.parametrize(
     "target",
-    ["/etc/hostname", "../../outside", "../.git/config", "loop", "nowhere", "../part/.git/x/../.."],
+    [
+        "/etc/hostname",
+        "../../outside",
+        "../.git/config",
+        "loop",
+        "nowhere",
+        "../part/.git/x/../..",
+        "{tree}/NUMBER",
+    ],
 )
 def test_link_out_of_a_source_tree_is_refused_by_its_name(upstream: Path, target: str) -> None:
     (upstream.parent / "outside").write_text("a private text", "utf-8")
     (upstream / "licenses").mkdir(exist_ok=True)
     (upstream / "licenses" / "inside").symlink_to("../NUMBER")
     (upstream / "part" / ".git" / "x").mkdir(parents=True)
-    source.from_folder(upstream)
-    (upstream / "licenses" / "LICENSE-x").symlink_to(target)
+    found = source.from_folder(upstream)
+    (upstream / "licenses" / "LICENSE-x").symlink_to(target.format(tree=upstream))
     if target == "loop":
         (upstream / "licenses" / "loop").symlink_to("LICENSE-x")
     with refused("SOURCE_UNREADABLE", UsageError, "licenses/LICENSE-x: a link that leads out"):
         source.from_folder(upstream)
+    with (  # somebody hid it only while the tree was looked at
+        refused("SOURCE_UNREADABLE", UsageError, "licenses/LICENSE-x: a link that leads out"),
+        replace(found, digest=folder_digest(upstream)).private(),
+    ):
+        pass
     git(upstream, "add", "licenses")
     git(upstream, "commit", "--quiet", "-m", "links")
     if target != "../.git/config":  # a kept tree has no .git

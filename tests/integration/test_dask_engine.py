@@ -35,7 +35,7 @@ from farm.cluster import dispatch, host, scheduler
 from farm.cluster.dispatch import Dispatcher
 from farm.engines.docker import LABEL, DockerEngine
 from farm.errors import EngineError
-from farm.inputs.packages import cache_root
+from farm.inputs.packages import cache_folder, cache_root
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.tarball import archive
@@ -84,9 +84,12 @@ def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) 
     assert told.count("cpu-bad: failed (COMPILE_FAILED); it is tried once more") == 1
     assert "no-such-target" in (pipeline.STATE / "logs" / "cpu-bad.log").read_text()
     assert told.count("source: ") == 1, "one machine has the source once"
-    again = Run(TINY, ("one", "two"), request_)
+    (kept,) = cache_folder("sources").glob("sent-*")
+    (kept / "llama.cpp").write_text("int changed;\n")
+    again = Run(TINY, ("one", "two", "three"), request_)
     again.start()
-    assert again.succeed("one", "two").count("built already") == 2
+    told = again.succeed("one", "two", "three")
+    assert (told.count("built already"), told.count("source: ")) == (2, 1)
 
 
 def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
@@ -481,7 +484,7 @@ def test_a_scheduler_that_goes_away_before_the_first_question_is_named(
         until(lambda: dispatcher.link.hosts() != [], "the worker does not come")
         os.killpg(scheduler.pid, signal.SIGKILL)
         with refused("SCHEDULER_UNREACHABLE", EngineError):
-            dispatcher.identities(host.Job(plan, "", request_))
+            dispatcher.identities(host.Job(plan, request_))
 
 
 @pytest.mark.parametrize("address", ["tls://127.0.0.1:1", "mute"])
@@ -540,6 +543,6 @@ def test_a_host_names_its_devel_image_as_the_engine_does(
     """By its digest and by what is built on it: a tag that moves is another identity."""
     plan = BuildPlan(ArchSet("one", ""), LINE, source.from_folder(TINY))
     request = BuildRequest(engine="docker", image=base_image, line=LINE.name)
-    told = host.compilers(host.Job(plan, "", request))
+    told = host.compilers(host.Job(plan, request))
     assert told == DockerEngine(client, reference=base_image).identity(plan)
     assert str(client.images.get(base_image).id) in str(told)
