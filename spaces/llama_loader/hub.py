@@ -137,10 +137,7 @@ def _on_hub(settings: Settings) -> list[_Remote]:
             options = {"token": settings.hf_token or False, "timeout": _ANSWER_TIMEOUT}
             answer = hub_client.answered(partial(client.get_hf_file_metadata, url, **options))
         named_by = (answer.commit_hash or "", answer.etag or "")
-        if (
-            not all(map(hub_client.NAME.fullmatch, named_by))
-            or not 0 <= (answer.size or 0) < _LARGEST
-        ):
+        if not all(named_by) or not 0 <= (answer.size or 0) < _LARGEST:
             told = f"X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}, or its size"
             raise hub_client.failure("HUB_UNUSABLE", settings, f"{told} for {one.model}")
         found.append(

@@ -32,7 +32,7 @@ _told: Final[dict[str, tuple[int | str | None, ...]]] = {}
 """What the Hub answered of each URL when the loader asked."""
 _downloads: Final[list[str]] = []
 """Those that run: they may take long, but not the questions that the client asks meanwhile."""
-NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
+_NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
 """An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
 XET_PLACE: Final = "/xet-read-token"
 """In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
@@ -188,12 +188,13 @@ def _require_names(response: Any) -> None:
     if is_head and status < 400:  # noqa: PLR2004 - the first of HTTP's errors
         named["ETag"] = tag and tag.lstrip("W/").strip('"')  # as the client does
     for header, value in named.items():
-        if value is not None and not NAME.fullmatch(value):
+        if value is not None and not _NAME.fullmatch(value):
             raise _UnusableError(f"{header} {value[:80]!r}")
     if is_head and (status < 400 or status == 404):  # noqa: PLR2004 - nor what it cannot say now
-        url, size = str(response.request.url), headers.get("X-Linked-Size")
-        told = (status, *named.values(), size or headers.get("Content-Length"))
-        told += (headers.get("X-Xet-Hash"),)
+        length = None if response.is_redirect else headers.get("Content-Length")
+        size, url = headers.get("X-Linked-Size") or length, str(response.request.url)
+        told = (status, *named.values(), size, headers.get("X-Xet-Hash"))
+        url = url.partition("?")[0]  # a signature differs each time
         if hasattr(_asking, "until"):
             _told[url] = told
         elif hasattr(_asking, "downloads") and told != _told.get(url):

@@ -162,27 +162,21 @@ def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[byt
     make, failure = _decoder(form, name)
     decoder = None
     try:
-        for bite in _bites(chunks):
-            data = bite
-            while data or (decoder is not None and not decoder.needs_input):
+        # in small pieces: a decoder copies what follows a member, after each of them
+        for data in (one[at : at + _BITE] for one in chunks for at in range(0, len(one), _BITE)):
+            rest = data
+            while rest or (decoder is not None and not decoder.needs_input):
                 decoder = decoder or make()
-                piece = decoder.decompress(data, PIECE)
-                data = b""
+                piece = decoder.decompress(rest, PIECE)
+                rest = b""
                 if piece:
                     yield piece
                 if decoder.eof:  # what follows must be another member, or it is garbage
-                    data, decoder = decoder.unused_data, None
+                    rest, decoder = decoder.unused_data, None
     except failure as error:
         raise refused(name, f"it is damaged: {error}") from error
     if decoder is not None:
         raise refused(name, "it is damaged: it ends in the middle of the compressed data")
-
-
-def _bites(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what a decoder is given at once: it copies the rest of that after each member."""
-    for chunk in chunks:
-        for start in range(0, len(chunk), _BITE):
-            yield chunk[start : start + _BITE]
 
 
 class _Gzip:
