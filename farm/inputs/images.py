@@ -371,9 +371,22 @@ def root_tar(
     # Below the cache, not /tmp: the packages' own programs must run there.
     with tempfile.TemporaryDirectory(dir=cache_folder("roots")) as folder:
         made = Path(folder) / "root.tar"
-        _run(("mmdebstrap", *_ALWAYS, *arguments, str(made)), folder, log)
+        _run((*_own_mounts(), "mmdebstrap", *_ALWAYS, *arguments, str(made)), folder, log)
         with made.open("rb") as stream:
             yield stream
+
+
+def _own_mounts() -> tuple[str, ...]:
+    """Return what keeps the mounts of a program to itself; nothing where this user may not.
+
+    As root, mmdebstrap mounts ``/sys`` in the folder. A program that looked through the farm's
+    cache kept it busy: mmdebstrap failed, and the host's ``/sys`` stayed in a temporary folder.
+    """
+    argv = ("unshare", "--mount")
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        return ()
+    alone = subprocess.run((*argv, "true"), capture_output=True, check=False)
+    return argv if alone.returncode == 0 else ()
 
 
 def _run(argv: tuple[str, ...], folder: str, log: Callable[[str], None]) -> None:

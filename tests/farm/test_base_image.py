@@ -187,14 +187,19 @@ def test_the_same_packages_make_the_same_root_file_system(
     if shutil.which("mmdebstrap") is None:
         must_or_skip("mmdebstrap is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    digests, names = set(), set()
+    digests, names, mounted = set(), set(), set()
+
+    def look(_: str) -> None:
+        mounted.add(str(tmp_path) in Path("/proc/mounts").read_text())
+
     for _ in range(2):
-        with images.root_tar(lambda _: None) as root:
+        with images.root_tar(look) as root:
             digests.add(hashlib.file_digest(root, "sha256").hexdigest())  # type: ignore[arg-type]
             root.seek(0)
             with tarfile.open(fileobj=root) as tar:
                 names = {entry.name.rstrip("/") for entry in tar}
     assert len(digests) == 1
+    assert mounted == {False}, "a program that looks through the cache would keep it busy"
     assert {"./usr/bin/dpkg", "./var/lib/apt/lists"} < names
     assert names.isdisjoint({"./etc/hostname", "./etc/resolv.conf", "./dev/null"})
 
