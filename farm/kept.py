@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from farm.source import Source
     from llama_loader.manifest import Manifest
 
 _TURN: Final = "manifest"
@@ -123,11 +122,6 @@ class KeptTree:
             expected is not None and self.folder.is_dir() and folder_digest(self.folder) == expected
         )
 
-    def was_interrupted(self) -> bool:
-        """Whether an earlier build of this plan began and left no tree."""
-        entry = self.entry()
-        return entry.begun and entry.tree is None
-
     def keep(
         self,
         products: Path,
@@ -147,8 +141,11 @@ class KeptTree:
             with durable.writing(self.folder):
                 if self.folder.exists():
                     shutil.rmtree(self.folder)
-                self.folder.mkdir(parents=True)
-                fill(self.folder, products, build_json, licences)
+                shutil.copytree(products, self.folder / "bin", symlinks=True)
+                (self.folder / BUILD_RECORD).write_bytes(build_json)
+                (self.folder / LICENCES).mkdir()
+                for name, text in licences.items():
+                    (self.folder / LICENCES / name).write_bytes(text)
                 whole = folder_digest(self.folder)
         except PackError:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -281,15 +278,6 @@ def _read(tarball: Path, state: Path) -> _Record | None:
         ) from error
 
 
-def fill(folder: Path, products: Path, build_json: bytes, licences: Mapping[str, bytes]) -> None:
-    """Write a tree into an empty folder: ``bin``, ``licenses``, ``BUILD.json``."""
-    shutil.copytree(products, folder / "bin", symlinks=True)
-    (folder / BUILD_RECORD).write_bytes(build_json)
-    (folder / LICENCES).mkdir()
-    for name, text in licences.items():
-        (folder / LICENCES / name).write_bytes(text)
-
-
 def digest(plan: BuildPlan, engine: str) -> str:
     """Return the sha256 of everything that decides the bytes of a tarball's binaries.
 
@@ -297,28 +285,15 @@ def digest(plan: BuildPlan, engine: str) -> str:
         plan: what is built.
         engine: ``Engine.identity``: which compiler builds it.
     """
-    line = plan.line
+    line, source = plan.line, plan.source
     decides = {
         # The commands for one fixed layout and number of jobs: with all of the plan's options.
         "steps": [step.argv for step in plan.steps(CONTAINER_LAYOUT, jobs=1)],
         "environment": plan.environment(CONTAINER_LAYOUT, ccache_dir=None),
         "key": plan.key,
         "line": [line.toolkit, line.min_driver, line.glibc],
-        "source": [plan.source.origin, plan.source.commit, source_digest(plan.source)],
+        "source": [source.origin, source.commit, source.digest, source.patches],
         "recipe": recipe.sha256(),
         "engine": engine,
     }
     return hashlib.sha256(msgspec.json.encode(decides)).hexdigest()
-
-
-def source_digest(source: Source) -> str:
-    """Return a digest or commit that identifies the source's content, patches included."""
-    if source.sha256 is not None:
-        named = source.sha256
-    elif source.commit is not None and source.origin.startswith("git+"):
-        named = source.commit
-    else:
-        named = source.digest
-    if not source.patches:
-        return named
-    return hashlib.sha256(msgspec.json.encode([named, source.patches])).hexdigest()

@@ -36,7 +36,7 @@ from llama_loader.manifest import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from farm.elf import Inspection, Merged
+    from farm.elf import Inspection
     from farm.tarball.build_record import LineRecord
 
 ROOT: Final = "runtime"
@@ -67,8 +67,7 @@ class PackRequest:
 
     Attributes:
         tree: the build's ``bin`` folder.
-        out: the tarball to write.
-        format: ``tar.zst`` or ``tar.gz``.
+        out: the tarball to write, ``.tar.zst`` or ``.tar.gz``.
         asked: the code that was asked for, and what the line promises; anything else is refused.
         licences: file names and texts.
         build_json: the bytes of ``BUILD.json``.
@@ -77,7 +76,6 @@ class PackRequest:
 
     tree: Path
     out: Path
-    format: str
     asked: elf.Asked
     licences: Mapping[str, bytes]
     build_json: bytes
@@ -201,7 +199,15 @@ class Inventory:
             InspectError: ``CODE_NOT_ASKED``: CUDA code in a line without a toolkit;
                 ``NO_BINARIES``: nothing in it is a program for one kind of machine.
         """
-        return self.entry(_cuda(self.name, elf.merge(self.inspections), line))
+        merged = elf.merge(self.inspections)
+        if not (merged.sass or merged.ptx):
+            return self.entry(None)
+        toolkit, driver = line.toolkit, line.min_driver
+        if toolkit is None or driver is None:
+            raise InspectError("CODE_NOT_ASKED/line", name=self.name)
+        return self.entry(
+            Cuda(toolkit=toolkit, min_driver=driver, sass=merged.sass, ptx=merged.ptx)
+        )
 
     def entry(
         self, cuda: Cuda | None, *, kind: str = LLAMA_SERVER, provides: tuple[str, ...] = ()
@@ -256,14 +262,15 @@ def pack(request: PackRequest, keep: Keep = nullcontext) -> Packed:
         InspectError: a binary is not what its set and line say (``elf.check``).
     """
     chosen = select(request.tree, request.programs)
-    inspections = tuple(_inspected(name, path) for name, path in chosen.items())
+    # under their names in the package
+    inspections = tuple(replace(elf.inspect(path), file=name) for name, path in chosen.items())
     elf.check(inspections, request.asked)
     texts = {BUILD_RECORD: request.build_json} | {
         f"{LICENCES}/{name}": text for name, text in request.licences.items()
     }
 
     def make(raw: IO[bytes]) -> Artifact:
-        write(raw, request.format, chosen, texts, request.programs)
+        write(raw, archive.format_of(request.out.name), chosen, texts, request.programs)
         raw.flush()
         inventory = read_inventory(durable.opened(raw.fileno()), name=request.out.name)
         return inventory.artifact(request.asked.line)
@@ -407,11 +414,6 @@ def is_elf(path: Path) -> bool:
         return stream.read(len(ELF_MAGIC)) == ELF_MAGIC
 
 
-def _inspected(name: str, path: Path) -> Inspection:
-    """Inspect a file under its name in the package."""
-    return replace(elf.inspect(path), file=name)
-
-
 def write(
     raw: IO[bytes],
     archive_format: str,
@@ -437,11 +439,3 @@ def write(
             mode = archive.PROGRAM_MODE if name in programs else archive.FILE_MODE
             with files[name].open("rb") as stream:
                 writer.add(Member(path, os.fstat(stream.fileno()).st_size, mode, stream))
-
-
-def _cuda(name: str, merged: Merged, line: LineRecord) -> Cuda | None:
-    if not (merged.sass or merged.ptx):
-        return None
-    if line.toolkit is None or line.min_driver is None:
-        raise InspectError("CODE_NOT_ASKED/line", name=name)
-    return Cuda(toolkit=line.toolkit, min_driver=line.min_driver, sass=merged.sass, ptx=merged.ptx)

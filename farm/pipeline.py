@@ -26,8 +26,6 @@ from farm.tarball import build_record, parts
 from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from farm.pack import Packed
     from farm.plan import BuildPlan, Engine
     from farm.tarball.parts import Part, Survey
@@ -81,9 +79,19 @@ def conclude(
         # Runs of other sets may share the folder: the manifest lists all of its tarballs.
         manifest = write_manifest(request.out, STATE, (one.tarball for one in made))
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
-    if failures:
-        raise _summary(failures, len(made) + len(failures))
-    return tuple(made)
+    if not failures:
+        return tuple(made)
+    first, asked = next(iter(failures.values())), len(made) + len(failures)
+    if asked == 1:
+        raise first
+    raise BuildError(
+        "SETS_FAILED",
+        count=len(failures),
+        asked=asked,
+        failures=", ".join(failures),
+        others="; the others are built" if made else "",
+        log=first.log,
+    )
 
 
 def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: bool = False) -> str:
@@ -253,24 +261,13 @@ def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fl
 
 
 def keep(kept: KeptTree, built: BuiltTree, request: BuildRequest, report: BuildReport) -> None:
-    """Keep a built tree with what accompanies it.
-
-    Raises:
-        BuildError: as ``recorded``.
-        PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
-    """
-    build_json, licences = recorded(kept.plan, built, request, report)
-    kept.keep(built.folder, build_json, licences, built.seconds)
-
-
-def recorded(
-    plan: BuildPlan, built: BuiltTree, request: BuildRequest, report: BuildReport
-) -> tuple[bytes, Mapping[str, bytes]]:
-    """Return what accompanies a built tree: ``BUILD.json`` and the licences' texts.
+    """Keep a built tree with what accompanies it: ``BUILD.json`` and the licences' texts.
 
     Raises:
         BuildError: ``TOOLKIT_NOT_OF_LINE``: another nvcc compiled it than the line promises.
+        PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
     """
+    plan = kept.plan
     survey = parts.survey(plan.source.tree, version=plan.source.version)
     for part in survey.parts:
         if not part.licence_files:
@@ -279,7 +276,7 @@ def recorded(
     found = _with_cub(survey, built.cub)
     inputs = _inputs(request, built.toolchain.engine)
     record = build_record.of(plan, built.toolchain, parts=found.parts, inputs=inputs)
-    return build_record.encode(record), found.texts
+    kept.keep(built.folder, build_record.encode(record), found.texts, built.seconds)
 
 
 def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
@@ -289,7 +286,8 @@ def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
     if kept.is_whole():
         report.say(f"{kept.plan.key}: built already, in an earlier run (--fresh builds it again)")
         return True
-    if kept.was_interrupted():
+    entry = kept.entry()
+    if entry.begun and entry.tree is None:
         report.say(
             f"{kept.plan.key}: resumes: an earlier run did not finish it; what the compiler cache "
             "holds is not compiled again"
@@ -334,18 +332,3 @@ def _inputs(request: BuildRequest, engine: str) -> dict[str, str]:
     if request.toolkit != toolkit.WHEELS:
         return {}
     return {pin.filename: pin.sha256 for pin in pins.load().toolkit_of(toolkit.WHEELS_LINE)}
-
-
-def _summary(failures: dict[str, FarmError], asked: int) -> FarmError:
-    first = next(iter(failures.values()))
-    if asked == 1:
-        return first
-    others = "; the others are built" if len(failures) < asked else ""
-    return BuildError(
-        "SETS_FAILED",
-        count=len(failures),
-        asked=asked,
-        failures=", ".join(failures),
-        others=others,
-        log=first.log,
-    )

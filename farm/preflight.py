@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from farm.options import BuildRequest, Publication
     from farm.pipeline import Made
-    from farm.publish.places import Destination
     from farm.source import Source
     from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
@@ -334,14 +333,20 @@ def publication_findings(wanted: Publication, source: Source | None) -> list[Far
     findings = Findings()
     if wanted.release is not None:
         with findings.collecting():
-            _require_name(wanted.release, source)
+            places.require_name("release", wanted.release)
+            build = re.match(r"b(\d+)\b", wanted.release)
+            if build and source and int(build[1]) != source.build:
+                name, own = wanted.release, source.build
+                raise UsageError("RELEASE_NAME_WRONG", name=name, named=build[1], build=own)
     place = None
     with findings.collecting():
         if wanted.to is not None:
             place = places.parse(wanted.to)
     with findings.collecting():
         if place is not None and wanted.release is not None:
-            _require_unpublished(place, wanted.release)
+            present = place.present(wanted.release).values()
+            if any(known.visible for known in present):
+                raise PublishError("PUBLISHED_ALREADY", where=place.where, name=wanted.release)
     with findings.collecting():
         if place is not None:
             place.require_writable()
@@ -352,15 +357,3 @@ def publication_findings(wanted: Publication, source: Source | None) -> list[Far
             if place is not None:
                 channels.Channel(place, name, signer).present()
     return findings.found
-
-
-def _require_name(name: str, source: Source | None) -> None:
-    places.require_name("release", name)
-    build = re.match(r"b(\d+)\b", name)
-    if build and source and int(build[1]) != source.build:
-        raise UsageError("RELEASE_NAME_WRONG", name=name, named=build[1], build=source.build)
-
-
-def _require_unpublished(place: Destination, name: str) -> None:
-    if any(known.visible for known in place.present(name).values()):
-        raise PublishError("PUBLISHED_ALREADY", where=place.where, name=name)

@@ -78,7 +78,6 @@ def pack_tree(tree: Path, out: Path, archive_format: str, keep: Keep = nullconte
     request = PackRequest(
         tree=tree / "bin",
         out=out / _name(record, archive_format),
-        format=archive_format,
         asked=_asked(record),
         licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
         build_json=build_json,
@@ -110,7 +109,10 @@ def write(
     found = [read(path) for path in tarballs(out)]
     require_packed(out, {one.artifact.name: one.artifact.sha256 for one in found}, packed or {})
     found.sort(key=lambda one: one.source is None)
-    source = _one_source([one.source for one in found if one.source])
+    source, *others = dict.fromkeys(one.source for one in found if one.source)
+    if others:
+        builds = ", ".join(sorted(map(build_record.shown, (source, *others))))
+        raise PackError("SOURCES_MIXED", builds=builds)
     before = load(out) if (out / MANIFEST).is_file() else None
     written = Manifest(
         schema_version=schema.SCHEMA_VERSION,
@@ -228,9 +230,15 @@ def verify_artifact(
         found_size = tarball.stat().st_size
         raise _differs(listed, "size", listed.size, found_size)
     found = read(tarball, Chunking(listed.chunk_size, listed.piece_size))
-    _compare(listed, found.artifact)
+    for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
+                  "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
+        said, there = getattr(listed, field), getattr(found.artifact, field)
+        if said != there:
+            raise _differs(listed, field, said, there)
     _check_sbom(folder, listed, found)
-    _check_source(manifest, listed, found)
+    if found.source and found.source != manifest.source:
+        source = build_record.shown(found.source)
+        raise _mismatch(f"{listed.name}: was built from {source}, not the manifest's source")
     _check_licences(found, note)
     if found.variants:
         note(
@@ -261,13 +269,6 @@ def require_whole(manifest: Manifest, url: str) -> None:
             raise _mismatch(f"{artifact.name}: its SBOM is not {sbom.name_of(artifact.name)}")
 
 
-def _compare(listed: Artifact, found: Artifact) -> None:
-    for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
-                  "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
-        if getattr(listed, field) != getattr(found, field):
-            raise _differs(listed, field, getattr(listed, field), getattr(found, field))
-
-
 def _differs(listed: Artifact, field: str, said: object, found: object) -> PackError:
     return _mismatch(
         f"{listed.name}: {field} is {said!r:.80} in the manifest, but {found!r:.80} in the tarball"
@@ -285,12 +286,6 @@ def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
     # As data: another version of the library may write the same document in other bytes.
     if _json(content) != _json(found.sbom):
         raise _mismatch(f"{listed.sbom.url}: does not say what the tarball holds")
-
-
-def _check_source(manifest: Manifest, listed: Artifact, found: Found) -> None:
-    if found.source and found.source != manifest.source:
-        source = build_record.shown(found.source)
-        raise _mismatch(f"{listed.name}: was built from {source}, not the manifest's source")
 
 
 def _check_licences(found: Found, note: Callable[[str], None]) -> None:
@@ -427,10 +422,3 @@ def record_of(path: Path) -> BuildRecord:
 
 def _name(record: BuildRecord, archive_format: str) -> str:
     return artifact_name(record.source.build, record.line.name, record.arch_set, archive_format)
-
-
-def _one_source(sources: list[schema.Source]) -> schema.Source:
-    if len(set(sources)) > 1:
-        builds = ", ".join(sorted(map(build_record.shown, set(sources))))
-        raise PackError("SOURCES_MIXED", builds=builds)
-    return sources[0]

@@ -22,7 +22,7 @@ from farm.compare import SIDES, compare
 from farm.engines.docker import DockerImages, connect
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
 from farm.inputs import images, patches, pins, recipe, toolkit
-from farm.kept import fill
+from farm.kept import KeptTree
 from farm.options import BuildRequest, RebuildRequest, require_known
 from farm.pack import SHIPPED, Packed, read_inventory
 from farm.plan import TARGETS, BuildPlan, Engine, Toolchain
@@ -126,18 +126,16 @@ def _tarball(
         plan.source.private() as own,
         Fleet(report, {plan.key: None}, many=False) as fleet,
     ):
-        plan = replace(plan, source=own)
+        kept = KeptTree(replace(plan, source=own), "", Path(folder))
         fleet.begin(plan.key, engine.name)
-        reporter = partial(fleet.hear, plan.key)
-        with execute.execute(plan, engine, logs=_LOGS / place.name, reporter=reporter) as built:
+        logs, reporter = _LOGS / place.name, partial(fleet.hear, plan.key)
+        with execute.execute(kept.plan, engine, logs=logs, reporter=reporter) as built:
             tools = built.toolchain
             if recorded and tools.image_digest and tools.image_digest == recorded.image_digest:
                 tools = replace(tools, image=recorded.image)
-            found = replace(built, toolchain=tools)
-            build_json, licences = pipeline.recorded(plan, found, request, report)
-            fill(Path(folder), built.folder, build_json, licences)
+            pipeline.keep(kept, replace(built, toolchain=tools), request, report)
         fleet.end(plan.key, BUILT)
-        return release.pack_tree(Path(folder), place, plan.arch_set.format)
+        return kept.pack(place)
 
 
 def rebuild(asked: RebuildRequest, report: BuildReport) -> None:

@@ -41,13 +41,10 @@ def held(keys: Iterable[str], folders: Iterable[Path]) -> Iterator[None]:
     Raises:
         BuildError: ``SET_IS_BEING_BUILT``: another run has one of them; ``OUT_NOT_WRITABLE``.
     """
-    wanted = [(key, folder) for folder in folders for key in keys]
     with ExitStack() as stack:
-        for key, folder in wanted:
-            try:
-                stack.enter_context(_locked(folder, key, 0))
-            except TimeoutError as taken:
-                raise BuildError("SET_IS_BEING_BUILT", name=key, folder=folder, by=taken) from taken
+        for folder in folders:
+            for key in keys:
+                stack.enter_context(_locked(folder, key, 0, "SET_IS_BEING_BUILT"))
         yield
 
 
@@ -58,24 +55,19 @@ def turn(folder: Path, name: str) -> Iterator[None]:
     Raises:
         BuildError: ``OUT_NOT_WRITABLE``; ``FOLDER_LOCKED``: another process has it for too long.
     """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(_locked(folder, name, PATIENCE))
-        except TimeoutError as taken:
-            what = f"{taken} has locked {folder}"
-            raise BuildError("FOLDER_LOCKED", what=what, patience=PATIENCE) from taken
+    with _locked(folder, name, PATIENCE, "FOLDER_LOCKED"):
         yield
 
 
 @contextmanager
-def _locked(folder: Path, name: str, patience: float) -> Iterator[None]:
+def _locked(folder: Path, name: str, patience: float, code: str) -> Iterator[None]:
     place = folder / f".{name}.lock"
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _take(place, patience, stack)
-        except TimeoutError:
-            raise
+        except TimeoutError as by:
+            raise BuildError(code, name=name, folder=folder, by=by, patience=patience) from by
         except OSError as error:
             raise BuildError(
                 "OUT_NOT_WRITABLE/disk", folder=folder, strerror=error.strerror

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+import msgspec
+
 from farm import durable, run_lock
 from farm.durable import files, folder_digest, new_folder
 from farm.errors import SourceError, UsageError
 from farm.inputs import git, patches
 from farm.inputs.archives import extract_subtree
 from farm.inputs.packages import cache_folder, fetch_package
-from farm.kept import source_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -223,7 +224,8 @@ def patched(found: Source, chosen: tuple[Change, ...]) -> Source:
     if not chosen:
         return found
     whole = replace(found, patches=tuple(one.patch for one in chosen))
-    tree, digest, note = _kept(source_digest(whole), lambda folder: _patch(found, folder, chosen))
+    key = hashlib.sha256(msgspec.json.encode([found.digest, whole.patches])).hexdigest()
+    tree, digest, note = _kept(key, lambda folder: _patch(found, folder, chosen))
     return replace(whole, tree=tree, digest=digest, note=_joined(found.note, note))
 
 

@@ -24,7 +24,7 @@ from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 try:
     from farm.cluster import host
     from farm.cluster.host import Outcome, place
-    from farm.cluster.scheduler import POLL, Connection, cluster, no_hosts, unreachable
+    from farm.cluster.scheduler import POLL, Connection, cluster
 except ModuleNotFoundError as error:
     raise UsageError("DASK_MISSING", name=error.name) from error
 
@@ -120,8 +120,8 @@ class Dispatcher:
             self._usable(hosts)
             if not self._compilers:
                 if time.monotonic() > until:
-                    address, is_open = self.link.address, self.link.is_open
-                    raise no_hosts(address) if is_open else unreachable(address)
+                    code = "WORKERS_MISSING" if self.link.is_open else "SCHEDULER_UNREACHABLE"
+                    raise EngineError(code, address=self.link.address, why=" any more")
                 time.sleep(POLL)
         return sorted(set(self._compilers.values()))
 
@@ -141,7 +141,7 @@ class Dispatcher:
             if hosts:
                 seen = time.monotonic()
             elif time.monotonic() - seen > _PATIENCE:
-                raise no_hosts(self.link.address)
+                raise EngineError("WORKERS_MISSING", address=self.link.address)
             self.fleet.hosts = max(len(hosts), 1)
             if self.link.is_open:
                 yield from self._take_back(hosts)
@@ -248,7 +248,9 @@ class Dispatcher:
             if self._hosts_of(build.key):
                 self.fleet.say(f"{build.key}: {where}; another host has it, too")
             elif len(gone) >= LOSSES:
-                yield build.job, _hosts_lost(gone)
+                why = f"{len(gone)} hosts were lost while they built it: {', '.join(gone)}"
+                hint = "is their memory too small for so many compilers? --jobs makes it fewer"
+                yield build.job, Outcome(gone[-1], b"", BuildError("HOSTS_LOST", why, hint=hint))
             else:
                 self._wait_again(build.job, f"{where}; it is built elsewhere")
 
@@ -307,12 +309,6 @@ def _outcome(build: _Build) -> Outcome:
     return outcome
 
 
-def _hosts_lost(gone: list[str]) -> Outcome:
-    why = f"{len(gone)} hosts were lost while they built it: {', '.join(gone)}"
-    hint = "is their memory too small for so many compilers? --jobs makes it fewer"
-    return Outcome(gone[-1], b"", BuildError("HOSTS_LOST", why, hint=hint))
-
-
 def build_spread(
     plans: list[BuildPlan], request: BuildRequest, report: BuildReport
 ) -> tuple[Made, ...]:
@@ -362,7 +358,10 @@ class _Run:
             UsageError: an engine that hosts cannot use.
             EngineError: no scheduler or no host answers.
         """
-        plan, asked = self.plans[0], self._for_hosts()
+        plan, engine = self.plans[0], self.request.worker_engine
+        # without folders of this machine
+        own = replace(self.request, source=None, out=Path())
+        asked = replace(own, engine=engine, line=plan.line.name)
         recorded = Journal(pipeline.STATE / "journal").times(self.plans)
         fleet = Fleet.longest_first(self.report, recorded)
         kept: dict[str, KeptTree] = {}
@@ -393,25 +392,15 @@ class _Run:
                     waiting.append(jobs[key])
             with fleet:
                 for job, outcome in dispatcher.run(waiting):
-                    if self._took_over(kept[job.key], outcome, fleet):
+                    try:
+                        self._take_over(kept[job.key], outcome)
+                    except FarmError as error:
+                        self.failures[job.key] = error
+                        fleet.end(job.key, FAILED)
+                        self.report.say(error.render())
+                    else:
+                        fleet.end(job.key, BUILT)
                         yield kept[job.key]
-
-    def _for_hosts(self) -> BuildRequest:
-        """Return the request for hosts: with their engine, and without folders of this machine."""
-        line, engine = self.plans[0].line.name, self.request.worker_engine
-        return replace(self.request, engine=engine, line=line, source=None, out=Path())
-
-    def _took_over(self, kept: KeptTree, outcome: Outcome, fleet: Fleet) -> bool:
-        key = kept.plan.key
-        try:
-            self._take_over(kept, outcome)
-        except FarmError as error:
-            self.failures[key] = error
-            fleet.end(key, FAILED)
-            self.report.say(error.render())
-            return False
-        fleet.end(key, BUILT)
-        return True
 
     def _take_over(self, kept: KeptTree, outcome: Outcome) -> None:
         log = pipeline.STATE / "logs" / f"{kept.plan.key}.log"

@@ -164,7 +164,8 @@ class Connection:
                 direct_to_workers=False,
             )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise unreachable(self.address, f": {error}") from error
+            why = f": {error}"
+            raise EngineError("SCHEDULER_UNREACHABLE", address=self.address, why=why) from error
         client.subscribe_topic(host.TOPIC, self._told)
         return client
 
@@ -184,13 +185,3 @@ def _knock(address: str) -> None:
         # over plain TCP a scheduler speaks first
         if scheme in {"", "tcp"} and not knocking.recv(1):
             raise ConnectionResetError("it ends the connection")
-
-
-def unreachable(address: str, why: str = " any more") -> EngineError:
-    """Return the error of an address where no scheduler answers."""
-    return EngineError("SCHEDULER_UNREACHABLE", address=address, why=why)
-
-
-def no_hosts(address: str) -> EngineError:
-    """Return the error of a scheduler without workers of ours."""
-    return EngineError("WORKERS_MISSING", address=address)

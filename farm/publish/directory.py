@@ -150,9 +150,10 @@ class Directory(Destination):
         try:
             try:
                 run_lock.wait(handle, self.where, _PATIENCE, "DESTINATION_LOCKED")
-            except TimeoutError as taken:
-                what = f"{taken} has locked {self.where}"
-                raise PublishError("DESTINATION_LOCKED", what=what, patience=_PATIENCE) from taken
+            except TimeoutError as by:
+                raise PublishError(
+                    "DESTINATION_LOCKED", folder=self.where, by=by, patience=_PATIENCE
+                ) from by
             yield durable.opened(handle)
         finally:
             os.close(handle)

@@ -80,7 +80,6 @@ def request(tree: Path, archive_format: str = "tar.gz", **changes: object) -> Pa
     asked = PackRequest(
         tree=tree,
         out=tree.parent / f"runtime.{archive_format}",
-        format=archive_format,
         asked=elf.Asked(frozenset(), frozenset(), CPU),
         licences={"LICENSE": b"MIT\n", "LICENSE.yyjson": b"MIT too\n"},
         build_json=b'{"schema_version": 1}\n',
