@@ -367,13 +367,17 @@ def _require_read(scope: Scope, asked: Any) -> None:
         return
     queue = scope["app"].get_blocks()._queue  # noqa: SLF001 - gradio has no bound of its own
     unread, answers = queue.pending_event_ids_session, queue.pending_messages_per_session
-    running, path = queue.event_ids_to_events.keys(), get_route_path(scope)
-    if path == "/gradio_api/cancel" and asked["event_id"] not in running:
+    path, known = get_route_path(scope), queue.event_ids_to_events
+    lines = [*filter(None, queue.active_jobs)]
+    lines += [one.queue for one in queue.event_queue_per_concurrency_id.values()]
+    for name in known.keys() - {event._id for line in lines for event in line}:  # noqa: SLF001
+        del known[name]  # where its end was cancelled, too
+    if path.startswith("/gradio_api/cancel") and asked["event_id"] not in known:
         raise HTTPException(404, "this event has ended")
     for name in [name for name, events in unread.items() if not events or name not in answers]:
         del unread[name]
     total = sum(map(len, unread.values()))
-    for name in [name for name, events in unread.items() if not events & running]:
+    for name in [name for name, events in unread.items() if not events & known.keys()]:
         if total >= _UNREAD_BY_ALL:
             total -= len(unread.pop(name))
             del answers[name]
