@@ -357,7 +357,8 @@ with ThreadPoolExecutor(60) as callers:
     requests.get(f"{demo.local_url}config", timeout=20).raise_for_status()
 while len(ended) < told.count("left"):
     time.sleep(0.05)
-told = [sorted(set(told)), told.count("left"), max(ended) - began < 2, "isError\\":false" in call(9)]
+kinds, left = sorted(set(told)), told.count("left")
+told = [kinds, left, max(ended) - began < 2, "isError\\":false" in call(9)]
 gradios = f"{demo.local_url}gradio_api/"
 event = requests.post(f"{gradios}call/slow", json={"data": ["x"]}).json()["event_id"]
 asked = {"session_hash": event, "fn_index": 0, "event_id": event}
