@@ -147,7 +147,10 @@ class Dispatcher:
                 yield from self._take_back(hosts)
             self._hand_out(hosts)
             while not self._events.empty():
-                self._hear(self._events.get())
+                told = self._events.get()[1]
+                # of a set at two hosts the later one is shown
+                if self._hosts_of(told["key"])[-1:] == [told["where"]]:
+                    self.fleet.hear(told["key"], told["what"], *told["values"])
             yield from self._take_in()
             time.sleep(POLL)
 
@@ -283,12 +286,6 @@ class Dispatcher:
                 self._wait_again(build.job, f"failed ({failure.code}); it is tried once more")
                 continue
             yield build.job, outcome
-
-    def _hear(self, event: Event) -> None:
-        """Receive a build's events; of a set at two hosts the later one is shown."""
-        told = event[1]
-        if self._hosts_of(told["key"])[-1:] == [told["where"]]:
-            self.fleet.hear(told["key"], told["what"], *told["values"])
 
 
 def _outcome(build: _Build) -> Outcome:
