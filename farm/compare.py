@@ -32,11 +32,7 @@ _Facts = tuple[str, str, str]
 def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -> tuple[str, ...]:
     """Compare two release tarballs; report, keep and explain what differs.
 
-    Args:
-        first: a tarball.
-        second: the other one.
-        kept: the folder for both versions of what differs, and diffoscope's report; is replaced.
-        say: takes one line for a person at a time.
+    The folder ``kept`` is replaced: by both versions of what differs, and diffoscope's report.
 
     Returns:
         A line for each file that differs; none if the tarballs are identical.

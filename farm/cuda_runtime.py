@@ -159,10 +159,7 @@ def read_with_record(
     ``sass`` and ``ptx`` stay empty: which GPUs cuBLAS serves is the toolkit's promise, and a
     reader that does not know the artifact's kind finds nothing to run in it.
 
-    Args:
-        path: the tarball.
-        name: what it is called, where that is not ``path``'s name.
-        chunking: how to cut it for the digests.
+    The arguments are those of ``pack.read_inventory``.
 
     Raises:
         PackError: it is damaged, is not ours, or a file in it is not as it was in its wheel.

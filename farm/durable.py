@@ -31,9 +31,7 @@ SMALL: Final = 8 << 20
 def writing(place: Path, *, hint: str = "") -> Iterator[None]:
     """Turn an error of the disk (full, not writable) into a one-line error.
 
-    Args:
-        place: what is written.
-        hint: what to do about it.
+    ``hint`` says what to do about it.
 
     Raises:
         PackError: ``WRITE_FAILED``, instead of the block's ``OSError``.
@@ -78,9 +76,7 @@ def open_regular(path: Path, *, follow: bool = True, most: int | None = None) ->
 def read_small(path: Path, *, follow: bool = True) -> bytes:
     """Read a regular file of at most 8 MiB: a manifest, an SBOM, a report, a signature.
 
-    Args:
-        path: the file.
-        follow: as for ``open_regular``.
+    ``follow`` is as for ``open_regular``.
 
     Raises:
         OSError: it cannot be read, is no regular file, or is larger.

@@ -86,10 +86,7 @@ class Journal:
 class KeptTree:
     """One plan's place in a checkout's state folder.
 
-    Attributes:
-        plan: what is built.
-        digest: the plan's (``digest``).
-        state: the checkout's ``.farm``.
+    ``digest`` is the plan's (``digest``), ``state`` the checkout's ``.farm``.
     """
 
     plan: BuildPlan
@@ -233,12 +230,7 @@ def write_manifest(
 ) -> Manifest:
     """Write a folder's manifest if its tarballs are those that were packed (``release.write``).
 
-    Args:
-        out: the folder.
-        state: the checkout's ``.farm``.
-        made: the tarballs of this run.
-        named: the release's name.
-        serial: its serial.
+    ``made`` are the tarballs of this run, ``named`` and ``serial`` the release's name and serial.
 
     Raises:
         FarmError: as ``release.write``; ``FOLDER_LOCKED``.
@@ -281,9 +273,7 @@ def _read(tarball: Path, state: Path) -> _Record | None:
 def digest(plan: BuildPlan, engine: str) -> str:
     """Return the sha256 of everything that decides the bytes of a tarball's binaries.
 
-    Args:
-        plan: what is built.
-        engine: ``Engine.identity``: which compiler builds it.
+    ``engine`` is ``Engine.identity``: which compiler builds it.
     """
     line, source = plan.line, plan.source
     decides = {

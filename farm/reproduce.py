@@ -57,9 +57,7 @@ _OPTION: Final = re.compile(rf"(GGML|LLAMA)_\w+=[\w.]*|{recipe.DEFINITION}=\w+(;
 def prove(request: BuildRequest, report: BuildReport) -> None:
     """Build each set of a request twice and compare the tarballs.
 
-    Args:
-        request: what to build; its ``jobs`` is for the first build, the second has one more.
-        report: shows the progress.
+    ``jobs`` of the request is for the first build, the second has one more.
 
     Raises:
         UsageError: the request names something that does not exist or cannot be built.

@@ -223,12 +223,7 @@ def program_targets(also: Iterable[str], tree: Path) -> tuple[str, ...]:
 def options(
     request: BuildRequest, tree: Path
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Return a plan's ``targets`` and ``defined``: CMake's targets and further definitions.
-
-    Args:
-        request: the options.
-        tree: the source.
-    """
+    """Return a plan's ``targets`` and ``defined``: CMake's targets and further definitions."""
     defined, also = dict(definitions(request.define)), programs(request.also)
     if "rpc-server" in also:
         defined |= RPC

@@ -67,10 +67,7 @@ class _Build:
 class Dispatcher:
     """Hands jobs out and collects outcomes. Use as a context manager.
 
-    Args:
-        address: the scheduler's.
-        source: packs the source; called once, if a host lacks it.
-        fleet: shows the progress.
+    ``source`` packs the source; it is called once, if a host lacks it.
 
     Raises:
         EngineError: ``SCHEDULER_UNREACHABLE``.

@@ -136,9 +136,7 @@ def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
 
     It appears complete or not at all, and survives restarts; a changed one is removed.
 
-    Args:
-        digest: the source's (``folder_digest``).
-        packed: its tar.
+    ``digest`` is the source's (``folder_digest``), ``packed`` its tar.
     """
     folder = _source_folder(digest)
     try:

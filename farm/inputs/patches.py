@@ -147,9 +147,7 @@ def misfits(tree: Path) -> dict[str, UsageError]:
 def changed(tree: Path, chosen: Iterable[Change]) -> dict[str, bytes]:
     """Return the files that patches change or add, with their new content.
 
-    Args:
-        tree: llama.cpp's source.
-        chosen: the patches; each applies to the files as the previous ones left them.
+    Each patch applies to the files as the previous ones left them.
 
     Raises:
         UsageError: ``PATCH_DOES_NOT_FIT``: names patch, file and anchor, and how often it occurs.

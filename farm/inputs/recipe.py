@@ -57,9 +57,7 @@ def of_this_machine(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
     Empty if that is unknown: the processor is no x86-64, or the source has other variants.
 
-    Args:
-        tree: llama.cpp's source.
-        cpuinfo: the kernel's file about the processor.
+    ``cpuinfo`` is the kernel's file about the processor.
     """
     cmake = tree / "ggml" / "src" / "CMakeLists.txt"
     if not (cmake.is_file() and cpuinfo.is_file()):

@@ -286,10 +286,7 @@ def due(
     newest one, whenever they end: no key is at hand, and a changed pair may name any end. It keeps
     no other channel from being renewed.
 
-    Args:
-        destination: where they are.
-        days: from now.
-        only: one channel, instead of all.
+    ``only`` is one channel, instead of all; ``days`` count from now.
 
     Raises:
         FarmError: the place cannot be read, or has no such channel.

@@ -86,10 +86,8 @@ class Report(NamedTuple):
 def run(folder: Path, tell: Callable[[Check], None], *, start: bool = True) -> Report:
     """Check a release folder.
 
-    Args:
-        folder: the release.
-        tell: told of every check as it is made.
-        start: also start its programs, if they are what the manifest says.
+    ``tell`` is told of every check as it is made. With ``start`` its programs are started, too, if
+    they are what the manifest says.
 
     Raises:
         UsageError: the folder is no release.
@@ -110,11 +108,7 @@ def check_published(
 ) -> Report:
     """Fetch a published release and check it on this machine.
 
-    Args:
-        destination: where it is published.
-        name: the release's.
-        tell: told of every check as it is made.
-        start: as for ``run``.
+    ``tell`` and ``start`` are as for ``run``.
 
     Raises:
         PublishError: it is not published, or is not whole.
@@ -143,12 +137,8 @@ def require_gate(
 ) -> str:
     """Return the sha256 of a published manifest that may be signed. Nothing of it is started.
 
-    Args:
-        destination: where it is published.
-        name: the release's.
-        tell: told of every check as it is made.
-        checked: sha256 of the manifest that passed the gate elsewhere, which `invoke gate` prints;
-            without it the release is fetched and read here.
+    ``tell`` is as for ``run``. ``checked`` is the sha256 of the manifest that passed the gate
+    elsewhere, which `invoke gate` prints; without it the release is fetched and read here.
 
     Raises:
         PublishError: it is not published, is another manifest (``RELEASE_CHANGED``), or a check

@@ -82,11 +82,7 @@ def channel(
 ) -> Pin:
     """Return the pin of a channel, beginning with its current serial.
 
-    Args:
-        destination: where it is.
-        name: the channel's.
-        public_key: the key that must have signed it.
-        project: the project that it must be signed for; None for the destination's own.
+    ``project`` is the one that it must be signed for; None for the destination's own.
 
     Raises:
         PublishError: there is no such channel, it is not signed by that key, or not for this

@@ -263,9 +263,7 @@ def of_file(path: Path, most: int = durable.SMALL) -> Part:
 
     The part keeps it open: what its name leads to later is never sent.
 
-    Args:
-        path: the file.
-        most: the bytes that it may have.
+    ``most`` are the bytes that it may have.
 
     Raises:
         PublishError: it cannot be read, is a link, or is larger: nothing of that is hashed.

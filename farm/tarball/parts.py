@@ -156,9 +156,7 @@ class _Licence:
 def survey(tree: Path, *, version: str | None = None) -> Survey:
     """Read the parts of a source tree.
 
-    Args:
-        tree: llama.cpp's folder.
-        version: its own release number, if it is known.
+    ``version`` is its own release number, if it is known.
 
     Raises:
         UsageError: ``SOURCE_UNREADABLE``: a licence's text is larger than 8 MiB.

@@ -57,9 +57,7 @@ def name_of(tarball: str) -> str:
 def of_server(artifact: Artifact, record: BuildRecord) -> bytes:
     """Return the document of a llama-server's tarball.
 
-    Args:
-        artifact: the manifest's entry, read from the tarball.
-        record: its ``BUILD.json``.
+    ``record`` is its ``BUILD.json``.
     """
     source = record.source
     parts = record.parts

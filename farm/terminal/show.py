@@ -164,9 +164,7 @@ def check(made: Check) -> None:
 def gate(report: Report, to: str | None = None) -> None:
     """Print the end of the gate; its last word is the digest, which workflows read.
 
-    Args:
-        report: of the checks.
-        to: where the release is published, if the gate was told so.
+    ``to`` is where the release is published, if the gate was told so.
 
     Raises:
         PublishError: a check failed.
