@@ -39,7 +39,8 @@ BESIDE: Final[dict[str, tuple[str, ...]]] = {
 _CHANNEL: Final = re.compile(r"/(?:channels/|channel-)([^/]+)/[^/]+\Z")
 _URL: Final = "YAKULINGO_SPACES_LLAMA_CPP_URL"
 _SHA256: Final = "YAKULINGO_SPACES_LLAMA_CPP_SHA256"
-_CHUNK: Final = 1 << 30
+_CHUNK: Final = 8 << 20
+"""Bytes; the most that a manifest may say."""
 _CUDART: Final = re.compile(r"libcudart\.so\.([0-9]+)")
 
 
