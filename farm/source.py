@@ -321,12 +321,12 @@ def _require_own(tree: Path) -> None:
 def _leads_inside(path: Path, root: Path) -> bool:
     try:
         leads_to = Path(os.path.realpath(path, strict=True))
-        way = path.readlink().parts if path.is_symlink() else ()
+        way = path.readlink() if path.is_symlink() else Path()
     except OSError:
         return False
-    if "/" in way or not leads_to.is_relative_to(root):
+    if way.is_absolute() or not leads_to.is_relative_to(root):
         return False
-    return ".git" not in (*way, *leads_to.relative_to(root).parts)
+    return ".git" not in (*way.parts, *leads_to.relative_to(root).parts)
 
 
 def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:

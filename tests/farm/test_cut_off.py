@@ -177,6 +177,7 @@ def killed(number: int, work: Callable[[], object]) -> bool:
     return status != 0
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("known", [True, False])
 def test_packing_that_is_killed_anywhere_leaves_a_tarball_that_other_runs_list(
     kept: Path, tmp_path: Path, *, known: bool

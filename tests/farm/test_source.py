@@ -397,7 +397,7 @@ def test_settings_of_a_foreign_work_tree_start_no_program(upstream: Path, tmp_pa
         "loop",
         "nowhere",
         "../part/.git/x/../..",
-        "{tree}/NUMBER",
+        "/{tree}/NUMBER",
     ],
 )
 def test_link_out_of_a_source_tree_is_refused_by_its_name(upstream: Path, target: str) -> None:
