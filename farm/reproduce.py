@@ -239,17 +239,19 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
         found = source.from_folder(folder)
     elif match := _PYPI.fullmatch(record.origin):
         if match["package"] != pins.load().source.package:
-            told = {"kind": "package", "trusting": "you can unpack it"}
-            raise SourceError("REMOTE_NOT_TRUSTED", named=match["package"], **told)
+            raise _not_trusted(match["package"], "package", "you can unpack it")
         found = source.from_archive(_pin(record, match))
     elif (match := _GIT.fullmatch(record.origin)) and record.commit:
         if match["remote"] not in (source.GIT_REMOTE, remote):
-            told = {"kind": "repository", "trusting": "name it: --remote URL"}
-            raise SourceError("REMOTE_NOT_TRUSTED", named=match["remote"], **told)
+            raise _not_trusted(match["remote"], "repository", "name it: --remote URL")
         found = source.from_ref(record.commit, remote=match["remote"])
     else:
         raise SourceError("SOURCE_NOT_PUBLISHED", origin=record.origin)
     return replace(source.patched(found, chosen), **msgspec.structs.asdict(record))
+
+
+def _not_trusted(named: str, kind: str, trusting: str) -> SourceError:
+    return SourceError("REMOTE_NOT_TRUSTED", named=named, kind=kind, trusting=trusting)
 
 
 def _pin(record: schema.Source, match: re.Match[str]) -> pins.SourcePin:
