@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
+import tempfile
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import requests
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future, LocalCluster, Worker
 
 from farm.cluster import host
 from farm.errors import EngineError
@@ -33,6 +34,13 @@ _CONNECT_SECONDS: Final = 10.0
 Event = tuple[float, dict[str, Any]]
 
 
+class _Worker(Worker):
+    """A worker without Dask's HTTP server, which listens on every address of the machine."""
+
+    def start_http_server(self, *_: object) -> None:
+        """Listen nowhere."""
+
+
 @contextmanager
 def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
     """Yield a scheduler's address: the named one, else that of a scheduler of this machine.
@@ -47,15 +55,22 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
     # and its scheduler a traceback of level CRITICAL where Ctrl-C has closed the client meanwhile.
     for handler in logging.getLogger("distributed").handlers:
         handler.setLevel(logging.CRITICAL + 1)
-    with LocalCluster(
-        n_workers=min(request.workers or 1, sets),
-        threads_per_worker=1,
-        processes=False,  # builds are processes of their own
-        protocol="inproc",  # through a port, any user of this machine could run code as this one
-        dashboard_address=_DASHBOARD,
-        silence_logs=False,
-        resources={RESOURCE: 1},
-    ) as local:
+    with (
+        # Dask's own is one folder of all users, in which another one can put links
+        tempfile.TemporaryDirectory(prefix="llama-farm-dask-") as private,
+        LocalCluster(
+            n_workers=min(request.workers or 1, sets),
+            threads_per_worker=1,
+            worker_class=_Worker,
+            processes=False,  # builds are processes of their own
+            protocol="inproc",  # through a port, any user of this machine could run code as this
+            dashboard_address=_DASHBOARD,
+            silence_logs=False,
+            local_directory=private,
+            scheduler_kwargs={"local_directory": private},
+            resources={RESOURCE: 1},
+        ) as local,
+    ):
         yield local.scheduler_address
 
 

@@ -97,6 +97,8 @@ RUN = {
     "python3 -m venv .venv": DEPLOYED,
     ".venv/bin/python -m pip install --require-hashes -r requirements-cluster.lock": DEPLOYED,
     ".venv/bin/python -m pip install --no-deps -e .": DEPLOYED,
+    "mkdir -p .venv/etc/dask": DEPLOYED,
+    'echo "temporary-directory: $PWD/.farm/dask" > .venv/etc/dask/farm.yaml': DEPLOYED,
     ".venv/bin/dask scheduler --port 8786": HOSTS,
     ".venv/bin/dask worker tcp://builder:8786 --nthreads 1 --resources FARM_BUILD=1": HOSTS,
 }

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -111,20 +112,30 @@ def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
 
 
 def test_scheduler_of_this_machine_takes_no_connection_of_another_program(
-    request_: BuildRequest,
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ports() -> set[int]:
-        there = psutil.net_connections("tcp4")
-        return {one.laddr.port for one in there if (one.pid, one.status) == (os.getpid(), "LISTEN")}
+    """Nor does it use Dask's folder for all users, where another user's link costs a file."""
 
-    before = ports()
+    def listening() -> set[tuple[str, int]]:
+        there = psutil.net_connections("tcp")
+        return {one.laddr for one in there if (one.pid, one.status) == (os.getpid(), "LISTEN")}
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "dask-scratch-space").mkdir()
+    (file := tmp_path / "file").write_text("a person's")
+    (tmp_path / "dask-scratch-space" / "global.lock").symlink_to(file)
+    before = listening()
     with (
         scheduler.cluster(replace(request_, workers=2), 2) as address,
         closing(scheduler.Connection(address, lambda _: None)) as ours,
     ):
         assert len(ours.hosts()) == 2
-        for port in ports() - before:  # those of pages; whoever speaks Dask's protocol runs code
-            assert requests.get(f"http://127.0.0.1:{port}/health", timeout=30).ok
+        ((host_, port),) = listening() - before  # whoever speaks Dask's protocol runs code
+        assert host_ == "127.0.0.1"
+        assert requests.get(f"http://127.0.0.1:{port}/health", timeout=30).ok  # the dashboard's
+    assert file.read_text() == "a person's"
+    assert {one.name for one in tmp_path.iterdir()} >= {"dask-scratch-space", "file"}
+    assert not list(tmp_path.glob("llama-farm-dask-*"))
 
 
 Start = Callable[..., "subprocess.Popen[str]"]

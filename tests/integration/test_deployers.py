@@ -42,7 +42,6 @@ class Site:
         """Run a program of the documentation, until Enter is pressed; gives the scheduler's."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), **environ}
         environment["XDG_CACHE_HOME"] = str(self.home / "cache")
-        environment["DASK_TEMPORARY_DIRECTORY"] = str(self.home)
         log = self.home / "log"
         pipe = subprocess.PIPE
         with (
@@ -127,6 +126,9 @@ def test_hosts_that_are_reached_over_ssh(
     ):
         told = finished(held, started(held, request_, address))
         assert len(set(re.findall(r"cpu-\w+: to (\S+)", told))) == 2, told
+        private = site.python.parents[2] / ".farm" / "dask" / "dask-scratch-space"
+        kinds = {one.name.partition("-")[0] for one in private.glob("*-*[!k]")}
+        assert {"scheduler", "worker"} <= kinds, kinds
         assert len(site.workers()) >= 3
 
 

@@ -26,6 +26,8 @@ def prepare(checkout: Path) -> Path:
         (*uv, "venv", "--quiet", "--python", sys.executable, str(environment)),
         (*install, "--require-hashes", "-r", "requirements-cluster.lock"),
         (*install, "--no-deps", "-e", "."),
+        ("mkdir", "-p", ".venv/etc/dask"),
+        ("sh", "-c", 'echo "temporary-directory: $PWD/.farm/dask" > .venv/etc/dask/farm.yaml'),
     ):
         subprocess.run(command, cwd=checkout, check=True)
     return python

@@ -21,7 +21,7 @@ PasswordAuthentication no
 StrictModes no
 UsePAM no
 PidFile none
-SetEnv XDG_CACHE_HOME={folder}/cache CCACHE_DIR={folder}/ccache DASK_TEMPORARY_DIRECTORY={folder}
+SetEnv XDG_CACHE_HOME={folder}/cache CCACHE_DIR={folder}/ccache
 """
 _CLIENT = """\
 Host {name}
