@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import stat
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,16 @@ from typing import IO, BinaryIO, Final
 
 import msgspec
 
-from farm.errors import PackError, SourceError
+from farm.errors import PackError, SourceError, UsageError
 
 SMALL: Final = 8 << 20
 """Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""
+MOST_BYTES: Final = 2 << 30
+MOST_FILES: Final = 50_000
+"""Of a source; the largest archive seen unpacks to 300 MB in 5,000 files."""
+MOST_NAMES: Final = 32
+"""Of a path in a tree; llama.cpp's longest has 9. ``shutil`` and the like call themselves for each
+folder, and Python ends at 1,000 calls."""
 
 
 @contextmanager
@@ -168,7 +175,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
             if not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(staging.parent, ignore_errors=True)
+        remove(staging.parent)
+
+
+def remove(path: Path) -> str:
+    """Remove a file or a folder of any depth; return rm's last words about what stays.
+
+    ``shutil.rmtree`` ends at some 1,000 folders in one another.
+    """
+    done = subprocess.run(
+        ["rm", "-rf", "--", path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+    )
+    return done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
 
 
 def sync_tree(folder: Path) -> None:
@@ -250,13 +268,16 @@ def verified(path: Path, digest: str) -> Iterator[IO[bytes]]:
         yield copy
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, most: int | None = None) -> str:
     """Return the sha256 of a folder's names, modes, links and contents, ``.git`` left out.
 
     Only files and links are read, because reading a pipe would wait for ever.
+
+    Raises:
+        UsageError: as ``files``.
     """
     whole = hashlib.sha256()
-    for path in files(folder):
+    for path in files(folder, most):
         name = str(path.relative_to(folder))
         if path.is_symlink():
             kind, content = "link", _encodable(str(path.readlink()))
@@ -274,12 +295,36 @@ def _encodable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def files(folder: Path) -> Iterator[Path]:
-    """Yield everything below a folder except folders, in order, without ``.git``."""
+def files(folder: Path, most: int | None = None) -> Iterator[Path]:
+    """Yield everything below a folder except folders, in order, without ``.git``.
+
+    Args:
+        folder: the folder.
+        most: bytes of all files, each looked at before it is given; None for a tree of the farm's.
+
+    Raises:
+        UsageError: ``SOURCE_UNREADABLE``: there is more than a source has.
+    """
+    left = most
+    for number, path in enumerate(_below(folder, MOST_NAMES)):
+        if left is not None:
+            left -= path.lstat().st_size
+        if number >= MOST_FILES or (left is not None and left < 0):
+            raise _beyond(path, f"beyond {MOST_BYTES >> 20} MiB or {MOST_FILES} files")
+        yield path
+
+
+def _below(folder: Path, names: int) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name == ".git":
             continue
+        if names == 0:
+            raise _beyond(folder, f"more than {MOST_NAMES} folders in one another")
         if path.is_dir() and not path.is_symlink():
-            yield from files(path)
+            yield from _below(path, names - 1)
         else:
             yield path
+
+
+def _beyond(path: Path, why: str) -> UsageError:
+    return UsageError("SOURCE_UNREADABLE", shown=_encodable(str(path)), why=why)

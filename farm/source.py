@@ -98,9 +98,12 @@ class Source:
         Raises:
             FarmError: as ``private``.
         """
-        ignored = shutil.ignore_patterns(".git")
         with durable.writing(folder):
-            shutil.copytree(self.tree, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            for path in files(self.tree, durable.MOST_BYTES):
+                place = folder / path.relative_to(self.tree)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, place, follow_symlinks=False)
         if folder_digest(folder) != self.digest:
             raise SourceError("SOURCE_CHANGED", tree=self.tree)
         _require_own(folder)
@@ -180,7 +183,7 @@ def from_folder(folder: Path) -> Source:
     """
     tree = folder.resolve()
     _require_layout(tree, str(folder))
-    digest = folder_digest(tree)
+    digest = folder_digest(tree, durable.MOST_BYTES)
     build, commit, note = _history(tree)
     found = _source(tree, digest, build, commit, f"folder:{tree.name}", note)
     return replace(found, place=str(tree))
@@ -270,7 +273,7 @@ def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str, str | None
                 note = (
                     f"note[SOURCE_CHANGED]: {tree} was changed since it was made; it is made again"
                 )
-            shutil.rmtree(tree)
+            durable.remove(tree)
         with durable.writing(record):
             with new_folder(tree) as staging:
                 make(staging)

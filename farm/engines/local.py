@@ -216,7 +216,7 @@ def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with run_lock.turn(parent, "folders"):  # a sweep sees no folder that is not held yet
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(durable.remove, folder)
             maker = stack.enter_context((folder / _MAKER_FILE).open("a+", encoding="ascii"))
             fcntl.flock(maker, fcntl.LOCK_EX)
         yield folder
@@ -233,7 +233,7 @@ def sweep_folders(parent: Path, sink: LineSink) -> None:
             with contextlib.suppress(OSError), file.open("a+", encoding="ascii") as maker:
                 fcntl.flock(maker, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 ended = _end_workers(file.parent)
-                shutil.rmtree(file.parent, ignore_errors=True)
+                durable.remove(file.parent)
                 also = f", and ended {ended} processes in it" if ended else ""
                 sink(f"note[LEFT_BEHIND]: removed {file.parent}, whose maker was killed{also}")
 

@@ -25,9 +25,6 @@ _DAMAGE: Final = (
     *(ValueError, OverflowError, RecursionError),
 )
 """What ``tarfile`` and what it reads from raise for an archive that is none."""
-_MOST_BYTES: Final = 2 << 30
-_MOST_FILES: Final = 50_000
-"""Of a source archive; the largest seen unpacks to 300 MB in 5,000 files."""
 
 
 def extract_subtree(archive: Path, subdir: str, into: Path, sha256: str) -> None:
@@ -42,7 +39,8 @@ def extract_subtree(archive: Path, subdir: str, into: Path, sha256: str) -> None
         durable.new_folder(into) as staging,
         durable.verified(archive, sha256) as stream,
     ):
-        unpack(stream, staging, what=archive.name, mode="r:gz", most=_MOST_BYTES, subdir=subdir)
+        most = durable.MOST_BYTES
+        unpack(stream, staging, what=archive.name, mode="r:gz", most=most, subdir=subdir)
         if not any(staging.iterdir()):
             raise SourceError("SUBDIR_MISSING", name=archive.name, subdir=subdir)
 
@@ -84,6 +82,8 @@ def unpack(
                 content = tar.extractfile(member) if member.isreg() else None
                 if not path.parts or ".." in path.parts or not (content or member.issym()):
                     raise tarfile.ReadError(f"{member.name!r} leads outside, or is no file")
+                if len(path.parts) > durable.MOST_NAMES:
+                    raise tarfile.ReadError(f"a path has more than {durable.MOST_NAMES} names")
                 if content is None:
                     links[path] = member.linkname
                 else:
@@ -121,8 +121,8 @@ def _bounded(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
     for number, member in enumerate(tar):
         left -= member.size
         odd = member.size < 0 or member.issparse() or member.islnk()
-        if left < 0 or number == _MOST_FILES or odd:
-            bounds = f"{most >> 20} MiB or {_MOST_FILES} files"
+        if left < 0 or number == durable.MOST_FILES or odd:
+            bounds = f"{most >> 20} MiB or {durable.MOST_FILES} files"
             raise tarfile.ReadError(f"{member.name!r} is a hard link or sparse, or beyond {bounds}")
         yield member
 

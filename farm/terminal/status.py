@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from rich.filesize import decimal
 
-from farm import STATE_FOLDER, loader, release, run_lock
+from farm import STATE_FOLDER, durable, loader, release, run_lock
 from farm.engines import shared_cache
 from farm.engines.docker import CACHE_VOLUME, Stored, cache_counters, connect, stored
 from farm.engines.local import ccache_dir
@@ -246,24 +245,17 @@ def _folders(root: Path, kept: str) -> Iterator[Stored]:
     for path in sorted(root.iterdir()):
         told = _NAMES.get(path.name)
         if told is not None and path.is_dir() and not path.is_symlink():
-            yield Stored(f"{path}: {told}", size_of(path), kept, partial(_deleted, path))
-
-
-def _deleted(path: Path) -> str:
-    try:
-        shutil.rmtree(path)
-    except OSError as error:  # of another user, as after a run with sudo
-        return f"{error.filename}: {error.strerror}"
-    return ""
+            yield Stored(f"{path}: {told}", size_of(path), kept, partial(durable.remove, path))
 
 
 def size_of(folder: Path) -> int:
     """Return the bytes that a folder's files take on the disk; links are not followed."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(Path(parent) / name).st_blocks * _BLOCK
-            except FileNotFoundError:  # gone meanwhile
-                continue
+    total, folders = 0, [str(folder)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as found:  # gone meanwhile, or too deep
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
     return total

@@ -14,6 +14,7 @@ from farm import run_lock
 from farm.inputs.packages import cache_folder
 from farm.terminal import show, status
 from farm.terminal.status import Leavings
+from tests.rigs.heard import heard
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -50,6 +51,8 @@ def test_clean_lists_every_thing_of_the_farm_with_its_size_and_the_sum(
 
 
 def test_clean_removes_what_the_farm_made_and_nothing_else(machine: Path) -> None:
+    deep = machine / "llama-server-farm" / "sources" / ".part-x" / ("d/" * 1100)
+    heard(["mkdir", "-p", deep], check=True)
     with Leavings(state=machine / "state") as left:
         told = list(left.remove())
     assert len(told) == 6

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tiny_release import TINY, Silent
 
-from farm import pipeline, preflight, source, targets
+from farm import durable, pipeline, preflight, source, targets
 from farm.durable import folder_digest
 from farm.engines.local import LocalEngine
 from farm.errors import SourceError, UsageError
@@ -25,7 +25,7 @@ from farm.plan import BuildPlan
 from farm.request import choose_source
 from farm.terminal.progress import BuildReport
 from llama_loader.manifest import Patch
-from tests.rigs.heard import git
+from tests.rigs.heard import git, heard
 from tests.rigs.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("private_cache")
@@ -324,21 +324,33 @@ def test_a_layout_that_is_too_old_is_refused_with_that_reason(
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["pipe", "socket", "name"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "name", "huge", "deep"])
 def test_what_no_source_has_is_refused_by_its_path(tmp_path: Path, kind: str) -> None:
     tree = Path(shutil.copytree(TINY, tmp_path / "plain"))
+    found = source.from_folder(tree)
     place = tree / "tools" / ("n\udcff" if kind == "name" else kind)
     with socket.socket(socket.AF_UNIX) as listener:
         if kind == "pipe":
             os.mkfifo(place)
         elif kind == "socket":
             listener.bind(str(place))
+        elif kind == "huge":
+            place.touch()
+            os.truncate(place, 8 << 40)  # nothing on the disk
+        elif kind == "deep":
+            heard(["mkdir", "-p", place.parent / ("d/" * 1100)], check=True)
+            (place.parent / ("d/" * 1100) / "file").touch()
         else:
             place.write_text("")
         with refused("SOURCE_UNREADABLE", UsageError, status=2) as caught:
             source.from_folder(tree)
-        folder_digest(tree)  # neither waits nor fails
-    shown = f"{tree}/tools/" + (r"n\udcff" if kind == "name" else kind)
+        if kind in ("huge", "deep"):  # since it was chosen
+            with refused("SOURCE_UNREADABLE", UsageError), found.private():
+                pass
+            durable.remove(tree)
+        else:
+            folder_digest(tree)  # neither waits nor fails
+    shown = f"{tree}/tools/" + {"name": r"n\udcff", "deep": "d/" * 30 + "d"}.get(kind, kind)
     assert caught.value.message.startswith(f"{shown}: ")
 
 
