@@ -81,7 +81,7 @@ def _unpack(tarball: Path, folder: Path) -> dict[str, _Facts]:
     found = {}
     folder.mkdir(parents=True)
     try:
-        with tarball.open("rb") as raw:
+        with durable.open_regular(tarball) as raw:
             archive_format = archive.format_of(tarball.name)
             for member in archive.members(raw, archive_format, what=tarball.name, root=ROOT):
                 place = folder / member.path

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Final
+from typing import IO, BinaryIO, Final, cast
 
 import msgspec
 
@@ -32,6 +32,38 @@ MOST_FILES: Final = 50_000
 MOST_NAMES: Final = 32
 """Of a path in a tree; llama.cpp's longest has 9. ``shutil`` and the like call themselves for each
 folder, and Python ends at 1,000 calls."""
+
+
+MOST: Final = 8 << 30
+"""Bytes of a pinned archive that are copied; the largest wheel of CUDA has less than 1 GB."""
+
+
+class _Bounded(io.RawIOBase):
+    """A file that ends where it ended when it was opened: another user can let it grow."""
+
+    def __init__(self, file: io.FileIO, size: int) -> None:
+        self._file, self._size = file, size
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # io gives no other
+        left = max(0, self._size - self._file.tell())
+        return self._file.readinto(memoryview(buffer)[:left])
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        ends = {io.SEEK_SET: 0, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self._size}
+        return self._file.seek(ends[whence] + offset)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextmanager
@@ -56,6 +88,8 @@ def writing(place: Path, *, hint: str = "") -> Iterator[None]:
 def open_regular(path: Path, *, follow: bool = True, most: int | None = None) -> BinaryIO:
     """Open a regular file to read, without ever waiting for a FIFO or a device.
 
+    The stream ends where the file ended when it was opened.
+
     Args:
         path: the file.
         follow: whether it may be a link. Where other users may write, a link can lead to a file
@@ -77,7 +111,8 @@ def open_regular(path: Path, *, follow: bool = True, most: int | None = None) ->
         os.close(handle)
         why = f"larger than {most} bytes" if stat.S_ISREG(found.st_mode) else "not a regular file"
         raise OSError(errno.EINVAL, why, str(path))
-    return os.fdopen(handle, "rb")
+    bounded = _Bounded(io.FileIO(handle), found.st_size)
+    return cast("BinaryIO", io.BufferedReader(bounded, 1 << 17))
 
 
 def read_small(path: Path, *, follow: bool = True) -> bytes:
@@ -88,11 +123,8 @@ def read_small(path: Path, *, follow: bool = True) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file, or is larger.
     """
-    with open_regular(path, follow=follow) as stream:
-        content = stream.read(SMALL + 1)
-    if len(content) > SMALL:
-        raise OSError(errno.EFBIG, f"larger than {SMALL} bytes", str(path))
-    return content
+    with open_regular(path, follow=follow, most=SMALL) as stream:
+        return stream.read()
 
 
 def head(path: Path, most: int = SMALL) -> str:
@@ -243,9 +275,9 @@ def write_tar(
     stream.seek(0)
 
 
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with open_regular(path) as stream:
+def sha256(path: Path, *, follow: bool = True, most: int | None = None) -> str:
+    """Return the sha256 of a file's bytes; ``follow`` and ``most`` as for ``open_regular``."""
+    with open_regular(path, follow=follow, most=most) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
@@ -256,9 +288,9 @@ def verified(path: Path, digest: str) -> Iterator[IO[bytes]]:
     Raises:
         SourceError: ``SOURCE_CHANGED``: it has another one.
         PackError: ``WRITE_FAILED``: the temporary folder's disk is full.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is larger than ``MOST``.
     """
-    with open_regular(path) as stream, tempfile.TemporaryFile() as copy:
+    with open_regular(path, most=MOST) as stream, tempfile.TemporaryFile() as copy:
         with writing(Path(tempfile.gettempdir()), hint="TMPDIR names a folder with more space"):
             shutil.copyfileobj(stream, copy)
             copy.flush()

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -162,8 +161,7 @@ class Directory(Destination):
 def _sha256(path: Path, size: int) -> str:
     """Hash a file to the size that it had, and to the end of that block if it has grown."""
     with _disk(path):
-        blocks = islice(publishing.blocks(path), size // publishing.BLOCK + 1)
-        return publishing.hashed(blocks).sha256
+        return publishing.hashed(publishing.blocks(path), size).sha256
 
 
 def _gathered(release: str) -> str:

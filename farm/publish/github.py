@@ -415,4 +415,4 @@ class GitHub(Destination):
         if algorithm == "sha256":
             return Known(asset.size, told, visible)
         with self._api.asset(asset) as content:
-            return publishing.hashed(content, visible=visible)
+            return publishing.hashed(content, asset.size, visible=visible)

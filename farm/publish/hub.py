@@ -237,7 +237,7 @@ class Hub(Destination):
         found: dict[str, Known] = {}
         for name, file in self._in(release, revision).items():
             path = f"{release}/{name}"
-            digest = file.lfs.oid if file.lfs else partial(self._sha256, path, revision)
+            digest = file.lfs.oid if file.lfs else partial(self._sha256, path, revision, file.size)
             found[name] = Known(file.size, digest)
         return found
 
@@ -247,9 +247,9 @@ class Hub(Destination):
         there = {path.removeprefix(f"{folder}/"): file for path, file in found}
         return {name: file for name, file in there.items() if "/" not in name}
 
-    def _sha256(self, path: str, revision: str) -> str:
+    def _sha256(self, path: str, revision: str, size: int) -> str:
         with hub_errors(self.where):
-            return publishing.hashed(self._content(path, revision)).sha256
+            return publishing.hashed(self._content(path, revision), size).sha256
 
     def _content(self, path: str, revision: str) -> Iterator[bytes]:
         return content(self._api, self._repository, path, revision)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import weakref
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from rich.filesize import decimal
@@ -219,7 +219,7 @@ def compare(part: Part, content: Iterable[bytes]) -> None:
     Raises:
         PublishError: ``READ_BACK_DIFFERS``: it is not what was sent.
     """
-    found = hashed(content)
+    found = hashed(content, part.size)
     if not found.is_of(part):
         raise PublishError(
             "READ_BACK_DIFFERS",
@@ -242,12 +242,14 @@ def require_digest(manifest: bytes, sha256: str, *, what: str) -> None:
         raise PublishError("RELEASE_CHANGED/manifest", what=what, found=found, sha256=sha256)
 
 
-def hashed(content: Iterable[bytes], *, visible: bool = True) -> Known:
-    """Return the size and the digest of a file's blocks."""
+def hashed(content: Iterable[bytes], most: float = math.inf, *, visible: bool = True) -> Known:
+    """Return the size and the digest of a file's blocks, up to the one that exceeds ``most``."""
     digest, size = hashlib.sha256(), 0
     for block in content:
         digest.update(block)
         size += len(block)
+        if size > most:
+            break
     return Known(size, digest.hexdigest(), visible)
 
 
@@ -271,7 +273,7 @@ def of_file(path: Path, most: int = durable.SMALL) -> Part:
     try:
         stream = durable.open_regular(path, follow=False, most=most)
         opened = durable.opened(stream.fileno())
-        found = hashed(islice(blocks(opened), most // BLOCK + 1))
+        found = hashed(blocks(opened), most)
     except OSError as error:
         raise PublishError(
             "RELEASE_INCOMPLETE/unreadable", path=path, strerror=error.strerror

@@ -1,17 +1,19 @@
 """A file is the old one or the new one, and a disk that is full is one line."""
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import small_disk
 
 from farm import durable
 from farm.errors import PublishError
+from farm.pack import Packed
 from farm.publish import pin_space
 from tests.rigs.refusals import refused
 
@@ -38,6 +40,31 @@ def test_a_file_has_its_bytes_and_mode(tmp_path: Path) -> None:
         assert place.read_bytes() == content
         assert place.stat().st_mode & 0o777 == mode
     assert names(tmp_path) == ["file"]
+
+
+def test_file_that_grows_after_it_was_opened_is_read_to_the_end_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the folder makes it a TiB, of which the disk has nothing."""
+    file, opening, content = tmp_path / "file", durable.open_regular, b"content" * 99999
+
+    def opened_and_grown(*arguments: Any, **options: Any) -> BinaryIO:
+        stream = opening(*arguments, **options)
+        os.truncate(file, 1 << 40)
+        return stream
+
+    monkeypatch.setattr(durable, "open_regular", opened_and_grown)
+    digest = hashlib.sha256(content).hexdigest()
+    file.write_bytes(content)
+    Packed(file, digest, len(content)).copy(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+    file.write_bytes(content)
+    with durable.verified(file, digest) as stream:
+        assert stream.read() == content
+    file.write_bytes(content)
+    assert durable.sha256(file) == digest
+    with pytest.raises(OSError, match="larger than"), durable.verified(file, digest):
+        pass
 
 
 def test_link_in_the_place_of_a_temporary_file_costs_no_person_a_file(

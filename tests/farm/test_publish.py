@@ -1,5 +1,6 @@
 """Publishing to each kind of place: complete, never half visible, never twice, read back."""
 
+import itertools
 import json
 import os
 import shutil
@@ -443,6 +444,12 @@ def test_what_nobody_saw_is_replaced(place: Place, released: Path, tmp_path: Pat
     url = publish(place, again)
     assert json.loads(b"".join(place.open().read("b11549-1", "manifest.json")))["serial"] == 8
     assert published.fetch(url, tmp_path / "store")["release"] == "b11549-1"
+
+
+def test_file_without_end_is_read_back_to_the_size_that_was_sent() -> None:
+    blocks = itertools.repeat(bytes(8))
+    with refused("READ_BACK_DIFFERS", PublishError):
+        publishing.compare(Part("SHA256SUMS", Path("/"), 20, ""), blocks)
 
 
 def cut_off_before_the_end(place: Place, folder: Path) -> None:

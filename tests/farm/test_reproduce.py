@@ -1,10 +1,12 @@
 """What differs between two tarballs is found, named, kept and explained."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
 
+from farm import durable
 from farm.compare import compare
 from farm.errors import BuildError, PackError
 from farm.tarball import archive
@@ -82,9 +84,16 @@ def test_a_diffoscope_that_fails_is_one_error_with_its_last_line(
         compare(first, second, tmp_path / "kept", lambda _: None)
 
 
-def test_a_damaged_tarball_is_one_error(tmp_path: Path) -> None:
+def test_a_damaged_tarball_or_a_fifo_in_its_place_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = tarball(tmp_path / "first", MEMBERS)
     second = tarball(tmp_path / "second", MEMBERS)
     second.write_bytes(second.read_bytes()[:-9])
     with refused("ARCHIVE_DAMAGED", PackError):
+        compare(first, second, tmp_path / "kept", lambda _: None)
+    monkeypatch.setattr(durable, "sha256", str)  # they were hashed, and then replaced
+    first.unlink()
+    os.mkfifo(first)
+    with pytest.raises(OSError, match="not a regular file"):
         compare(first, second, tmp_path / "kept", lambda _: None)
