@@ -342,7 +342,8 @@ def files(folder: Path, most: int | None = None) -> Iterator[Path]:
         if left is not None:
             left -= path.lstat().st_size
         if number >= MOST_FILES or (left is not None and left < 0):
-            raise _beyond(path, f"beyond {MOST_BYTES >> 20} MiB or {MOST_FILES} files")
+            bounds = f"{(most or 0) >> 20} MiB or {MOST_FILES} files"
+            raise _beyond(path, f"beyond {bounds}")
         yield path
 
 

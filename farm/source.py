@@ -358,13 +358,27 @@ def _history(tree: Path) -> tuple[int, str | None, str | None]:
     """Return the build number that a work tree's history proves, its commit, and a note."""
     if not (tree / ".git").exists():
         return 0, None, _unknown_build(tree, "has no git history")
-    at = git.foreign(tree)
-    commit = git.call("rev-parse", "HEAD", at=at)
-    build, note = _proven_build(tree, at)
-    changes = ("--porcelain", "--untracked-files=no", "--ignore-submodules=dirty")
+    with git.foreign(tree) as at:
+        commit = git.call("rev-parse", "HEAD", at=at)
+        build, note = _proven_build(tree, at)
+        return build, commit + ("-dirty" if _is_changed(tree, at) else ""), note
+
+
+def _is_changed(tree: Path, at: tuple[str, ...]) -> bool:
+    """Whether files, or commits of submodules, are others than in HEAD.
+
+    ``git status`` would read the settings of the submodules.
+    """
+    changes = ("--porcelain", "--untracked-files=no", "--ignore-submodules=all")
     if git.call("status", *changes, at=at):
-        commit += "-dirty"
-    return build, commit, note
+        return True
+    listed = git.call("ls-tree", "-r", "-z", "HEAD", at=at)
+    for commit, name in re.findall(r"160000 commit ([0-9a-f]+)\t([^\0]+)", listed):
+        if (tree / name / ".git").exists():
+            with git.foreign(tree / name) as inside:
+                if git.call("rev-parse", "HEAD", at=inside) != commit:
+                    return True
+    return False
 
 
 def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
@@ -374,7 +388,8 @@ def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
             return build, None
         return 0, _unknown_build(tree, "is a shallow clone, so its commits cannot be counted")
     count = int(git.call("rev-list", "--count", "HEAD", at=at))
-    listed = git.run("config", "--get-regexp", r"^remote\..*\.url$", at=at)
+    asked = ("config", "--file", git.SETTINGS, "--no-includes", "--get-regexp")
+    listed = git.run(*asked, r"^remote\..*\.url$", at=at)
     remotes = dict(line.partition(" ")[::2] for line in listed.stdout.splitlines())
     own = [name for name, url in remotes.items() if _UPSTREAM.search(url)]
     if own:

@@ -1,37 +1,102 @@
-"""Runs git: with a deadline, and without any program or server that a source names."""
+"""Runs git: with a deadline and bounds, and without what a source or its server names to run."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
 from typing import TYPE_CHECKING, Final
 
+from farm import durable
 from farm.errors import SourceError
 from farm.inputs.packages import DEADLINE
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
+SETTINGS: Final = "foreign"
+"""The file of ``foreign``'s folder with the settings of somebody else's repository; git is only
+ever asked for what stands in it (``git config --file``)."""
 _SILENCE: Final = 60
 """Seconds without a byte after which git leaves a server."""
 _ONLINE: Final = ("fetch", "ls-remote", "worktree")
-"""The verbs that may go to a server; a work tree's own settings are none of their business."""
-_NOTHING: Final = "LLAMA_FARM_NOTHING"
-"""An empty variable, for git's ``--config-env``."""
+"""The verbs that may go to a server."""
+_PROTOCOLS: Final = "https:http:ssh:git:file"
+"""By which a mirror may be reached; ``ext::`` and the like run a program."""
+_MOST: Final = 16 << 20
+"""Bytes that git may print; all paths of a source of 50,000 files take some 5 MB."""
+_LIMITED: Final = 'ulimit -Sd 1048576; ulimit -Sf 4194304; exec "$0" "$@"'
+"""git, with at most 1 GiB of memory of its own (KiB), and 2 GiB in a file (blocks of 512 bytes)."""
+_HARMLESS: Final = re.compile(
+    r"(core|extensions)\.(filemode|symlinks|ignorecase|autocrlf|eol|objectformat|refstorage)"
+    r"\n([a-z0-9]+)"
+)
+"""Settings that tell how a repository and its work tree are written."""
 
 
-def foreign(tree: Path) -> tuple[str, ...]:
-    """Return git's options for somebody else's work tree, whose own settings may name programs.
+@contextmanager
+def foreign(tree: Path) -> Iterator[tuple[str, ...]]:
+    """Give git's options for somebody else's work tree, whose settings may name programs.
 
-    None of them is started: no hook, no monitor, no filter of a file's content, and no transport
-    for objects that a partial clone lacks (``run``).
+    git reads none of them, whatever is written there meanwhile: its folder is a private one with
+    the history's names, whose objects are found in the tree's.
+
+    Raises:
+        SourceError: ``GIT_UNREADABLE``: ``.git`` leads nowhere, or is larger than a source's.
     """
-    at = ("-C", str(tree))
-    listed = run("config", "--null", "--name-only", "--get-regexp", r"^filter\.", at=at)
-    filters = {name.rpartition(".")[0] for name in listed.stdout.split("\0") if name}
-    # An empty `process` counts before `clean`; an empty `required` is false.
-    return (*at, *(f"--config-env={one}.{key}={_NOTHING}"
-                   for one in sorted(filters) for key in ("process", "required")))  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="llama-farm-git-") as folder:
+        own = Path(folder)
+        at = ("-C", folder, f"--git-dir={folder}", f"--work-tree={tree}")
+        try:
+            _borrow(tree, own)
+        except (OSError, ValueError) as error:
+            raise SourceError("GIT_UNREADABLE", tree=tree, why=error) from error
+        asked = ("config", "--file", SETTINGS, "--no-includes", "--null", "--list")
+        told = map(_HARMLESS.fullmatch, run(*asked, at=at).stdout.split("\0"))
+        lines = ["[{}]\n{} = {}\n".format(*one.groups()) for one in told if one]
+        (own / "config").write_text(
+            "[core]\nrepositoryformatversion = 1\n" + "".join(lines), "ascii"
+        )
+        yield at
+
+
+def _borrow(tree: Path, own: Path) -> None:
+    """Copy what names a tree's history to a folder of ours, which leads to the tree's objects."""
+    place = tree / ".git"
+    if not place.is_dir():  # of a further work tree, or of a submodule
+        place = tree / _line(place).removeprefix("gitdir: ")
+    shared = place / _line(place / "commondir") if (place / "commondir").exists() else place
+    if place != shared and (shared / "reftable").is_dir():
+        raise ValueError("its references are in reftables of several work trees")
+    (own / "refs").mkdir()
+    (own / "objects" / "info").mkdir(parents=True)
+    (own / "objects" / "info" / "alternates").write_bytes(os.fsencode(shared / "objects") + b"\n")
+    copied = {own / "HEAD": place / "HEAD"}
+    more = (
+        place / "index",
+        *place.glob("sharedindex.*"),
+        shared / "packed-refs",
+        shared / "shallow",
+    )
+    copied.update({own / one.name: one for one in more if one.exists()})
+    if (shared / "config").exists():
+        copied[own / SETTINGS] = shared / "config"
+    for folder in filter(Path.is_dir, (shared / "refs", shared / "reftable")):
+        found = durable.files(folder, durable.SMALL)
+        copied.update({own / one.relative_to(shared): one for one in found})
+    for to, one in copied.items():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(durable.read_small(one))
+
+
+def _line(path: Path) -> str:
+    return os.fsdecode(durable.read_small(path)).rstrip("\n")
 
 
 def call(*argv: str, at: tuple[str, ...] = ()) -> str:
@@ -48,31 +113,57 @@ def call(*argv: str, at: tuple[str, ...] = ()) -> str:
 
 
 def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    """Run git with a deadline: without hooks or monitors, and offline but for three verbs.
+    """Run git with a deadline and bounds: without hooks or monitors, offline but for three verbs.
 
     Raises:
-        SourceError: ``GIT_FAILED``: it was not done in time; ``GIT_MISSING``.
+        SourceError: ``GIT_FAILED``: it was not done in time, or printed too much;
+            ``GIT_MISSING``.
     """
-    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *at, *argv]
+    if (program := shutil.which("git")) is None:
+        raise SourceError("GIT_MISSING")
+    options = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *at)
     limits = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": str(_SILENCE)}
-    offline = {} if argv[0] in _ONLINE else {"GIT_ALLOW_PROTOCOL": ""}
+    allowed = os.environ.get("GIT_ALLOW_PROTOCOL", _PROTOCOLS) if argv[0] in _ONLINE else ""
     try:
         with subprocess.Popen(
-            command,
+            ["sh", "-c", _LIMITED, program, *options, *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="surrogateescape",
-            env={**os.environ, _NOTHING: "", **limits, **offline},
+            env={**os.environ, **limits, "GIT_ALLOW_PROTOCOL": allowed},
         ) as process:
             try:
-                told, problem = process.communicate(timeout=DEADLINE)
-            except subprocess.TimeoutExpired as error:
+                told, problem = _heard(process)
+            except OSError:
                 process.terminate()  # git then ends the programs that it started
-                raise TimeoutError(f"not done within {DEADLINE:g} s") from error
-    except FileNotFoundError as error:
-        raise SourceError("GIT_MISSING") from error
+                raise
     except OSError as error:
         raise SourceError("GIT_FAILED", verb=argv[0], why=str(error)) from error
-    return subprocess.CompletedProcess(command, process.returncode, told, problem)
+    return subprocess.CompletedProcess(argv, process.returncode, told, problem)
+
+
+def _heard(process: subprocess.Popen[bytes]) -> list[str]:
+    """Return what a program prints to its two pipes until it closes both.
+
+    Raises:
+        OSError: it is too much, or takes too long.
+    """
+    end = time.monotonic() + DEADLINE
+    pipes = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe]
+    told = {pipe: bytearray() for pipe in pipes}
+    with DefaultSelector() as open_pipes:
+        for pipe in pipes:
+            open_pipes.register(pipe, EVENT_READ)
+        while open_pipes.get_map():
+            left = end - time.monotonic()
+            ready = open_pipes.select(left) if left > 0 else []
+            if not ready:
+                raise TimeoutError(f"not done within {DEADLINE:g} s")
+            for key, _ in ready:
+                piece = os.read(key.fd, 1 << 16)
+                told[key.fd] += piece
+                if not piece:
+                    open_pipes.unregister(key.fd)
+            if sum(map(len, told.values())) > _MOST:
+                raise OSError(f"it prints more than {_MOST >> 20} MiB")
+    return [text.decode("utf-8", "surrogateescape") for text in told.values()]

@@ -361,7 +361,10 @@ def test_a_folder_without_history_has_no_build_number(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_settings_of_a_foreign_work_tree_start_no_program(upstream: Path, tmp_path: Path) -> None:
-    """Monitor, hook, filters under any name, submodule, and what a partial clone would fetch by."""
+    """Monitor, hook, filters under any name, submodule, and what a partial clone would fetch by.
+
+    A pipe that is included in them is another text each time, and an answer never.
+    """
     program = tmp_path / "program"
     program.write_text(f'#!/bin/sh\nid >> "{tmp_path}/ran"\ncat\n', "utf-8")
     program.chmod(0o755)
@@ -387,6 +390,11 @@ def test_settings_of_a_foreign_work_tree_start_no_program(upstream: Path, tmp_pa
     git(upstream, "config", "remote.origin.url", f"ext::{program}")
     git(upstream, "config", "remote.origin.promisor", "true")
     git(upstream, "config", "protocol.ext.allow", "always")
+    git(upstream, "config", "hook.own.event", "post-index-change")
+    git(upstream, "config", "hook.own.command", str(program))
+    os.mkfifo(tmp_path / "pipe")
+    for tree in (upstream, inner):
+        git(tree, "config", "include.path", str(tmp_path / "pipe"))
     for path in upstream.iterdir():
         if path.is_file():
             os.utime(path, (1, 1))  # git must look into them
@@ -398,6 +406,25 @@ def test_settings_of_a_foreign_work_tree_start_no_program(upstream: Path, tmp_pa
     with refused("GIT_FAILED", SourceError):
         source.from_folder(upstream)
     assert not (tmp_path / "ran").exists()
+
+
+def test_git_folder_of_a_work_tree_or_submodule_is_elsewhere(
+    upstream: Path, tmp_path: Path
+) -> None:
+    git(upstream, "worktree", "add", "--quiet", str(tmp_path / "other"), "b2")
+    other = source.from_folder(tmp_path / "other")
+    assert (other.build, other.commit) == (2, git(upstream, "rev-parse", "b2"))
+    inner = repository(upstream / "inner")
+    git(inner, "init", "--quiet", "--separate-git-dir", str(tmp_path / "modules"))
+    git(upstream, "add", "inner")
+    git(upstream, "commit", "--quiet", "-m", "a submodule")
+    assert source.from_folder(inner).build == 3
+    assert source.from_folder(upstream).commit == git(upstream, "rev-parse", "HEAD")
+    git(inner, "commit", "--quiet", "--allow-empty", "-m", "of its own")
+    assert source.from_folder(upstream).short_commit.endswith("-dirty")
+    (inner / ".git").write_text("gitdir: nowhere", "utf-8")
+    with refused("GIT_UNREADABLE", SourceError, "inner/.git: ", hint="without .git"):
+        source.from_folder(upstream)
 
 
 @pytest.mark.parametrize(
@@ -502,3 +529,10 @@ def test_server_that_is_silent_is_not_awaited(monkeypatch: pytest.MonkeyPatch, l
         monkeypatch.setenv("GIT_CONFIG_KEY_0", base)
         with refused("GIT_FAILED", SourceError, "git ls-remote failed: "):
             source.upstream_builds()
+
+
+@pytest.mark.usefixtures("upstream")
+def test_what_git_prints_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(git_program, "_MOST", 10)
+    with refused("GIT_FAILED", SourceError, "git ls-remote failed: it prints more than"):
+        source.upstream_builds()
