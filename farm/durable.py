@@ -23,6 +23,7 @@ from typing import IO, BinaryIO, Final, cast
 import msgspec
 
 from farm.errors import PackError, SourceError, UsageError
+from llama_loader import disk
 
 SMALL: Final = 8 << 20
 """Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""
@@ -208,6 +209,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         remove(staging.parent)
+
+
+def require_own(folder: Path) -> None:
+    """Refuse a folder that another user can change, or whose way there; it need not exist.
+
+    What the farm finds in its cache it builds and runs.
+
+    Raises:
+        UsageError: ``FOLDER_NOT_OWN``.
+    """
+    try:
+        disk.trusted(folder)
+    except OSError as error:
+        raise UsageError("FOLDER_NOT_OWN", folder=folder, why=error.strerror) from error
 
 
 def remove(path: Path) -> str:

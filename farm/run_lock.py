@@ -145,7 +145,7 @@ def use(folder: Path) -> None:
         OSError: the folder cannot be made.
     """
     if folder not in _USED:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
         while len(_USED) >= _MOST_USED:
             os.close(_USED.pop(next(iter(_USED))))
         try:

@@ -65,16 +65,26 @@ def cache_folder(name: str) -> Path:
     """Return (and make) a folder of this user's cache; ``XDG_CACHE_HOME`` moves it.
 
     It counts as used until this process ends: until then ``invoke clean`` keeps it.
+
+    Raises:
+        UsageError: ``FOLDER_NOT_OWN``.
     """
     folder = cache_root() / name
     run_lock.use(folder.parent)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(0o700, exist_ok=True)
+    durable.require_own(folder)
     return folder
 
 
 def cache_root() -> Path:
-    """Return the folder of all of this user's caches, which may not exist."""
-    return Path(platformdirs.user_cache_dir(APPLICATION, appauthor=False))
+    """Return the folder of all of this user's caches, which may not exist.
+
+    Raises:
+        UsageError: ``FOLDER_NOT_OWN``.
+    """
+    root = Path(platformdirs.user_cache_dir(APPLICATION, appauthor=False))
+    durable.require_own(root)
+    return root
 
 
 def fetch_package(pin: PackagePin) -> Path:

