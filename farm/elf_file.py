@@ -33,6 +33,11 @@ _VERNAUX: Final = struct.Struct("<IHHII")
 _MAX_TABLE: Final = 64 << 20
 """Bytes of one table that are read into memory; the largest seen (libtorch's strings) has 60 MB."""
 _MAX_NAME: Final = 4096
+_MAX_SECTIONS: Final = 8 << 20
+_MAX_NAMES: Final = 64 << 10
+"""Bytes of all names of sections; of those of dynamic entries, and of version needs. Each name
+counts ``_NAMED`` more: many entries can have one name, or none."""
+_NAMED: Final = 64
 
 
 class Section(NamedTuple):
@@ -77,14 +82,9 @@ class ElfFile:
         # Counts that do not fit into 16 bits stand in the first section header.
         count = count or first[5]
         names = first[6] if names == _SHN_XINDEX else names
-        rows = list(_SECTION.iter_unpack(bare.take(at, count * _SECTION.size)))
-        return cls(
-            stream,
-            size,
-            what,
-            _MACHINES.get(machine, f"machine-{machine}"),
-            _named(bare, rows, names),
-        )
+        table = bare.take(at, count * _SECTION.size)
+        called = _MACHINES.get(machine, f"machine-{machine}")
+        return cls(stream, size, what, called, _named(bare, table, names))
 
     def dynamic(self) -> Iterator[tuple[int, str]]:
         """Yield the dynamic entries that are names: tag and string, in order.
@@ -102,7 +102,7 @@ class ElfFile:
             if tag == DT_NULL:
                 return
             if tag in (DT_NEEDED, DT_SONAME, DT_RPATH, DT_RUNPATH):
-                yield tag, self._string(strings, value)
+                yield tag, strings.at(value)
 
     def version_needs(self) -> Iterator[str]:
         """Yield the symbol versions that other libraries must define, such as ``GLIBC_2.34``.
@@ -121,7 +121,7 @@ class ElfFile:
                 left -= 1
                 if left < 0:
                     raise self.corrupt("version needs are used twice")
-                yield self._string(strings, need[3])
+                yield strings.at(need[3])
 
     def contents(self, section: Section) -> bytes:
         """Return a section's bytes.
@@ -155,19 +155,10 @@ class ElfFile:
             raise self.corrupt(f"{len(found)} sections of type {kind:#x}")
         return found[0] if found else None
 
-    def _strings(self, section: Section) -> bytes:
+    def _strings(self, section: Section) -> _Strings:
         if section.link >= len(self.sections):
             raise self.corrupt(f"{section.name} refers to section {section.link}")
-        return self.contents(self.sections[section.link])
-
-    def _string(self, strings: bytes, offset: int) -> str:
-        end = strings.find(b"\0", offset, offset + _MAX_NAME) if offset < len(strings) else -1
-        if end < 0:
-            raise self.corrupt(f"there is no name at {offset} of a string table")
-        try:
-            return strings[offset:end].decode("utf-8")
-        except UnicodeDecodeError:
-            raise self.corrupt(f"the name at {offset} of a string table is not text") from None
+        return _Strings(self, self.contents(self.sections[section.link]), _MAX_NAMES)
 
     def _chain(
         self, row: struct.Struct, data: bytes, offset: int, *, next_field: int
@@ -186,6 +177,27 @@ class ElfFile:
             offset += step
 
 
+@dataclass
+class _Strings:
+    """A string table, of which ``left`` bytes may be read as names."""
+
+    file: ElfFile
+    data: bytes
+    left: int
+
+    def at(self, offset: int) -> str:
+        end = self.data.find(b"\0", offset, offset + _MAX_NAME) if offset < len(self.data) else -1
+        if end < 0:
+            raise self.file.corrupt(f"there is no name at {offset} of a string table")
+        self.left -= end - offset + _NAMED
+        if self.left < 0:
+            raise self.file.corrupt("it has more names, or longer ones, than any file has")
+        try:
+            return self.data[offset:end].decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.file.corrupt(f"the name at {offset} of a string table is not text") from None
+
+
 def _check_identity(header: bytes, what: str) -> None:
     if header[:4] != b"\x7fELF":
         raise InspectError("NOT_ELF", what=what)
@@ -195,12 +207,13 @@ def _check_identity(header: bytes, what: str) -> None:
         raise InspectError("ELF_UNSUPPORTED", what=what)
 
 
-def _named(bare: ElfFile, rows: list[tuple[int, ...]], names: int) -> tuple[Section, ...]:
-    if names >= len(rows):
-        raise bare.corrupt(f"section names are said to be in section {names} of {len(rows)}")
-    strings = bare.contents(_section("", rows[names]))
-    # Object files have thousands of sections; only CUDA's need their names.
-    return tuple(_section(bare._string(strings, row[0]), row) for row in rows)  # noqa: SLF001
+def _named(bare: ElfFile, table: bytes, names: int) -> tuple[Section, ...]:
+    count = len(table) // _SECTION.size
+    if names >= count:
+        raise bare.corrupt(f"section names are said to be in section {names} of {count}")
+    at = _section("", _SECTION.unpack_from(table, names * _SECTION.size))
+    strings = _Strings(bare, bare.contents(at), _MAX_SECTIONS)
+    return tuple(_section(strings.at(row[0]), row) for row in _SECTION.iter_unpack(table))
 
 
 def _section(name: str, row: tuple[int, ...]) -> Section:

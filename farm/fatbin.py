@@ -40,6 +40,9 @@ _ENTRY: Final = struct.Struct("<HHIQ12xI8xQ")
 _ENTRY_BYTES: Final = 64
 """The shortest entry header seen; longer ones carry options and a file name."""
 _BLOCK: Final = 1 << 16
+_MOST_READS: Final = 200_000
+"""Headers and paddings of a file that are read; libggml-cuda.so has 150 containers."""
+_MOST_CODES: Final = 1_000
 _WRAPPER: Final = struct.Struct("<II16x")
 """What ``.nvFatBinSegment`` has for each container: magic, version, two addresses."""
 _WRAPPER_MAGIC: Final = 0x466243B1
@@ -116,14 +119,12 @@ def read(
     Raises:
         InspectError: ``FATBIN_CORRUPT``; names ``what`` and the offset in the section.
     """
-    return _summarize(
-        [
-            entries
-            for start, size in sections
-            for entries in _containers(_Section(stream, start, size, what))
-        ],
-        links,
-    )
+    reads = iter(range(_MOST_READS))
+    spans = [_Section(stream, start, size, what, reads) for start, size in sections]
+    found = _summarize((entries for span in spans for entries in _containers(span)), links)
+    if len(found.entries) > _MOST_CODES:
+        raise spans[0].corrupt(0, f"{len(found.entries)} kinds of code, more than any has")
+    return found
 
 
 def read_registration(data: bytes) -> Registered:
@@ -136,19 +137,35 @@ def read_registration(data: bytes) -> Registered:
     )
 
 
-def _summarize(found: list[tuple[Entry, ...]], links: int) -> Contents:
-    sass = [frozenset(e.arch for e in entries if e.kind == KIND_SASS) for entries in found]
-    ptx = [frozenset(e.arch for e in entries if e.kind == KIND_PTX) for entries in found]
-    other = {f"kind {e.kind} for {e.arch}" for x in found for e in x if e.kind not in (1, 2)}
-    empty = sum(not entries for entries in found)
+def _summarize(found: Iterable[tuple[Entry, ...]], links: int) -> Contents:
+    """Sum containers up, one by one: there may be many."""
+    entries, holding, kinds = Counter[Entry](), Counter[Entry](), Counter[int]()
+    count = empty = 0
+    for one in found:
+        entries.update(one)
+        holding.update(set(one))
+        kinds.update({entry.kind for entry in one})
+        count += 1
+        empty += not one
+
+    def archs(kind: int) -> tuple[str, ...]:
+        return sort_archs(entry.arch for entry in entries if entry.kind == kind)
+
+    def gaps(kind: int, excused: int) -> Iterator[Gap]:
+        """Yield what some containers lack; ``excused`` containers may be empty."""
+        owing = count - min(excused, count - kinds[kind])
+        for entry in (Entry(kind, arch) for arch in archs(kind)):
+            if lacking := owing - holding[entry]:
+                yield Gap(_code_name(entry), lacking)
+
     return Contents(
-        sass=sort_archs(frozenset().union(*sass)),
-        ptx=sort_archs(frozenset().union(*ptx)),
-        other=tuple(sorted(other)),
-        gaps=(*_gaps("sass", sass, min(links, empty)), *_gaps("ptx", ptx, links)),
-        containers=len(found) - empty,
+        sass=archs(KIND_SASS),
+        ptx=archs(KIND_PTX),
+        other=tuple(sorted(f"kind {e.kind} for {e.arch}" for e in entries if e.kind not in _KINDS)),
+        gaps=(*gaps(KIND_SASS, min(links, empty)), *gaps(KIND_PTX, links)),
+        containers=count - empty,
         empty=empty,
-        entries=tuple(sorted(Counter(_code_name(e) for x in found for e in x).items())),
+        entries=tuple(sorted((_code_name(entry), times) for entry, times in entries.items())),
     )
 
 
@@ -163,16 +180,22 @@ def sort_archs(archs: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Section:
-    """A part of a stream: every read is checked against its size."""
+    """A part of a stream: every read is checked against its size.
+
+    The file's sections share ``reads``, which end.
+    """
 
     stream: BinaryIO
     start: int
     size: int
     what: str
+    reads: Iterator[int]
 
     def take(self, offset: int, size: int) -> bytes:
         if offset + size > self.size:
             raise self.corrupt(offset, f"{size} bytes are needed, {self.size - offset} are left")
+        if next(self.reads, None) is None:
+            raise self.corrupt(offset, f"more than {_MOST_READS} containers and entries")
         self.stream.seek(self.start + offset)
         data = self.stream.read(size)
         if len(data) != size:
@@ -221,20 +244,13 @@ def _suffix(flags: int) -> str:
 def _skip_padding(section: _Section, offset: int) -> int:
     """Return where the next container starts: linkers put zeros between and after them."""
     offset += -offset % ALIGNMENT
+    size = ALIGNMENT  # most often there is none
     while offset < section.size:
-        block = section.take(offset, min(_BLOCK, section.size - offset))
+        block = section.take(offset, min(size, section.size - offset))
         rest = block.lstrip(b"\0")
         if rest:
             skipped = len(block) - len(rest)
             return offset + skipped - skipped % ALIGNMENT
         offset += len(block)
+        size = _BLOCK
     return section.size
-
-
-def _gaps(kind: str, archs: list[frozenset[str]], excused: int) -> Iterator[Gap]:
-    """Yield what some containers lack; ``excused`` containers may be empty."""
-    owing = len(archs) - min(excused, archs.count(frozenset()))
-    for arch in sort_archs(frozenset().union(*archs)):
-        lacking = owing - sum(arch in held for held in archs)
-        if lacking:
-            yield Gap(f"{kind} {arch}", lacking)

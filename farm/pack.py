@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
 from farm import durable, elf
 from farm.errors import InspectError, PackError
 from farm.plan import SOURCE_DATE_EPOCH, TARGETS
-from farm.tarball import archive
+from farm.tarball import archive, build_record
 from farm.tarball.archive import Chunking, Digests, Member
 from llama_loader.manifest import (
     LLAMA_SERVER,
@@ -57,6 +57,8 @@ _IN_MEMORY: Final = 64 << 20
 _LARGEST: Final = 2 << 30
 """Bytes of one member: what a reader may write to look into it. A linker makes no larger library of
 code that is compiled as usual (x86-64 psABI, "Architectural Constraints")."""
+_MOST_BINARIES: Final = 500
+"""What is known of each is kept until all are compared; the largest release has fewer than 60."""
 FREE_SPACE: Final = "name folders with more space with --out and TMPDIR, where the disk is full"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -317,14 +319,21 @@ def read_inventory(
     """
     called = name or path.name
     archive_format = archive.format_of(called)
+    files: list[FileEntry] = []
+    inspections: list[Inspection] = []
+    record = b""
     try:
         with durable.open_regular(path, most=archive.MAX_BYTES) as raw:
             digests = archive.hash_file(raw, chunking.archive)
             raw.seek(0)
-            found = [
-                _examine(member, called, layout.record, chunking.files)
-                for member in archive.members(raw, archive_format, what=called, root=layout.root)
-            ]
+            for member in archive.members(raw, archive_format, what=called, root=layout.root):
+                entry, inspection, data = _examine(member, called, layout.record, chunking.files)
+                files.append(entry)
+                inspections += [inspection] if inspection else []
+                record = record or data
+                if len(inspections) > _MOST_BINARIES:
+                    most = f"more than {_MOST_BINARIES} programs and libraries"
+                    raise PackError("ARCHIVE_UNSOUND/most", what=called, most=most)
     except archive.DAMAGE as error:
         raise PackError("ARCHIVE_DAMAGED/pack", called=called, error=error) from error
     except OSError as error:
@@ -338,9 +347,9 @@ def read_inventory(
         name=called,
         format=archive_format,
         digests=digests,
-        files=tuple(entry for entry, _, _ in found),
-        inspections=tuple(inspection for _, inspection, _ in found if inspection),
-        build_json=next((data for _, _, data in found if data), b""),
+        files=tuple(files),
+        inspections=tuple(inspections),
+        build_json=record,
         chunking=chunking,
     )
 
@@ -350,7 +359,7 @@ def _examine(
 ) -> tuple[FileEntry, Inspection | None, bytes]:
     """Return a member's entry, what it holds and needs where it is ELF, and ``record``'s bytes."""
     is_record = member.path == record
-    if member.size > (_IN_MEMORY if is_record else _LARGEST):
+    if member.size > (build_record.LARGEST if is_record else _LARGEST):
         raise PackError("ARCHIVE_UNSOUND/size", what=what, path=member.path, size=member.size)
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
         hasher, block = archive.ChunkHasher(chunk_size), member.stream.read(archive.BLOCK)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import sys
 import tarfile
 import zlib
@@ -35,6 +36,9 @@ PROGRAM_MODE: Final = 0o755
 
 BLOCK: Final = 1 << 20
 """Bytes that are read at a time."""
+_INPUT: Final = 1 << 16
+_GZIP_BITS: Final = 16 + zlib.MAX_WBITS
+"""Zlib's way to say: one member of gzip, with its checksum."""
 _EXTENDED: Final = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE),
@@ -185,7 +189,7 @@ def members(
         Exception: one of ``DAMAGE``, here or when a member is read.
     """
     with (
-        _decompressor(raw, archive_format) as unpacked,
+        _decompressor(raw, archive_format, what) as unpacked,
         tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_PlainInfo) as tar,
     ):
         left, names = MAX_BYTES, set[str]()
@@ -271,13 +275,48 @@ def _compressor(raw: IO[bytes], archive_format: str, level: int) -> gzip.GzipFil
     raise _unknown(archive_format)
 
 
-def _decompressor(raw: BinaryIO, archive_format: str) -> gzip.GzipFile | zstd.ZstdFile:
-    if archive_format == "tar.gz":
-        return gzip.GzipFile(fileobj=raw, mode="rb")
-    if archive_format == "tar.zst":
+class _Unpacked(io.RawIOBase):
+    """What one gzip member or zstd frame unpacks to.
+
+    The libraries' own files go on with the next one, of which an archive can have millions.
+    """
+
+    def __init__(self, raw: BinaryIO, archive_format: str, what: str) -> None:
+        self._raw, self._what = raw, what
         window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
-        return zstd.ZstdFile(raw, "rb", options=window)
-    raise _unknown(archive_format)
+        self._one = (
+            zlib.decompressobj(_GZIP_BITS)
+            if archive_format == "tar.gz"
+            else zstd.ZstdDecompressor(options=window)
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # io gives no other
+        one, tail = self._one, b""
+        while not one.eof:
+            if isinstance(one, zstd.ZstdDecompressor):
+                hungry = one.needs_input
+            else:
+                tail = one.unconsumed_tail
+                hungry = not tail
+            block = self._raw.read(_INPUT) if hungry else tail
+            data = one.decompress(block, len(buffer))
+            buffer[: len(data)] = data
+            if data:
+                return len(data)
+            if hungry and not block:
+                raise EOFError("it is cut short")
+        if one.unused_data or self._raw.read(1):
+            raise PackError("ARCHIVE_UNSOUND/end", what=self._what)
+        return 0
+
+
+def _decompressor(raw: BinaryIO, archive_format: str, what: str) -> io.BufferedReader:
+    if archive_format not in FORMATS:
+        raise _unknown(archive_format)
+    return io.BufferedReader(_Unpacked(raw, archive_format, what), BLOCK)
 
 
 def _unknown(name: str) -> PackError:

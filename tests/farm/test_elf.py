@@ -499,10 +499,26 @@ def _many_dynamic_sections() -> bytes:
     return _elf_of(bytes(16), _section_row(3, 64, 16), *[_section_row(6, 64, 16)] * 1000)
 
 
+def _many_entries_of_one_name(kind: int, entry: bytes) -> bytes:
+    """Return 5,000 entries that would take 20 MB of memory."""
+    names = (b"\0" * 16 + b"A" * 4000).ljust(4080, b"\0")
+    rows = (_section_row(3, 64, len(names)), _section_row(kind, 64 + len(names), 5000 * len(entry)))
+    return _elf_of(names + entry * 5000, *rows)
+
+
+def _many_sections_of_one_name() -> bytes:
+    return _elf_of(
+        b"A" * 4000 + b"\0" * 96, _section_row(3, 64, 4096), *[_section_row(1, 0, 0)] * 5000
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (_shared_version_needs, "used twice"),
+        (lambda: _many_entries_of_one_name(6, struct.pack("<qQ", 1, 16)), "more names"),
+        (lambda: _many_entries_of_one_name(6, struct.pack("<qQ", 1, 0)), "more names"),
+        (_many_sections_of_one_name, "more names"),
+        (_shared_version_needs, "used twice|more names"),
         (_sections_over_one_piece_of_code, "overlap"),
         (_many_dynamic_sections, "1000 sections of type 0x6"),
     ],

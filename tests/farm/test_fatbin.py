@@ -152,6 +152,15 @@ def test_damaged_section_is_one_error(problem: str, data: bytes) -> None:
     assert problem in corrupt(data)
 
 
+def test_code_of_more_pieces_than_any_file_has_is_not_summed_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "1001 kinds of code" in corrupt(container(*(entry(kind, 90) for kind in range(1001))))
+    monkeypatch.setattr(fatbin, "_MOST_READS", 50)
+    assert "more than 50" in corrupt(container(*[entry(SASS, 90)] * 60))
+    assert "more than 50" in corrupt(container() * 60)
+
+
 def test_file_that_ends_inside_the_section() -> None:
     data = container(entry(SASS, 90, payload=b"x" * 64), entry(SASS, 80))
     with pytest.raises(InspectError, match="the file ends inside the section"):
