@@ -78,20 +78,22 @@ def test_clean_leaves_what_a_container_uses_and_removes_ended_containers_of_the_
     image, volume = names
     ours = _import(client, image)
     make_volume(client, volume)
-    for name, label in (("run", "cpu-cpu"), ("ended", "cpu-cpu"), ("theirs", "base")):
-        base = base_image if name == "run" else ours
+    mark = image.rpartition("-")[2]
+    run, ended = (f"{LABEL}-cpu-cpu-{number}-{mark}" for number in (1, 2))
+    for name in (run, ended, f"{image}-theirs"):  # theirs has its image's label
+        base = base_image if name == run else ours
         made = client.containers.create(
-            base, ["cat"], name=f"{image}-{name}", labels={LABEL: label}, stdin_open=True,
+            base, ["cat"], name=name, labels={LABEL: "cpu-cpu"}, stdin_open=True,
             volumes=[f"{volume}:/v"],
         )  # fmt: skip
-        if name == "run":
+        if name == run:
             made.start()
     told = _clean(client, names)
-    assert told.pop(f"container {image}-ended") == ""
-    assert "uses it" in told.pop(f"container {image}-run")
+    assert told.pop(f"container {ended}") == ""
+    assert "uses it" in told.pop(f"container {run}")
     assert set(told) == {f"image {ours}", f"volume {volume}"}
     assert all(told.values()), told
-    left = client.containers.list(all=True, filters={"name": image}, ignore_removed=True)
-    assert {one.name for one in left} == {f"{image}-run", f"{image}-theirs"}
+    left = client.containers.list(all=True, filters={"name": mark}, ignore_removed=True)
+    assert {one.name for one in left} == {run, f"{image}-theirs"}
     assert client.images.list(ours)
     assert client.volumes.list(filters={"name": volume})

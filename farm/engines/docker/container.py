@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -73,7 +74,7 @@ def running(
             container = client.containers.create(
                 image.id,
                 entrypoint=["cat"],
-                name=f"llama-farm-{key}-{os.getpid()}-{secrets.token_hex(4)}",
+                name=f"{LABEL}-{key}-{os.getpid()}-{secrets.token_hex(4)}",
                 stdin_open=True,
                 auto_remove=True,
                 init=True,
@@ -90,6 +91,12 @@ def running(
         yield DockerWorkspace(
             container=container, layout=CONTAINER_LAYOUT, jobs=jobs, image=image, ccache_dir=None
         )
+
+
+def is_named_by_us(container: Any) -> bool:
+    """Return whether a container with our label has a name of the form that ``running`` gives."""
+    form = rf"{LABEL}-{re.escape(container.labels[LABEL])}-[0-9]+-[0-9a-f]{{8}}"
+    return re.fullmatch(form, container.name) is not None
 
 
 def remove_container(container: Any) -> None:

@@ -1,9 +1,9 @@
 """The farm's images, volumes and containers in an engine, and their removal.
 
 An image that a person builds on one of ours inherits its label, and so does a container that a
-person starts from it. So only an image under the farm's own names is removed, and only a container
-whose label has another value than an image's. Neither label nor name makes an image one that a
-build may trust: its author writes both (``farm.inputs.images.is_trusted``).
+person starts from it or from any image with that label. So only an image or container under the
+farm's own names is removed. Neither label nor name makes an image one that a build may trust: its
+author writes both (``farm.inputs.images.is_trusted``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from docker.errors import APIError, ImageNotFound, NotFound
 
 from farm.engines.docker.connection import ENGINE_FAILURES, engine_errors, reason
-from farm.engines.docker.container import CONFLICT, LABEL, remove_container, running
+from farm.engines.docker.container import CONFLICT, LABEL, is_named_by_us, remove_container, running
 from farm.errors import EngineError
 from farm.inputs.images import PROBE, ImageFacts, ImageTools, is_ours, tools_of
 from farm.plan import CACHE_CONFIG, CACHE_FOLDER
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     import docker
 
-_OF_IMAGES: Final = frozenset({"base", "builder"})
-"""The label's values of images, which containers of a person's inherit."""
 CACHE_VOLUME: Final = "llama-farm-ccache"
 """The pinned archive's on trusted images; another one has its owner's name behind it."""
 BUILDER: Final = "llama-farm-builder"
@@ -106,7 +104,7 @@ def stored(
     """
     with engine_errors("ENGINE_FAILED", "what the farm keeps in the engine could not be listed"):
         containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
-        found = [_container(one) for one in containers if one.labels[LABEL] not in _OF_IMAGES]
+        found = [_container(one) for one in containers if is_named_by_us(one)]
         used = client.df()
         found += _images(client, images, used)
         sizes = {one["Name"]: one["UsageData"]["Size"] for one in used["Volumes"] or ()}
