@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from farm import source, targets
+from farm import durable, source, targets
 from farm.errors import UsageError
 from farm.inputs import patches, pins, recipe
 from farm.options import BuildRequest, require_known
@@ -216,7 +216,7 @@ def programs(texts: Iterable[str]) -> tuple[str, ...]:
 def program_targets(also: Iterable[str], tree: Path) -> tuple[str, ...]:
     """Return the programs' targets under the names that this source tree has for them."""
     cmake = tree / "tools" / "rpc" / "CMakeLists.txt"
-    renamed = cmake.is_file() and RPC_SERVER in cmake.read_text("utf-8", "replace")
+    renamed = cmake.is_file() and RPC_SERVER in durable.head(cmake)
     return tuple(RPC_SERVER if name == "rpc-server" and renamed else name for name in also)
 
 

@@ -33,6 +33,8 @@ COMPILED: Final = (
 _LICENCE_FILES: Final = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 _HEAD: Final = 4096
 """Characters at a file's beginning in which a licence text of its own stands."""
+_MOST_TEXTS: Final = 32 << 20
+"""Bytes of all licence texts of a tree; those of b11549's CPU release have 15 kB (``tar -tv``)."""
 _TITLE: Final = 512
 """Characters at a header's beginning that may call its version in words."""
 
@@ -147,10 +149,37 @@ class _Upstream:
     version: str | None
 
 
+class _Texts(dict[str, bytes]):
+    """A tree's licence texts by their file names in the tarball, bounded together."""
+
+    left = _MOST_TEXTS
+
+    def put(self, name: str, text: bytes) -> str:
+        """Add a text; returns its name.
+
+        Raises:
+            UsageError: all texts together have more than ``_MOST_TEXTS``.
+        """
+        self.left -= len(text)
+        if self.left < 0:
+            why = f"with it the tree's licences have more than {_MOST_TEXTS >> 20} MiB"
+            raise UsageError("SOURCE_UNREADABLE", shown=name, why=why)
+        self[name] = text
+        return name
+
+    def expression(self, names: Iterable[str]) -> str | None:
+        """Return the SPDX expression of some of the texts, None if none is known."""
+        told = {identify(self[name].decode("utf-8", "replace")) for name in names}
+        known = sorted(name for name in told if name)
+        return " AND ".join(f"({n})" if " " in n and known[1:] else n for n in known) or None
+
+
 @dataclass(frozen=True)
 class _Licence:
+    """A part's licence, and its texts' names."""
+
     expression: str | None
-    texts: Mapping[str, bytes]
+    files: Iterable[str]
 
 
 def survey(tree: Path, *, version: str | None = None) -> Survey:
@@ -159,18 +188,19 @@ def survey(tree: Path, *, version: str | None = None) -> Survey:
     ``version`` is its own release number, if it is known.
 
     Raises:
-        UsageError: ``SOURCE_UNREADABLE``: a licence's text is larger than 8 MiB.
+        UsageError: ``SOURCE_UNREADABLE``: a licence's text is larger than 8 MiB, or all of them
+            together are than 32 MiB.
     """
-    upstreams = _upstreams(tree)
-    own = _licence_in(tree, _licence_files(tree), tree)
+    upstreams, texts = _upstreams(tree), _Texts()
+    for path in tree.glob("licenses/*"):  # also those that belong to no folder of vendor/
+        if path.is_file():
+            texts.put(f"licenses-{path.name}", _bytes(path))
+    own = _licence_in(tree, _licence_files(tree), tree, texts)
     origin = "https://github.com/ggml-org/llama.cpp"
-    found = [(_part(tree, _files(tree), "llama.cpp", ".", own, version, origin), own)]
-    found += [_vendored(tree, folder, upstreams) for folder in _vendor_folders(tree)]
-    found += _single_files(tree)
-    texts = _loose_texts(tree)
-    for _, licence in found:
-        texts.update(licence.texts)
-    return Survey(tuple(part for part, _ in found), texts)
+    found = [_part(tree, _files(tree), "llama.cpp", ".", own, version, origin)]
+    found += [_vendored(tree, folder, upstreams, texts) for folder in _vendor_folders(tree)]
+    found += _single_files(tree, texts)
+    return Survey(tuple(found), texts)
 
 
 def _part(
@@ -188,7 +218,7 @@ def _part(
         version=version,
         origin=origin,
         licence=licence.expression,
-        licence_files=tuple(sorted(licence.texts)),
+        licence_files=tuple(sorted(licence.files)),
         sha256=digest(tree, files),
     )
 
@@ -223,19 +253,19 @@ def _vendor_folders(tree: Path) -> list[Path]:
     return found
 
 
-def _vendored(tree: Path, folder: Path, upstreams: Iterable[_Upstream]) -> tuple[Part, _Licence]:
+def _vendored(tree: Path, folder: Path, upstreams: Iterable[_Upstream], texts: _Texts) -> Part:
     path = str(folder.relative_to(tree))
     upstream = next((row for row in upstreams if row.path.startswith(f"{path}/")), None)
-    licence = _licence_of(tree, folder)
+    licence = _licence_of(tree, folder, texts)
     name = folder.name if not upstream else upstream.origin.rpartition("/")[2]
     version = _version(folder) or (upstream.version if upstream else None)
     origin = upstream.origin if upstream else None
-    return _part(tree, _files(folder), name, path, licence, version, origin), licence
+    return _part(tree, _files(folder), name, path, licence, version, origin)
 
 
-def _single_files(tree: Path) -> list[tuple[Part, _Licence]]:
+def _single_files(tree: Path, texts: _Texts) -> list[Part]:
     """Find files among llama.cpp's own that begin with a licence text of their own."""
-    found: list[tuple[Part, _Licence]] = []
+    found: list[Part] = []
     for path in sorted({path for pattern in COMPILED for path in tree.glob(pattern)}):
         if path.suffix not in SOURCE_SUFFIXES or not path.is_file():
             continue
@@ -243,12 +273,12 @@ def _single_files(tree: Path) -> list[tuple[Part, _Licence]]:
         if text is None:
             continue
         name = str(path.relative_to(tree))
-        licence = _Licence(identify(text), {_text_name(name): text.encode()})
-        found.append((_part(tree, [path], path.name, name, licence), licence))
+        licence = _Licence(identify(text), [texts.put(_text_name(name), text.encode())])
+        found.append(_part(tree, [path], path.name, name, licence))
     return found
 
 
-def _licence_of(tree: Path, folder: Path) -> _Licence:
+def _licence_of(tree: Path, folder: Path, texts: _Texts) -> _Licence:
     """Read a part's licence: its own files, the tree's ``licenses/``, else its comments."""
     beside = _licence_files(folder)
     named = [
@@ -257,31 +287,22 @@ def _licence_of(tree: Path, folder: Path) -> _Licence:
         if path.name.removeprefix("LICENSE-") in {_plain(one.name) for one in _sources(folder)}
     ]
     if beside or named:
-        return _licence_in(tree, [*beside, *named], folder)
-    texts: dict[str, bytes] = {}
+        return _licence_in(tree, [*beside, *named], folder, texts)
+    found: dict[bytes, str] = {}
     for path in _sources(folder):
-        text = in_comments(durable.head(path))
-        if text is not None and text.encode() not in texts.values():
-            texts[_text_name(str(path.relative_to(tree)))] = text.encode()
-    return _Licence(_expression(texts.values()), texts)
+        text = (in_comments(durable.head(path)) or "").encode()
+        if text and text not in found:
+            found[text] = texts.put(_text_name(str(path.relative_to(tree))), text)
+    return _Licence(texts.expression(found.values()), found.values())
 
 
-def _licence_in(tree: Path, files: Iterable[Path], folder: Path) -> _Licence:
-    texts = {str(path.relative_to(tree)).replace("/", "-"): _bytes(path) for path in files}
+def _licence_in(tree: Path, files: Iterable[Path], folder: Path, texts: _Texts) -> _Licence:
+    names = [
+        texts.put(str(path.relative_to(tree)).replace("/", "-"), _bytes(path)) for path in files
+    ]
     said = (declared(durable.head(path)) for path in _sources(folder))
-    expression = _expression(texts.values())
-    return _Licence(expression or next((one for one in said if one), None), texts)
-
-
-def _expression(texts: Iterable[bytes]) -> str | None:
-    names = {identify(text.decode("utf-8", "replace")) for text in texts}
-    known = sorted(name for name in names if name)
-    return " AND ".join(f"({n})" if " " in n and known[1:] else n for n in known) or None
-
-
-def _loose_texts(tree: Path) -> dict[str, bytes]:
-    """Return the texts in ``licenses/`` that belong to no folder of ``vendor/``."""
-    return {f"licenses-{p.name}": _bytes(p) for p in tree.glob("licenses/*") if p.is_file()}
+    expression = texts.expression(names)
+    return _Licence(expression or next((one for one in said if one), None), names)
 
 
 def _bytes(licence: Path) -> bytes:

@@ -57,10 +57,15 @@ def test_constants_that_name_each_other_make_no_address_without_end(tree: Path) 
     assert by_path(tree)["vendor/stb"].origin == "https://github.com/{A1}{A1}/b"
 
 
-def test_licence_of_gigabytes_is_refused(tree: Path) -> None:
-    with (tree / "LICENSE").open("ab") as file:
-        file.truncate(1 << 40)
-    with refused("SOURCE_UNREADABLE", UsageError, "LICENSE: larger than"):
+@pytest.mark.parametrize(
+    ("number", "size", "words"),
+    [(1, 1 << 40, "LICENSE-0: larger than"), (5, 8 << 20, "licences have more than 32 MiB")],
+)
+def test_licence_of_gigabytes_is_refused(tree: Path, number: int, size: int, words: str) -> None:
+    for one in range(number):
+        with (tree / f"LICENSE-{one}").open("ab") as file:
+            file.truncate(size)
+    with refused("SOURCE_UNREADABLE", UsageError, words):
         parts.survey(tree)
 
 
