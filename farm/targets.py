@@ -216,7 +216,7 @@ def load(path: Path = TARGETS_FILE) -> Targets:
         for name, row in (*tree["lines"].items(), *tree["sets"].items()):
             row["name"] = name
         told = msgspec.convert(tree, Targets)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UsageError("TARGETS_INVALID", name=path.name, error=error) from error
     lines = {name: _with_cuda(line, told.cuda) for name, line in told.lines.items()}
     targets = msgspec.structs.replace(told, lines=lines)
@@ -284,14 +284,12 @@ def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
     if line.toolkit is None:
         return line
     major, minor = line.toolkit.split(".")
-    if major not in cuda:
+    row = cuda.get(major)
+    newest = [newest for since, newest in row.newest if since <= int(minor)] if row else []
+    if row is None or not newest:
         raise UsageError("TARGETS_INVALID/table", name=line.name, major=major)
-    row = cuda[major]
     return msgspec.structs.replace(
-        line,
-        min_driver=row.min_driver,
-        oldest=row.oldest,
-        newest=max(newest for since, newest in row.newest if since <= int(minor)),
+        line, min_driver=row.min_driver, oldest=row.oldest, newest=max(newest)
     )
 
 

@@ -82,7 +82,7 @@ def main(
     try:
         before = path.read_text("utf-8")
         document = tomlkit.parse(before)
-    except (OSError, TOMLKitError) as error:
+    except (OSError, ValueError, RecursionError, TOMLKitError) as error:
         raise UsageError("PINS_INVALID", name=path.name, error=error) from error
     old = document.unwrap()
     _update_source(document["source"], say, tags_of, newest=newest)
@@ -90,7 +90,7 @@ def main(
     _update_images(document, say, digest_of or registry_digest)
     changes = _changes(old, document.unwrap())
     written = tomlkit.dumps(document)
-    now = pins.load(path, written).source.build  # an index may have answered with what is no digest
+    now = pins.load(path, written).source.build  # what the index answered is checked, too
     if changes:
         durable.replace(path, written.encode(), 0o644)
     for change in changes:

@@ -165,7 +165,7 @@ def load(path: Path = PINS_FILE, content: str | None = None) -> Pins:
     try:
         tree = tomllib.loads(path.read_text("utf-8") if content is None else content)
         return msgspec.convert(tree, Pins)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             "PINS_INVALID/rows", name=path.name, error=_with_row_name(str(error), tree)
         ) from error

@@ -77,12 +77,16 @@ def test_without_variables_and_contexts_it_is_the_usual_socket(config: Path) -> 
     assert connection.find().named_by == "Docker's usual socket"
 
 
-@pytest.mark.parametrize("damage", ["no such context", "config is no JSON", "meta is no JSON"])
+@pytest.mark.parametrize(
+    "damage", ["no such context", "no name", "config is no JSON", "meta is no JSON"]
+)
 def test_a_context_that_cannot_be_read_is_one_error_that_names_it(
     damage: str, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if damage == "no such context":
         monkeypatch.setenv("DOCKER_CONTEXT", "gone")
+    elif damage == "no name":
+        monkeypatch.setenv("DOCKER_CONTEXT", "gone\udcff")
     elif damage == "config is no JSON":
         (config / "config.json").write_text("{")
     else:

@@ -70,9 +70,10 @@ def test_a_bad_row_is_refused_by_name(
 def test_a_missing_or_malformed_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         pins.load(tmp_path / "pins.toml")
-    (tmp_path / "pins.toml").write_text("[source", "utf-8")
-    with pytest.raises(UsageError, match="table"):
-        pins.load(tmp_path / "pins.toml")
+    for content in ("[source", "\udcff", f"x = {'1' * 5000}", f"x = {'[' * 3000}"):
+        (tmp_path / "pins.toml").write_text(content, "utf-8", "surrogateescape")
+        with refused("PINS_INVALID", UsageError, status=2):
+            pins.load(tmp_path / "pins.toml")
 
 
 def test_what_is_not_pinned_is_an_error_with_a_way_out() -> None:

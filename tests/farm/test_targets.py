@@ -92,6 +92,14 @@ def test_what_nvcc_cannot_build_is_refused_by_name(line: str, archs: str) -> Non
             "[lines.x]\nimage = 'a'\nglibc = '2.35'\nglibcxx = '3.4.30'\ntoolkit = '9.1'",
             "cuda.9",
         ),
+        (
+            (
+                "[lines]\nx = {image='a', glibc='2.35', glibcxx='3.4', toolkit='12.4'}\n"
+                "[cuda.12]\nmin_driver = '1.2'\noldest = 50\nnewest = [[5, 90]]\nchecked = 9"
+            ),
+            "cuda.12 whose `newest`",
+        ),
+        ("x = " + "[" * 3000, "targets.toml"),
         ("[sets.a]\narchs = '80;foo'", "foo"),
         ("[sets.a]\narchs = '80'\nformat = 'zip'", "sets.a.format"),
         ("[groups]\ng = ['nowhere']", "nowhere"),

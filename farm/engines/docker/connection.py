@@ -99,7 +99,7 @@ def _current(file: Path) -> str:
 
 
 def _of_context(contexts: Path, name: str, told: str) -> Address:
-    digest = hashlib.sha256(name.encode()).hexdigest()
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
     file = contexts / "meta" / digest / "meta.json"
     try:
         endpoint = msgspec.json.decode(file.read_bytes(), type=_Context).endpoints["docker"]
