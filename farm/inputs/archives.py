@@ -25,6 +25,14 @@ _DAMAGE: Final = (
     *(ValueError, OverflowError, RecursionError),
 )
 """What ``tarfile`` and what it reads from raise for an archive that is none."""
+_MOST_HEADERS: Final = 8 << 20
+"""Bytes of a tar's long names and other extended headers together, which ``tarfile`` reads whole.
+
+One for each of 5,000 files' times has 30 bytes, in all 150 kB."""
+_MOST_DIRECTORY: Final = 4 << 20
+"""Bytes of a wheel's list of members, which ``zipfile`` reads whole: of 30,000 members or so."""
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Those of wheels. LZMA's data name the memory that they take, up to 4 GiB."""
 
 
 def extract_subtree(archive: Path, subdir: str, into: Path, sha256: str) -> None:
@@ -73,7 +81,7 @@ def unpack(
     """
     links: dict[PurePosixPath, str] = {}
     try:
-        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_SmallInfo) as tar:
+        with _Tar.open(fileobj=stream, mode=mode) as tar:
             for member in _bounded(tar, most):
                 path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
                 if member.isdir() or not path.is_relative_to(subdir):
@@ -118,7 +126,8 @@ def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
 def _bounded(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
     """Yield what a tree can have; ``tarfile`` looks through all of the tar for a hard link."""
     left = most
-    for number, member in enumerate(tar):
+    for number, member in enumerate(iter(tar.next, None)):
+        tar.members.clear()  # type: ignore[attr-defined]  # it keeps each one until the end
         left -= member.size
         odd = member.size < 0 or member.issparse() or member.islnk()
         if left < 0 or number == durable.MOST_FILES or odd:
@@ -130,23 +139,25 @@ def _bounded(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
 class _SmallInfo(tarfile.TarInfo):
     """A header. ``tarfile`` reads an extended one, and a sparse file's map, of any size."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Read 512 bytes."""
-        found = super().frombuf(buf, encoding, errors)
-        if (
-            found.size < 0
-            or found.type == tarfile.GNUTYPE_SPARSE
-            or (not found.isfile() and found.size > _BLOCK)
-        ):
-            raise tarfile.ReadError("it has a header without end, or a sparse file")
-        return found
+    def _proc_member(self, tar: _Tar) -> Self:
+        """Take in a header that was read, and what follows an extended one."""
+        tar.left -= 0 if self.isfile() else self.size
+        if self.size < 0 or self.type == tarfile.GNUTYPE_SPARSE or tar.left < 0:
+            raise tarfile.ReadError("it has long headers without end, or a sparse file")
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
     def _no_map(self, *_: object) -> NoReturn:
         raise tarfile.ReadError("it has a sparse file")
 
     # What `tarfile` calls for PAX's three kinds of maps.
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
+
+
+class _Tar(tarfile.TarFile):
+    """A tar whose extended headers are bounded together; ``left`` is in bytes."""
+
+    tarinfo = _SmallInfo
+    left = _MOST_HEADERS
 
 
 def extract_wheel(wheel: Path, into: Path, sha256: str) -> None:
@@ -171,8 +182,20 @@ def open_wheel(path: Path, sha256: str) -> Iterator[zipfile.ZipFile]:
         SourceError: it is no wheel, or has another sha256 by now (``SOURCE_CHANGED``).
     """
     try:
-        with durable.verified(path, sha256) as stream, zipfile.ZipFile(stream) as wheel:
+        with durable.verified(path, sha256) as stream, _bounded_zip(stream) as wheel:
             yield wheel
     # `zipfile` raises the last two for encryption and for an unknown compression
     except (zipfile.BadZipFile, *_DAMAGE, RuntimeError, NotImplementedError) as error:
         raise SourceError("ARCHIVE_UNSAFE", name=path.name, error=error) from error
+
+
+def _bounded_zip(stream: IO[bytes]) -> zipfile.ZipFile:
+    """Open a zip whose list of members and whose decompressors take little memory."""
+    end = zipfile._EndRecData(stream)  # type: ignore[attr-defined]  # noqa: SLF001 - ZipFile's first step
+    if end and end[zipfile._ECD_SIZE] > _MOST_DIRECTORY:  # type: ignore[attr-defined]  # noqa: SLF001
+        raise zipfile.BadZipFile(f"its list of members has more than {_MOST_DIRECTORY} bytes")
+    wheel = zipfile.ZipFile(stream)
+    for one in wheel.infolist():
+        if one.compress_type not in _METHODS:
+            raise zipfile.BadZipFile(f"{one.filename!r} is neither stored nor deflated")
+    return wheel

@@ -36,6 +36,7 @@ from farm.errors import SourceError
 from farm.inputs.archives import open_wheel
 from llama_loader.concurrency import Background
 from llama_loader.errors import without_secrets
+from llama_loader.manifest import Sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -260,6 +261,11 @@ def cause(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def explained(error: BaseException) -> str:
+    """Return an error's text without secrets; requests names paths and queries without a host."""
+    return re.sub(r"\?\S+", "?…", without_secrets(str(error)))
+
+
 def within(seconds: float, ask: Callable[[], T]) -> T:
     """Return what a call returns; one that takes longer is left alone in its thread.
 
@@ -273,7 +279,7 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 
 
 class _Hashes(msgspec.Struct, frozen=True, gc=False):
-    sha256: str | None = None
+    sha256: Sha256 | None = None  # it becomes a folder's name
 
 
 class IndexFile(msgspec.Struct, frozen=True, gc=False):
@@ -310,13 +316,13 @@ def project_files(web: requests.Session, project: str) -> list[IndexFile]:
         )
         page.raise_for_status()
         files = _listed(page.content, page.headers.get("Content-Type", ""))
-        return [msgspec.structs.replace(one, url=urljoin(page.url, one.url)) for one in files]
+        return [_placed(one, page.url) for one in files]
     except (requests.RequestException, ValueError, RecursionError) as error:
         raise SourceError(
             "PACKAGE_UNREACHABLE",
             project=project,
             index=shown(index),
-            error=without_secrets(str(error)),
+            error=explained(error),
         ) from error
 
 
@@ -327,6 +333,14 @@ def _listed(page: bytes, kind: str) -> Iterable[IndexFile]:
         return msgspec.json.decode(page, type=_Page).files
     links = (html.unescape(link[1].decode("utf-8", "replace")) for link in _LINK.finditer(page))
     return (IndexFile(PurePosixPath(unquote(urlsplit(link).path)).name, link) for link in links)
+
+
+def _placed(file: IndexFile, page: str) -> IndexFile:
+    """Return a file with its whole address, which is https unless the page's is not."""
+    url = urljoin(page, file.url)
+    if not url.startswith(("https://", f"{urlsplit(page).scheme}://")):
+        raise ValueError(f"it names {shown(url)}, which is not https")
+    return msgspec.structs.replace(file, url=url)
 
 
 def _endpoint() -> str:
@@ -340,7 +354,7 @@ def _download(pin: PackagePin, stream: IO[bytes]) -> None:
             found = _copy(pin.filename, content, stream, limit=pin.size)
     except requests.RequestException as error:
         raise SourceError(
-            "PACKAGE_UNREACHABLE/file", filename=pin.filename, error=without_secrets(str(error))
+            "PACKAGE_UNREACHABLE/file", filename=pin.filename, error=explained(error)
         ) from error
     _require(pin.filename, found, pin.sha256)
 

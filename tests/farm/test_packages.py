@@ -7,6 +7,8 @@ import os
 import socket
 import tarfile
 import tracemalloc
+import weakref
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,11 +98,13 @@ def test_no_index_in_reach_says_what_would_help(
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{taken.getsockname()[1]}/simple/")
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/simple/?sig=S3cret"
+        monkeypatch.setenv("PIP_INDEX_URL", url)
         monkeypatch.setattr(packages, "_RETRIES", 0)
         with pytest.raises(SourceError, match="thing cannot be looked up at http://127") as failed:
             packages.fetch_package(pin)
     assert "PIP_INDEX_URL" in failed.value.hint
+    assert "S3cret" not in failed.value.render()
 
 
 def test_an_index_without_the_project_or_the_file(index: PackageIndex, pin: PackagePin) -> None:
@@ -207,7 +211,7 @@ def test_one_folder_comes_out_of_an_archive(
         Entry("top/sub/pipe", kind=tarfile.FIFOTYPE),
         Entry("top/sub/device", kind=tarfile.CHRTYPE),
         link("top/sub/nothing", "top/nothing", hard=True),
-        Entry("top/header", bytes(4 << 20), kind=tarfile.XHDTYPE),
+        Entry("top/header", bytes(9 << 20), kind=tarfile.XHDTYPE),
         link("top/sub/absolute", "/etc/passwd"),
         link("top/sub/other/../dots", "good"),
         Entry("top/sparse", kind=tarfile.GNUTYPE_SPARSE),
@@ -313,6 +317,20 @@ def test_more_than_a_source_has_is_not_unpacked(
     assert list((tmp_path / "in").iterdir()) == []
 
 
+def test_headers_of_an_archive_are_bounded_together_and_its_members_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [Entry("top/sub/a", pax={"comment": "a" * 1_000_000})] * 9
+    archive = archive_of(tmp_path / "a.tar.gz", *long)
+    with refused("ARCHIVE_UNSAFE", SourceError, "long headers without end"):
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree", durable.sha256(archive))
+    alive: weakref.WeakSet[tarfile.TarInfo] = weakref.WeakSet()
+    monkeypatch.setattr(archives, "_write_file", lambda *words: alive.add(words[2]))
+    many = io.BytesIO(tar([Entry(f"top/{n}") for n in range(20)]))
+    archives.unpack(many, tmp_path, what="many", mode="r:", most=1)
+    assert len(alive) < 4
+
+
 def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", Entry("top/a", b"x" * 100_000))
     with pytest.raises(SourceError, match="no folder sub"):
@@ -341,10 +359,19 @@ def test_no_file_of_a_wheel_lands_outside_its_folder(tmp_path: Path, name: str) 
     ]
 
 
-def test_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no zip", "not a zip"),
+        (wheel_of({"x": b"x"}, zipfile.ZIP_LZMA), "'x' is neither stored nor deflated"),
+        (wheel_of({f"{n:060000}": b"" for n in range(70)}), "list of members has more than"),
+    ],
+    ids=["no zip", "LZMA", "list"],
+)
+def test_file_that_is_no_wheel_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     wheel = tmp_path / "w.whl"
-    wheel.write_bytes(b"no zip")
-    with refused("ARCHIVE_UNSAFE", SourceError):
+    wheel.write_bytes(content)
+    with refused("ARCHIVE_UNSAFE", SourceError, words):
         archives.extract_wheel(wheel, tmp_path / "in", durable.sha256(wheel))
 
 
@@ -429,6 +456,27 @@ def test_password_of_an_index_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -
         with refused("PACKAGE_UNREACHABLE", SourceError, "403") as caught:
             packages.project_files(web, "thing")
     assert "S3cret" not in caught.value.render()
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "place"),
+    [
+        ("https://a.example/s/", "//b.example/x", "https://b.example/x"),
+        ("https://a.example/s/", "http://127.0.0.1/x?sig=S3cret", None),
+        ("https://a.example/s/", "file:///etc/passwd", None),
+        ("http://127.0.0.1/s/", "http://b.example/x", "http://b.example/x"),
+    ],
+)
+def test_file_of_an_https_index_has_an_https_address(
+    page: str, link: str, place: str | None
+) -> None:
+    file = packages.IndexFile("x", link)
+    if place is not None:
+        assert packages._placed(file, page).url == place
+        return
+    with pytest.raises(ValueError, match="is not https") as caught:
+        packages._placed(file, page)
+    assert "S3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", [fault_server.drip(1, 0.1), fault_server.drips_head(1, 0.1)])

@@ -149,13 +149,18 @@ def test_a_version_that_the_index_lacks_changes_nothing(file: Path, index: Packa
 def test_index_that_answers_with_no_digest_leaves_the_file_as_it_is(
     file: Path, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, page = file.read_bytes(), index.page
+    """Nor does it choose a folder: a digest is one's name in the cache."""
+    before, page, folder = file.read_bytes(), index.page, file.parent / "chosen"
     wrong = re.compile(rb'(?<="sha256": ")\w+')
-    monkeypatch.setattr(index, "page", lambda name: wrong.sub(b"none", page(name)))
-    monkeypatch.setattr(update_pins, "_update_member", lambda _: None)
-    with refused("PINS_INVALID", UsageError, "sha256"):
-        update(file, digest=NEW)
+    told = {"llama": b"none", "tiny-model": str(folder).encode()}
+    for project, digest in told.items():
+        with monkeypatch.context() as patch:
+            answers = {project: wrong.sub(digest, page(project))}
+            patch.setattr(index, "page", lambda name, new=answers: new.get(name) or page(name))
+            with refused("PACKAGE_UNREACHABLE", SourceError, f"{project} .*sha256"):
+                update(file, digest=NEW)
     assert file.read_bytes() == before
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("project", ["llama", "tiny-model"])
@@ -210,8 +215,9 @@ def test_links_and_what_is_left_out_are_differences(tmp_path: Path) -> None:
     assert found == ("check.cpp", "hardening.cmake (left out)", "more")
 
 
-def test_a_malformed_file_is_a_usage_error(file: Path) -> None:
-    file.write_text("[source", "utf-8")
+@pytest.mark.parametrize("content", ["[source", "\udcff", "x = " + "[" * 3000])
+def test_a_malformed_file_is_a_usage_error(file: Path, content: str) -> None:
+    file.write_text(content, "utf-8", "surrogateescape")
     with pytest.raises(UsageError, match=r"pins\.toml"):
         update(file)
 

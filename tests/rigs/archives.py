@@ -52,9 +52,9 @@ def tar(entries: Iterable[Entry], style: int = tarfile.PAX_FORMAT) -> bytes:
     return buffer.getvalue()
 
 
-def wheel_of(files: dict[str, bytes]) -> bytes:
+def wheel_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+    with zipfile.ZipFile(packed, "w", method) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return packed.getvalue()
