@@ -276,6 +276,15 @@ _KEYWORDS: Final[Mapping[str, str]] = {
     row.variable.removeprefix(PREFIX).lower() or name: name for name, row in _FIELDS.items()
 }
 """The names of fields, by those of keywords."""
+_MEANT: Final[Mapping[str, str]] = {
+    **{  # reversed, as --hf stands for the repository first
+        _FIELDS[name].option.strip("-").replace("-", "_") or keyword: keyword
+        for keyword, name in reversed(list(_KEYWORDS.items()))
+    },
+    **{name: keyword for keyword, name in _KEYWORDS.items()},
+    **{keyword: keyword for keyword in _KEYWORDS},
+}
+"""The keywords, by what a person may write instead: the names of options and of fields."""
 
 
 def load(
@@ -395,6 +404,8 @@ def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:
         if value is not None:
             row = _FIELDS[_KEYWORDS[keyword]]
             found[_KEYWORDS[keyword]] = _read(row, keyword, value, row.kind.types)
+    if {"gguf_path", "gguf_repo_id"} <= found.keys():  # the command line refuses both, too
+        raise SettingError("SETTING_CONFLICT/model")
     return found
 
 
@@ -406,11 +417,12 @@ def _unknown(environ: Mapping[str, str]) -> Iterator[Note]:
 
 
 def _near(name: str) -> str:
-    """List the keywords that are like a keyword or a variable."""
+    """List the keywords that are like a keyword, an option or a variable."""
     import difflib  # only now: a start needs none of it
 
     bare = re.sub(r"^(YAKULINGO|LLAMA)_(SPACES?_)?", "", name.upper()).lower()
-    return ", ".join(difflib.get_close_matches(bare, _KEYWORDS, 3, 0.5)) or "none"
+    near = difflib.get_close_matches(bare, _MEANT, 3, 0.5)
+    return ", ".join(dict.fromkeys(_MEANT[one] for one in near)) or "none"
 
 
 def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:

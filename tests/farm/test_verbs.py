@@ -60,7 +60,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("promote b1-1 --to x", "OPTION_MISSING", "--channel"),
         ("rollback --to x", "OPTION_MISSING", "--channel was not given"),
         ("promote ../x --channel stable --to x", "NAME_INVALID", "release"),
-        ("pin-space", "OPTIONS_INVALID", "--manifest"),
+        ("pin-space", "OPTIONS_INVALID", "`invoke pin-space --help`"),
         *(
             (f"pin-space {wrong}", "OPTIONS_INVALID", f"{named} does not go with {chosen}")
             for wrong, named, chosen in (

@@ -59,6 +59,7 @@ def refused(path: Path) -> SettingError:
         ("mmproj.gguf", MMPROJ, "MODEL_PROJECTOR"),
         ("none.gguf", None, "MODEL_MISSING"),
         ("4b", None, "MODEL_MISSING"),
+        ("folder", None, "MODEL_MISSING"),
     ],
 )
 def test_what_is_no_whole_model_is_refused_before_anything_is_started(
@@ -67,9 +68,11 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_started(
     """A piece of a model on the Hub too, before anything is fetched."""
     if data is not None:
         (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder").mkdir()
     error = refused(tmp_path / name)
     assert error.code == code
-    assert ("--hf REPO FILE" in error.hint) is (code == "MODEL_MISSING")
+    assert ("--hf REPO FILE" in error.hint) is (name in {"none.gguf", "4b"})
+    assert ("name the .gguf file in it" in error.hint) is (name == "folder")
     assert ("invoke space --model" in error.hint) is (name == "4b")
     if code == "MODEL_PART" or "-00002-" in name:
         told = reason(settings(GGUF_FILENAME=name))

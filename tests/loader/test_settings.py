@@ -202,6 +202,8 @@ def test_both_prefixes_with_different_values_are_an_error_that_names_both() -> N
 def test_quantisation_beside_a_file_is_a_conflict() -> None:
     given = {"YAKULINGO_SPACES_GGUF_REPO_ID": "me/model:Q4_K_M", "HOME": "/nowhere"}
     assert load(environ=given).gguf_repo_id == "me/model:Q4_K_M"
+    with refused("SETTING_CONFLICT", SettingError, "two models"):
+        load(None, {}, gguf_path="m.gguf", gguf_repo_id="me/model")
     with refused("SETTING_CONFLICT", SettingError, "names a quantisation"):
         load(environ={**given, "YAKULINGO_SPACES_GGUF_FILENAME": "m.gguf"})
 
@@ -263,6 +265,9 @@ def test_an_unknown_keyword_lists_near_ones() -> None:
         ("nctx", "n_ctx"),
         ("gguf_repo", "gguf_repo_id"),
         ("devices", "llama_device"),
+        ("url", "llama_cpp_url"),
+        ("model", "gguf_path"),
+        ("hf", "gguf_repo_id"),
         ("YAKULINGO_SPACES_N_CTX", "n_ctx"),
         ("llama_space_gguf_path", "gguf_path"),
     ):
