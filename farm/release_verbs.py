@@ -148,6 +148,7 @@ def renew(
     days: Days = 90,
     key: Path | None = None,
     project: str | None = None,
+    sha256: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Sign channels that end soon again: the same release, a higher serial.
@@ -161,7 +162,8 @@ def renew(
         days: until they expire
         key: the file with the signing key, else FARM_SIGNING_KEY
         project: OWNER/REPO that the signature names; the place's own if not given
-        dry_run: print the channels that end soon, and end; needs no key
+        sha256: NAME=HEX … of the channels to renew, as --dry-run printed them; no other is signed
+        dry_run: print the channels that end soon with their digests, and end; needs no key
     """
     from farm import trust
     from farm.errors import FarmError, raise_all
@@ -174,15 +176,19 @@ def renew(
     if dry_run:
         for error in failed:
             show.note(error.line)
-        show.line(" ".join(due))
+        show.line(" ".join(f"{name}={current.sha256}" for name, current in due.items()))
         raise_all(() if due else failed)  # the others can be renewed: the next call says so
         return
     if not due:
         show.note(f"no channel of {place.where} ends within {within} days: nothing to renew")
     signer = trust.signer(key)
-    for name in due:
+    approved = None if sha256 is None else sha256.split()
+    for name, current in due.items():
         try:
-            show.promotion(channels.Channel(place, name, signer, named).renew(days=days))
+            if approved is not None and f"{name}={current.sha256}" not in approved:
+                raise channels.not_approved(place, name, current.sha256)
+            own = channels.Channel(place, name, signer, named)
+            show.promotion(own.renew(days=days, checked=current.sha256))
         except FarmError as error:
             failed.append(error)
     raise_all(failed)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,8 @@ within a season if a mirror withholds newer promotions."""
 _NOT_OURS: Final = frozenset({"SIGNED_BY_ANOTHER_KEY", "SIGNATURE_DAMAGED"})
 _SKEW: Final = timedelta(minutes=5)
 """How far the clocks of two machines may differ."""
+_ELSEWHERE: Final = 20
+"""Promotions of each other channel with which a release is compared."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,19 @@ class Channel:
         known = (one.serial for one in (*kept, present) if one is not None)
         return self._promote(release, present, signed, max(at_least - 1, *known, 0), days, checked)
 
-    def renew(self, *, days: int = DAYS) -> Promotion:
+    def renew(self, *, days: int = DAYS, checked: str | None = None) -> Promotion:
         """Sign the channel's manifest again, with a higher serial and a later end.
 
         Its content is what this key signed before: nothing is taken from the release beside it.
+        ``checked`` is the digest of the pair that ``due`` found.
 
         Raises:
-            PublishError: there is no channel, its newest promotion is not the current one, its
-                release was changed or has a known vulnerability, the channel is another key's or
-                project's or was signed by an older farm, or this machine's clock is behind.
+            PublishError: there is no channel, it is not the checked one, its newest promotion is
+                not the current one, its release was changed or has a known vulnerability, the
+                channel is another key's or project's or was signed by an older farm, or this
+                machine's clock is behind.
         """
-        present = self.newest()
+        present = self.newest(checked)
         _require_unchanged(self.place, present)
         return self._sign(present, present, present.serial, days)
 
@@ -153,20 +157,26 @@ class Channel:
                 raise
             return self.numbered(serials[-1], older=older)
 
-    def newest(self) -> Manifest:
+    def newest(self, checked: str | None = None) -> Manifest:
         """Return the current promotion of a channel, which must be its newest, too.
 
         Whoever may write to the place can put an older signed pair back, without the key.
 
         Raises:
-            PublishError: ``CHANNEL_MISSING``; ``CHANNEL_NOT_SIGNED_FOR``: an older farm signed it;
+            PublishError: ``CHANNEL_MISSING``; ``CHANNEL_NOT_APPROVED``: it is another one than was
+                ``checked``; ``CHANNEL_NOT_SIGNED_FOR``: an older farm signed it;
                 ``CHANNEL_NOT_NEWEST``: it is older than one that was promoted, or was cut off
                 between its two files.
         """
         found, serials = self.present(older=False), self.place.channel_serials(self.name)
         if found is None or not serials:
             raise missing(self.place, self.name)
-        require_newest(self.place, self.name, self._pair("manifest"), found.serial)
+        pair = self._pair("manifest")
+        require_newest(self.place, self.name, pair, found.serial)
+        if checked is not None and pair.sha256 != checked:
+            raise not_approved(self.place, self.name, pair.sha256)
+        if schema.parse(pair.manifest, what=self.what) != found:
+            raise _not_newest(self.place, self.name, found.serial)
         return found
 
     def numbered(self, serial: int, *, older: bool = False) -> Manifest:
@@ -221,13 +231,14 @@ class Channel:
             yield found
 
     def _elsewhere(self) -> Iterator[Manifest]:
-        """Yield what this key signed for the place's other channels.
+        """Yield the newest that this key signed for the place's other channels.
 
         A channel that is damaged, or another key's, tells nothing, and stops no promotion here.
         """
         for name in self.place.channels():
             other = replace(self, name=name)
-            for serial in () if name == self.name else self.place.channel_serials(name):
+            serials = () if name == self.name else self.place.channel_serials(name)
+            for serial in serials[-_ELSEWHERE:]:
                 with suppress(FarmError, LoaderError):
                     yield other.numbered(serial, older=True)
 
@@ -252,9 +263,9 @@ class Channel:
     ) -> Promotion:
         """Sign a published release that is what was checked, and what was signed before."""
         published = _read(self.place, release, checked)
-        _require_unchanged(self.place, published)
-        if signed is not None:
+        if signed is not None:  # first, because it hashes no file of the place
             self.require_as_signed(published, signed)
+        _require_unchanged(self.place, published)
         addressed = _with_addresses(published, self.place.artifact_base(release))
         return self._sign(addressed, present, last, days)
 
@@ -277,9 +288,17 @@ class Channel:
         return Promotion(self.name, pointer.release, was, serial, expires, url)
 
 
+class Due(NamedTuple):
+    """What a channel that ends soon names, and the digest of its manifest and signature."""
+
+    release: str
+    serial: int
+    sha256: str
+
+
 def due(
     destination: Destination, days: int, only: str | None = None
-) -> tuple[dict[str, Manifest], list[FarmError]]:
+) -> tuple[dict[str, Due], list[FarmError]]:
     """Return the channels that end within so many days, or have ended, with what they name.
 
     Beside them: an error for each channel that cannot be read, or whose current pair is not its
@@ -296,17 +315,22 @@ def due(
     if only is not None and only not in names:
         raise missing(destination, only)
     end = _now() + timedelta(days=days)
-    found: dict[str, Manifest] = {}
+    found: dict[str, Due] = {}
     errors: list[FarmError] = []
     for name in names if only is None else (only,):
-        content, failed = state(destination, name)
+        pair, failed = state(destination, name)
         if failed is not None:
             errors.append(failed)
             continue
-        named = schema.parse(content, what=f"channel {name}")
+        named = schema.parse(pair.manifest, what=f"channel {name}")
         if named.expires is not None and named.expires <= end:
-            found[name] = named
+            found[name] = Due(named.release, named.serial, pair.sha256)
     return found, errors
+
+
+def not_approved(destination: Destination, name: str, found: str) -> PublishError:
+    """Return the error of a channel that a person did not see before it is signed."""
+    return PublishError("CHANNEL_NOT_APPROVED", name=name, where=destination.where, found=found)
 
 
 def missing(destination: Destination, name: str) -> PublishError:
@@ -318,12 +342,12 @@ def missing(destination: Destination, name: str) -> PublishError:
     return PublishError("CHANNEL_MISSING", hint=hint, where=destination.where, name=name)
 
 
-def state(destination: Destination, name: str) -> tuple[bytes, FarmError | None]:
-    """Return a channel's manifest, empty if none can be read, and why it cannot be renewed.
+def state(destination: Destination, name: str) -> tuple[Signed, FarmError | None]:
+    """Return a channel's pair, empty if none can be read, and why it cannot be renewed.
 
     Needs no key: the manifest and its signature are compared with those of the newest promotion.
     """
-    content, failed = b"", None
+    found, failed = Signed(b"", b""), None
     try:
         require_name("channel", name)
         newest = destination.channel_serials(name)[-1:]
@@ -331,12 +355,12 @@ def state(destination: Destination, name: str) -> tuple[bytes, FarmError | None]
         if [pair] != [_pair(destination, name, str(serial)) for serial in newest]:
             failed = _not_newest(destination, name, *newest)
         schema.parse(pair.manifest, what=f"channel {name}")
-        content = pair.manifest
+        found = pair
     except (FarmError, LoaderError, OSError) as error:
         told = f"channel {name!r} of {destination.where} cannot be renewed: {error}"
         hint = "repair it or remove it"
         failed = failed or PublishError("CHANNEL_UNREADABLE", told, hint=hint)
-    return content, failed
+    return found, failed
 
 
 def _pair(destination: Destination, channel: str, name: str) -> Signed:

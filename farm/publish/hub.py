@@ -263,13 +263,13 @@ class Hub(Destination):
                 return {}
 
 
-class Large(msgspec.Struct, frozen=True):
+class Large(msgspec.Struct, frozen=True, gc=False):
     """How the Hub names a large file: by its sha256."""
 
     oid: str
 
 
-class File(msgspec.Struct, frozen=True):
+class File(msgspec.Struct, frozen=True, gc=False):
     """A file or folder of a repository, as the Hub lists it; ``oid`` is git's."""
 
     type: str
@@ -300,6 +300,8 @@ def tree(
             answer.raise_for_status()
             listed = places.understood(list[File], answer)
             found |= {one.path: one for one in listed if one.type == "file"}
+            if len(found) > places.MOST_ENTRIES:
+                raise places.unusable(listing, f"it has more than {places.MOST_ENTRIES} files")
             url = places.next_page(answer, f"{api.endpoint}/")
     raise places.unusable(listing, "its list does not end")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from farm import durable
 from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs.packages import shown
 from farm.release import MANIFEST
 from llama_loader.locations import is_allowed_web
+from llama_loader.manifest import MAX_MANIFEST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 MOST_PAGES: Final = 1000
 """Pages of a list that a server may send; GitHub's have 100 entries, the Hub's 1,000."""
+MOST_ENTRIES: Final = 100_000
+"""Of a list, on all its pages."""
+_LARGEST_PAGE: Final = 16 << 20
+"""Bytes; GitHub lists the files of a hundred releases on a page, each with its uploader."""
 SIGNATURE: Final = f"{MANIFEST}.minisig"
 _SERIAL: Final = re.compile(r"([1-9][0-9]{0,15})\.json", re.ASCII)
 _TOKEN: Final = re.compile(r"[!-~]+")
@@ -42,6 +47,11 @@ class Signed(NamedTuple):
 
     manifest: bytes
     signature: bytes
+
+    @property
+    def sha256(self) -> str:
+        """The digest of both, one behind the other."""
+        return hashlib.sha256(self.manifest + self.signature).hexdigest()
 
 
 class Destination(ABC):
@@ -144,7 +154,7 @@ class Destination(ABC):
         return f"../../{release}/"
 
     def small(self, folder: str, name: str) -> bytes:
-        """Read a manifest, a signature or a report, of at most 8 MiB.
+        """Read a manifest or a signature, of at most 4 MiB.
 
         Raises:
             PublishError: ``NOT_PUBLISHED``, ``FILE_TOO_LARGE``.
@@ -180,7 +190,7 @@ class Destination(ABC):
 
 
 def small(blocks: Iterable[bytes], what: str) -> bytes:
-    """Read a file of at most 8 MiB.
+    """Read a file of at most 4 MiB, the largest manifest that a loader takes.
 
     Raises:
         PublishError: ``FILE_TOO_LARGE``.
@@ -188,7 +198,7 @@ def small(blocks: Iterable[bytes], what: str) -> bytes:
     content = b""
     for block in blocks:
         content += block
-        if len(content) > durable.SMALL:
+        if len(content) > MAX_MANIFEST_BYTES:
             raise PublishError("FILE_TOO_LARGE", what=what)
     return content
 
@@ -211,6 +221,8 @@ def understood(kind: type[T], answer: requests.Response) -> T:
     Raises:
         PublishError: ``PLACE_UNUSABLE``: it is none, or not what the server's API documents.
     """
+    if len(answer.content) > _LARGEST_PAGE:
+        raise unusable(shown(answer.url), f"it has more than {_LARGEST_PAGE >> 20} MiB")
     try:
         return msgspec.json.decode(answer.content, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

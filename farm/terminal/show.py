@@ -255,11 +255,9 @@ def overview(found: Overview) -> None:
         named = (title,) if title == "release" else (title, "release")
         lines = []
         for row in rows:
-            age = _span(datetime.now(timezone.utc) - row.manifest.created)
-            held = row.manifest.artifacts
-            size = decimal(sum(artifact.size for artifact in held))
-            told = (str(row.manifest.serial), age, _left(row), str(len(held)), size)
-            lines.append((*(row.name, row.manifest.release)[: len(named)], *told))
+            age = _span(datetime.now(timezone.utc) - row.created)
+            told = (str(row.serial), age, _left(row), str(row.tarballs), decimal(row.size))
+            lines.append((*(row.name, row.release)[: len(named)], *told))
         _table((*named, "serial", "age", "expires in", "tarballs", "size"), lines)
     for row in found.channels:
         if row.left is not None and row.left <= WARNED:

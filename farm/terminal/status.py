@@ -122,17 +122,35 @@ def _figures(counted: Statistics, where: str) -> str:
 
 
 class Row(NamedTuple):
-    """A channel or a release; ``gets`` is what the supposed host would get, None without one."""
+    """What is shown of a channel or a release.
+
+    ``size`` are the bytes of its ``tarballs``; ``gets`` is what the supposed host would get, None
+    without one.
+    """
 
     name: str
-    manifest: Manifest
+    release: str
+    serial: int
+    created: datetime
+    expires: datetime | None
+    tarballs: int
+    size: int
     gets: str | None
+
+    @classmethod
+    def of(cls, name: str, manifest: Manifest, gets: str | None) -> Self:
+        """Take a manifest's facts, and keep nothing else of it."""
+        held = manifest.artifacts
+        size = sum(artifact.size for artifact in held)
+        ends = manifest.expires
+        return cls(
+            name, manifest.release, manifest.serial, manifest.created, ends, len(held), size, gets
+        )
 
     @property
     def left(self) -> timedelta | None:
         """How long until it expires; None for never."""
-        expires = self.manifest.expires
-        return None if expires is None else expires - datetime.now(timezone.utc)
+        return None if self.expires is None else self.expires - datetime.now(timezone.utc)
 
 
 class Overview(NamedTuple):
@@ -153,14 +171,18 @@ def of(destination: Destination, suppose: str | None = None) -> Overview:
         LoaderError: a release's manifest is malformed, or ``suppose`` cannot be read.
     """
     destination.require_there()
-    found = {name: channels.state(destination, name) for name in destination.channels()}
-    releases = {name: destination.small(name, release.MANIFEST) for name in destination.releases()}
-    return Overview(
-        destination.where,
-        tuple(_row(name, content, suppose) for name, (content, _) in found.items() if content),
-        tuple(_row(name, content, suppose) for name, content in releases.items()),
-        tuple(failed for _, failed in found.values() if failed),
+    # one by one: others may put thousands of manifests there
+    followed: list[Row] = []
+    failures: list[FarmError] = []
+    for name in destination.channels():
+        pair, failed = channels.state(destination, name)
+        followed += [_row(name, pair.manifest, suppose)] if pair.manifest else []
+        failures += [failed] if failed else []
+    released = (
+        _row(name, destination.small(name, release.MANIFEST), suppose)
+        for name in destination.releases()
     )
+    return Overview(destination.where, tuple(followed), tuple(released), tuple(failures))
 
 
 def supposed(manifest: bytes, suppose: str) -> str:
@@ -175,7 +197,7 @@ def supposed(manifest: bytes, suppose: str) -> str:
 
 def _row(name: str, content: bytes, suppose: str | None) -> Row:
     gets = None if suppose is None else _gets(content, suppose)
-    return Row(name, schema.parse(content, what=name), gets)
+    return Row.of(name, schema.parse(content, what=name), gets)
 
 
 def _gets(manifest: bytes, suppose: str) -> str:

@@ -190,9 +190,9 @@ def test_nothing_to_read_is_not_an_empty_release(place: Place) -> None:
     assert place.open().releases() == place.open().channels() == ()
 
 
-def test_a_manifest_of_more_than_8_mib_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_a_manifest_of_more_than_4_mib_is_not_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "b1-1").mkdir()
-    (tmp_path / "b1-1" / "manifest.json").write_bytes(bytes((8 << 20) + 1))
+    (tmp_path / "b1-1" / "manifest.json").write_bytes(bytes((4 << 20) + 1))
     with refused("FILE_TOO_LARGE", PublishError, "manifest.json of b1-1"):
         places.parse(str(tmp_path)).small("b1-1", "manifest.json")
 
@@ -392,6 +392,22 @@ def test_list_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
             with refused("PLACE_UNUSABLE", PublishError, "does not end"):
                 places.parse(place).releases()
     assert len(asked) == 6
+
+
+def test_list_of_more_than_any_place_has_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "token")
+    entry = {"id": 1, "tag_name": "a", "draft": False, "upload_url": "", "assets": []}
+    listed = [
+        {"type": "file", "path": f"{at}/manifest.json", "oid": "", **entry} for at in range(9)
+    ]
+    with http_served.serving(lambda _: Answer(200, listed)) as url:
+        for variable, place in (("GITHUB_API_URL", "github:a/b"), ("HF_ENDPOINT", "hf:a/b")):
+            monkeypatch.setenv(variable, url)
+            for bound, most in (("MOST_ENTRIES", 8), ("_LARGEST_PAGE", 500)):
+                with monkeypatch.context() as patch, refused("PLACE_UNUSABLE", PublishError):
+                    patch.setattr(places, bound, most)
+                    places.parse(place).releases()
+            places.parse(place).releases()
 
 
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:

@@ -26,7 +26,7 @@ def row(manifest: Manifest, name: str, gets: str | None, left: timedelta | None 
     now = datetime.now(timezone.utc)
     end = None if left is None else now + left
     made = now - timedelta(hours=30)
-    return Row(name, structs.replace(manifest, created=made, expires=end), gets)
+    return Row.of(name, structs.replace(manifest, created=made, expires=end), gets)
 
 
 @pytest.fixture

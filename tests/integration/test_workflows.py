@@ -198,6 +198,7 @@ def test_every_promotion_asks_a_person_and_one_runs_at_a_time() -> None:
         signs = any("FARM_SIGNING_KEY" in one.get("env", {}) for one in job["steps"])
         assert signs == (name not in {"look", "gate"})
         assert signs == (job.get("environment") == "release"), name
+    assert found["jobs"]["renew"]["steps"][-1]["run"].endswith('--sha256 "$DUE"')
 
 
 @pytest.mark.docker
