@@ -219,6 +219,7 @@ def pin_space(
     project: str | None = None,
     url: str | None = None,
     suppose: str | None = None,
+    allow_cpu: bool = False,
 ) -> None:
     """Write spaces/release.json, which names a release or a channel; or pin an archive's URL.
 
@@ -231,6 +232,7 @@ def pin_space(
         project: for --channel: OWNER/REPO that it is signed for; the place's own if not given
         url: instead of a release: any CUDA archive of llama.cpp, pinned by its digest
         suppose: for --url: the host to check it for, instead of ZeroGPU
+        allow_cpu: for --url: the host may have no GPU
     """
     from farm import own_space, trust
     from farm.publish import pin_space as pins_of
@@ -240,9 +242,11 @@ def pin_space(
         {"--manifest": manifest, "--release": release, "--channel": channel, "--url": url}
     )
     beside = {"--to": to, "--public-key": public_key, "--project": project, "--suppose": suppose}
+    beside["--allow-cpu"] = "1" if allow_cpu else None
     options.require_beside(chosen, pins_of.BESIDE[chosen], beside)
     if url is not None:
-        found = pins_of.archive(url, (suppose,) if suppose else own_space.ZEROGPU)
+        hosts = (suppose,) if suppose else own_space.ZEROGPU
+        found = pins_of.archive(url, hosts, ("--allow-cpu",) if allow_cpu else ())
         show.archive(found)
         for name, value in found.variables().items():
             show.line(f"{name}={value}")

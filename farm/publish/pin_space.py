@@ -33,7 +33,7 @@ BESIDE: Final[dict[str, tuple[str, ...]]] = {
     "--manifest": (),
     "--release": ("--to",),
     "--channel": ("--to", "--public-key", "--project"),
-    "--url": ("--suppose",),
+    "--url": ("--suppose", "--allow-cpu"),
 }
 """The options that each way to name what is pinned takes beside it."""
 _CHANNEL: Final = re.compile(r"/(?:channels/|channel-)([^/]+)/[^/]+\Z")

@@ -176,7 +176,8 @@ class _Visit:
         for note in self.settings.unknown:
             self._sink(note)
         shown = asdict(self.settings)
-        del shown["inherited"], shown["unknown"], shown["prefix"], shown["keywords"]
+        for name in ("inherited", "unknown", "prefix", "keywords", "bare"):
+            del shown[name]
         shown["hf_token"] = "set" if self.settings.hf_token else None
         self.found.settings = {name: _plain(value) for name, value in shown.items()}
         return "all variables can be read"

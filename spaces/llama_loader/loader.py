@@ -183,7 +183,13 @@ def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
 
 
 def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:
-    """Return a note for each GPU that does not answer, or may not run the artifact's code."""
+    """Return a note for each GPU that does not answer, or may not run the artifact's code.
+
+    Another one if an architecture is named, and nothing in the release has code for it.
+    """
+    if settings.cuda_arch and choice.runs_on != "gpu":
+        arch, name = selection.dotted([settings.cuda_arch]), choice.artifact.name
+        return [Note.of("ARCH_UNUSED", arch=arch, artifact=name)]
     to_come = facts.gpu_source == "zerogpu"  # ZeroGPU documents several kinds and attaches one
     chosen = settings.cuda_arch or settings.devices or settings.cpu_chosen
     if to_come or chosen or choice.runs_on != "gpu":

@@ -198,6 +198,7 @@ class Settings:
         unknown: a note for each variable with a prefix of ours that is no setting.
         prefix: that of the variables that are set, for messages.
         keywords: what the code has given, by the names of keywords.
+        bare: a remark if a release is named by a variable without its prefix, else empty.
     """
 
     zerogpu: bool
@@ -206,6 +207,7 @@ class Settings:
     unknown: tuple[Note, ...]
     prefix: str
     keywords: frozenset[str]
+    bare: str
     backend: str = _setting(
         "BACKEND", _like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
     )
@@ -347,6 +349,7 @@ def load(
         unknown=tuple(_unknown(environ)),
         prefix=prefix,
         keywords=keywords,
+        bare=_bare(environ),
     )
 
 
@@ -393,6 +396,11 @@ def renewed(settings: Settings) -> Settings:
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in _INHERITED if name in environ}
+
+
+def _bare(environ: Mapping[str, str]) -> str:
+    name = "LLAMA_CPP_MANIFEST_URL"
+    return f"; {name} is set, but without its prefix" if environ.get(name) else ""
 
 
 def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:

@@ -325,6 +325,7 @@ def archive(tmp_path: Path) -> Path:
     [
         (own_space.ZEROGPU[0], "because"),
         (own_space.ZEROGPU[1], "NO_ARTIFACT_FOR_GPU"),
+        ("glibc=2.36", "NO_GPU"),
         ("capability=12.0,driver=580,glibc=2.2,torch=cu128", "GLIBC_TOO_OLD"),
         ("capability=12.0,driver=510,glibc=2.36,torch=cu128", "DRIVER_TOO_OLD"),
         ("capability=12.0,driver=580,glibc=2.36,torch=cu130", "CUDA_LIBRARY_MISSING"),
@@ -346,6 +347,8 @@ def test_archive_says_beforehand_whether_a_host_can_run_it(
         with refused("ARCHIVE_CANNOT_RUN", PublishError) as caught:
             found.variables()
         assert "invoke pin-space --url URL --suppose" in caught.value.hint
+    ((*_, can_run),) = pin_space.archive(archive.as_uri(), (facts,), ("--allow-cpu",)).answers
+    assert can_run or said != "NO_GPU"
 
 
 def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(

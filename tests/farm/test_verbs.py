@@ -69,6 +69,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
                 ("--to . --release b1-1 --public-key RW", "--public-key", "--release"),
                 ("--to . --release b1-1 --project a/b", "--project", "--release"),
                 ("--to . --channel stable --suppose x", "--suppose", "--channel"),
+                ("--manifest x --allow-cpu", "--allow-cpu", "--manifest"),
                 ("--url x --to . --project a/b", "--to, --project", "--url"),
             )
         ),

@@ -563,7 +563,9 @@ def unused(tmp_path: Path, host: HostFacts, **given: str) -> Any:
     """Return the codes and texts of the notes about GPUs, of a release with a set for each."""
     document = manifest(artifact("cu130", "sm89", "89"), artifact("cu130", "sm120", "120"))
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    choice = selection.select(document, host, arch=given.get("cuda_arch"))
+    choice = selection.select(
+        document, host, arch=given.get("cuda_arch"), allow_cpu="allow_cpu" in given
+    )
     return loader._unused_gpus(load(given, environ), host, choice)
 
 
@@ -576,6 +578,9 @@ def test_a_gpu_without_code_in_a_release_of_one_architecture_is_named(tmp_path: 
     assert "--archs '89;120'" in note.hint
     assert "YAKULINGO_SPACES_CUDA_ARCH=89) takes this one instead" in note.hint
     assert unused(tmp_path, mixed, cuda_arch="120") == []
+    (note,) = unused(tmp_path, mixed, cuda_arch="90", allow_cpu="1")
+    assert note.code == "ARCH_UNUSED"
+    assert "capability 9.0 is named" in note.message
     assert unused(tmp_path, mixed, devices="CUDA1") == []
     assert unused(tmp_path, mixed, n_gpu_layers="0") == []
     equal = replace(mixed, gpus=(BLACKWELL, BLACKWELL))

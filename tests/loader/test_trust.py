@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from llama_loader.events import Note, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.locations import Patience
 from llama_loader.manifest import Manifest
+from llama_loader.settings import load
 from llama_loader.store import Store
 from llama_loader.trust import Channel, Pin
 from tests.rigs import archives, refusals
@@ -96,8 +98,8 @@ def pinned(server: FaultServer) -> tuple[str, str]:
 
 
 def resolve(tmp_path: Path, **settings: Any) -> tuple[str, str]:
-    words = SimpleNamespace(**{"manifest_url": None, "manifest_sha256": None, **settings})
-    found, url = trust.manifest(words, Store(tmp_path / "store"), Fetcher())  # type: ignore[arg-type]
+    words = replace(load(None, {}), **settings)
+    found, url = trust.manifest(words, Store(tmp_path / "store"), Fetcher())
     return found.release, url
 
 
@@ -137,6 +139,9 @@ def test_an_installed_package_reads_the_file_beside_the_apps_script(
     for way in ("put release.json beside the app", "llama_cpp_manifest_url", "--manifest "):
         assert way in caught.value.hint
     assert "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL" in caught.value.hint
+    named = load(environ={"LLAMA_CPP_MANIFEST_URL": url}).bare
+    with pytest.raises(SettingError, match="LLAMA_CPP_MANIFEST_URL is set, but without its prefix"):
+        resolve(tmp_path, bare=named)
     write(place, manifest_url=url, manifest_sha256=sha256)
     assert resolve(tmp_path) == ("b1-1", url)
     installed.parent.mkdir()
@@ -411,7 +416,7 @@ def follow_the_file(
     monkeypatch.setattr(trust, "RELEASE_FILE", place)
 
     def followed(digest: str | None = None) -> Manifest:
-        words: Any = SimpleNamespace(manifest_url=None, manifest_sha256=digest)
+        words = replace(load(None, {}), manifest_sha256=digest)
         found, url = trust.manifest(words, Store(published.root), Fetcher(), ignore)
         assert url == published.url
         return found
