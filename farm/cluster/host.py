@@ -138,8 +138,8 @@ def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
 
     ``digest`` is the source's (``folder_digest``), ``packed`` its tar.
     """
-    folder = _source_folder(digest)
     try:
+        folder = _source_folder(digest)
         with run_lock.turn(folder.parent, folder.name):
             if folder.is_dir() and folder_digest(folder) != digest:
                 shutil.rmtree(folder)
