@@ -110,7 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options, Console()) or _OK
     except LoaderError as error:
-        return _complain(error.render(), error.exit_status)
+        from llama_loader.settings import named
+
+        return _complain(named(error.render()), error.exit_status)
     except KeyboardInterrupt:
         return _complain(_STOPPED, _INTERRUPTED)
     except ImportError as error:

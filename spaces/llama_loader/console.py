@@ -9,6 +9,7 @@ from typing import Final, TextIO
 
 from llama_loader.errors import LoaderError, safe, tell
 from llama_loader.events import Downloading, Event, Note, line
+from llama_loader.settings import named
 
 _CLEAR: Final = "\r\x1b[K"
 """Removes a terminal's present line."""
@@ -31,7 +32,7 @@ class Console:
         if isinstance(event, Note):
             lines = LoaderError(event.code, event.message, hint=event.hint).render()
             self.clear()
-            tell(self._stream, lines.replace("error[", "warning[", 1))
+            tell(self._stream, named(lines.replace("error[", "warning[", 1)))
         elif isinstance(event, Downloading):
             now, done = time.monotonic(), event.done == event.total
             if now >= self._next or done:

@@ -25,7 +25,7 @@ from llama_loader.events import Event, Note, Sink, Stage
 from llama_loader.gpus import Gpu
 from llama_loader.host import SUPPOSED, HostFacts
 from llama_loader.loader import Prepared
-from llama_loader.settings import Settings
+from llama_loader.settings import Settings, named
 
 _ROOM: Final = 1_000_000_000
 """Bytes of free disk below which an installation (75 to 190 MB unpacked) becomes doubtful."""
@@ -159,7 +159,8 @@ class _Visit:
             except OSError as error:
                 raise StoreError("SYSTEM", name=name, error=error) from error
         except LoaderError as error:
-            what, code, hint, status = error.message, error.code, error.hint, error.exit_status
+            what, hint = map(self._named, (error.message, error.hint))
+            code, status = error.code, error.exit_status
             check = Check(name, ok=False, detail=what, code=code, hint=hint, status=status)
             self.found.ok, self.found.exit_status = False, self.found.exit_status or status
         self.found.checks.append(check)
@@ -167,9 +168,13 @@ class _Visit:
     def _sink(self, event: Event) -> None:
         """Put notes on the page, and pass progress on."""
         if isinstance(event, Note):
-            self.found.notes.append(event)
+            own = replace(event, message=self._named(event.message), hint=self._named(event.hint))
+            self.found.notes.append(own)
         else:
             self._pass_on(event)
+
+    def _named(self, text: str) -> str:
+        return named(text, self.settings if hasattr(self, "settings") else None)
 
     def _settings(self) -> str:
         self.settings = self._load()

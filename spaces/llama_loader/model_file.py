@@ -27,9 +27,9 @@ def require_usable(path: Path) -> None:
     """Refuse what llama-server cannot serve, by its name, its parts and its header."""
     with _reading(path):
         if not path.is_file():  # nor a FIFO, whose reader would wait for ever
-            of_size = "/size" if path.name in {"4b", "12b", "27b"} else ""
-            case = "/folder" if path.is_dir() else of_size
-            raise SettingError(f"MODEL_MISSING{case}", path=path)
+            of_size = path.name in {"4b", "12b", "27b"}
+            name = "MODEL_MISSING/size" if of_size else "MODEL_MISSING"
+            raise SettingError("MODEL_MISSING/folder" if path.is_dir() else name, path=path)
         number, count = gguf_header.part(path.name)
         missing = [one for one in gguf_header.files(path) if not one.is_file()]
         if missing or number > 1:

@@ -313,8 +313,7 @@ def load(
         if text is not None:
             chosen[name] = _read(_FIELDS[name], _FIELDS[name].option or name, text)
     keywords = frozenset(keyword for keyword, value in given.items() if value is not None)
-    neutral = {name.startswith(NEUTRAL_PREFIX) for name in environ if name.startswith(_PREFIXES)}
-    prefix = NEUTRAL_PREFIX if neutral == {True} or (keywords and not neutral) else PREFIX
+    prefix = _prefix(environ, keywords)
     values = {
         name: chosen[name] if name in chosen else _of_environment(row, environ)
         for name, row in _FIELDS.items()
@@ -351,6 +350,27 @@ def load(
         keywords=keywords,
         bare=_bare(environ),
     )
+
+
+def named(text: str, settings: Settings | None = None) -> str:
+    """Return a message that names settings as their owner did: by keyword, or with that prefix.
+
+    Without ``settings``, which cannot be read or are not at hand, the variables alone tell.
+    """
+    prefix = settings.prefix if settings else _prefix(os.environ)
+    keywords = settings.keywords if settings else ()
+
+    def own(found: re.Match[str]) -> str:
+        keyword = found[1].lower()
+        return keyword if keyword in keywords else prefix + found[1]
+
+    return re.sub(rf"{PREFIX}(\w*)", own, text)
+
+
+def _prefix(environ: Mapping[str, str], keywords: frozenset[str] = frozenset()) -> str:
+    """Return the prefix of the variables that are set, or the one for apps that give keywords."""
+    neutral = {name.startswith(NEUTRAL_PREFIX) for name in environ if name.startswith(_PREFIXES)}
+    return NEUTRAL_PREFIX if neutral == {True} or (keywords and not neutral) else PREFIX
 
 
 def certificate_file() -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import re
 import sys
 import threading
 import time
@@ -291,14 +290,9 @@ class Engine:
         self._record.hear(self._named(event) if isinstance(event, Note) else event)
 
     def _named(self, told: _Told) -> _Told:
-        """Name settings as the app's owner did: by keyword, or with that prefix."""
-        settings, variable = self.settings, rf"{loader_settings.PREFIX}(\w*)"
-
-        def own(found: re.Match[str]) -> str:
-            keyword = found[1].lower()
-            return keyword if keyword in settings.keywords else settings.prefix + found[1]
-
-        message, hint = (re.sub(variable, own, text) for text in (told.message, told.hint))
+        """Name settings as the app's owner did."""
+        told_of = (told.message, told.hint)
+        message, hint = (loader_settings.named(text, self.settings) for text in told_of)
         return replace(told, message=message, hint=hint)
 
     def _renew(self) -> None:

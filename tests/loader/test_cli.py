@@ -415,6 +415,20 @@ def test_misspelt_variable_is_a_warning_of_every_command(
     assert page.stderr == ""
 
 
+@pytest.mark.parametrize("prefix", ["LLAMA_SPACE_", "YAKULINGO_SPACES_"])
+def test_warnings_errors_and_the_doctor_name_variables_by_the_prefix_that_is_set(
+    prefix: str, command: Command, home: dict[str, str], release: Path
+) -> None:
+    home[f"{prefix}N_CTX"] = "4096"
+    unpinned = manifest_options(release)[:2]
+    told = command("fetch", *unpinned, "--arch", "1.0", "--allow-cpu", "--no-test-run").stderr
+    told += command("fetch", *unpinned).stderr + command("doctor", *unpinned).stdout
+    for name in ("LLAMA_CPP_MANIFEST_SHA256=", "ALLOW_CPU) to have an error", "ALLOW_CPU=1"):
+        assert f"{prefix}{name}" in told
+    (other,) = {"LLAMA_SPACE_", "YAKULINGO_SPACES_"} - {prefix}
+    assert other not in told
+
+
 class Serving:
     """A ``serve`` in the background."""
 

@@ -773,7 +773,7 @@ def test_an_archive_by_url(release: Release) -> None:
     assert release.notes() == ["UNVERIFIED"]
     note = next(event for event in release.events if isinstance(event, Note))
     assert digest in note.message
-    assert note.hint == f"set LLAMA_SPACE_LLAMA_CPP_SHA256={digest} (--sha256)"
+    assert note.hint == f"set YAKULINGO_SPACES_LLAMA_CPP_SHA256={digest} (--sha256)"
     assert (installed.folder / "llama-cli").read_bytes() == SCRIPT
     assert release.left() == []
     fetched, unpacked = (event for event in release.events if isinstance(event, Stage))

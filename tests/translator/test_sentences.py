@@ -1,6 +1,7 @@
 """The loader's sentences in Japanese: complete by code, with the English beneath."""
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,13 @@ def test_every_code_of_loader_and_page_has_a_japanese_sentence_and_hint() -> Non
         assert JAPANESE.search(hint), code
         assert "the loader's words" in original
         assert "{" not in what + hint
+
+
+def test_variables_have_the_prefix_that_the_owner_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in filter(lambda one: one.startswith(settings.PREFIX), list(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LLAMA_SPACE_N_CTX", "4096")
+    assert "LLAMA_SPACE_LLAMA_CPP_SHA256" in texts.say(Note("UNVERIFIED", ""), "ja")[1]
 
 
 def test_english_is_the_loader_s_own() -> None:
