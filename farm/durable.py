@@ -22,7 +22,7 @@ from typing import IO, BinaryIO, Final, cast
 
 import msgspec
 
-from farm.errors import PackError, SourceError, UsageError
+from farm.errors import BuildError, PackError, SourceError, UsageError
 from llama_loader import disk
 
 SMALL: Final = 8 << 20
@@ -217,12 +217,14 @@ def require_own(folder: Path) -> None:
     What the farm finds in its cache it builds and runs.
 
     Raises:
-        UsageError: ``FOLDER_NOT_OWN``.
+        BuildError: ``FOLDER_NOT_OWN``.
     """
     try:
         disk.trusted(folder)
-    except OSError as error:
-        raise UsageError("FOLDER_NOT_OWN", folder=folder, why=error.strerror) from error
+    except PermissionError as error:
+        raise BuildError("FOLDER_NOT_OWN", folder=folder, why=error.strerror) from error
+    except OSError:
+        pass  # it leads through a file, or in a circle: whoever makes it says so
 
 
 def remove(path: Path) -> str:

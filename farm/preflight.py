@@ -145,7 +145,7 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         run_lock.use(pipeline.STATE)
         try:
             durable.require_own(pipeline.STATE.parent)
-        except UsageError:
+        except BuildError:
             pass  # who can change the checkout can change the farm's code
         else:
             durable.require_own(pipeline.STATE)

@@ -68,7 +68,7 @@ def cache_folder(name: str) -> Path:
     It counts as used until this process ends: until then ``invoke clean`` keeps it.
 
     Raises:
-        UsageError: ``FOLDER_NOT_OWN``.
+        BuildError: ``FOLDER_NOT_OWN``.
     """
     folder = cache_root() / name
     run_lock.use(folder.parent)
@@ -81,7 +81,7 @@ def cache_root() -> Path:
     """Return the folder of all of this user's caches, which may not exist.
 
     Raises:
-        UsageError: ``FOLDER_NOT_OWN``.
+        BuildError: ``FOLDER_NOT_OWN``.
     """
     root = Path(platformdirs.user_cache_dir(APPLICATION, appauthor=False))
     durable.require_own(root)

@@ -19,7 +19,7 @@ import requests
 from farm import durable, run_lock
 from farm.engines.docker import container
 from farm.engines.docker.container import DockerWorkspace
-from farm.errors import FarmError, SourceError, UsageError
+from farm.errors import BuildError, FarmError, SourceError
 from farm.inputs import archives, packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.plan import CONTAINER_LAYOUT
@@ -170,7 +170,7 @@ def test_cache_that_another_user_can_change_is_refused(tmp_path: Path) -> None:
     assert made.stat().st_mode & 0o777 == made.parent.stat().st_mode & 0o777 == 0o700
     for folder in (made, made.parent, tmp_path / "cache"):
         folder.chmod(0o777)
-        with refused("FOLDER_NOT_OWN", UsageError, str(folder), hint="XDG_CACHE_HOME"):
+        with refused("FOLDER_NOT_OWN", BuildError, str(folder), hint="XDG_CACHE_HOME"):
             packages.cache_folder("git")
         folder.chmod(0o755)
 
