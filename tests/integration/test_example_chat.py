@@ -78,6 +78,18 @@ def test_example_is_ten_lines_of_code_in_twenty() -> None:
     assert len((EXAMPLE / "app.py").read_text().splitlines()) <= 20
 
 
+def test_example_tells_a_visitor_one_sentence_and_the_log_the_error(
+    folder: Path, tmp_path: Path
+) -> None:
+    python, root = str(folder / "venv/bin/python"), folder / "app"
+    with space.serving(tmp_path / "home", python=python, root=root) as app:
+        with pytest.raises(AppError) as caught:
+            Client(app.url, verbose=False).predict("Hello", api_name="/respond")
+        assert "try again in a minute" in str(caught.value)
+        assert "release.json" not in str(caught.value)
+        assert "RELEASE_NOT_CHOSEN: nothing says which release to run" in app.said()
+
+
 def test_example_keeps_no_file_of_a_visitor_and_answers_no_endless_text(
     folder: Path, settings: dict[str, str], tmp_path: Path
 ) -> None:
