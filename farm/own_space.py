@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import requests
 
@@ -37,7 +38,7 @@ _ENDED: Final = frozenset({"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "STOP
 """Stages of a Space in which waiting is useless."""
 _INTERVAL_S: Final = 5.0
 _PAGE: Final = re.compile(r"https://[a-z0-9-]+\.hf\.space/?")
-"""The addresses of Spaces, which may get the account's token."""
+"""The addresses of Spaces, which may get the account's token. Another Hub's are on its own host."""
 _PAGE_S: Final = (10.0, 30.0)
 """Seconds to connect to a Space's page, and between two reads."""
 
@@ -315,8 +316,11 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
     logs = f"{api.endpoint}/spaces/{space}?logs=container"
     with hub.hub_errors(f"Space {space}"):
         info = api.space_info(space)
-        is_page = info.private and _PAGE.fullmatch(info.host or "")
-        token = api.token if is_page and isinstance(api.token, str) else None
+        host, is_page = info.host or "", _PAGE.fullmatch(info.host or "")
+        own = rf"https?://{re.escape(urlsplit(api.endpoint).hostname or '')}(:[0-9]+)?/?"
+        if host and not is_page and not re.fullmatch(own, host):
+            raise places.unusable(f"the Hub (page of {space})", f"{host!r:.80} is no Space's page")
+        token = api.token if info.private and is_page and isinstance(api.token, str) else None
     while True:
         with hub.hub_errors(f"Space {space}"):
             runtime = api.get_space_runtime(space)
@@ -328,7 +332,7 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
             said = " ".join(str(runtime.raw.get("errorMessage") or "").split())[:300]
             said = said and f": {said}"
             raise PublishError("SPACE_FAILED", space=space, stage=stage, said=said, logs=logs)
-        said = _silence(info.host or "", token) if is_new and stage == "RUNNING" else stage
+        said = _silence(host, token) if is_new and stage == "RUNNING" else stage
         if not said:
             return
         if time.monotonic() >= until:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "manifest.schema.json"
 SUMS: Final = "SHA256SUMS"
+_OF_SCHEMA: Final = ("$schema", "title")
 Known = Mapping[str, tuple[str, ...]]
 """The sha256 of tarballs by name; after a run that was killed, of two of which either is right."""
 MAX_BYTES: Final = 32 << 30
@@ -130,7 +131,7 @@ def write(
     content = schema.dump(written)
     schema.parse(content, what=MANIFEST)
     files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
-    files |= {SCHEMA: published, SUMS: sums(written, content, published)}
+    files |= {SCHEMA: published, SUMS: sums(digests(written, content, published))}
     # the manifest last: a reader that sees it also sees the others
     for name, text in {**files, MANIFEST: content}.items():
         with durable.writing(out / name):
@@ -210,10 +211,23 @@ def verify(
     unlisted = {path.name for path in tarballs(folder)} - {a.name for a in manifest.artifacts}
     if unlisted:
         raise _mismatch(f"{min(unlisted)} is not in the manifest")
-    beside = sums(manifest, listing, _bytes(folder / SCHEMA))
+    described = _bytes(folder / SCHEMA)
+    _check_schema(described, note)
+    beside = sums(digests(manifest, listing, described))
     if _bytes(folder / SUMS) != beside:
         raise _mismatch(f"{folder / SUMS} does not match the manifest")
     return tuple(artifact.name for artifact in manifest.artifacts)
+
+
+def _check_schema(described: bytes, note: Callable[[str], None]) -> None:
+    """Refuse what is no schema of a manifest; another farm's may differ from this one's."""
+    found, own = _json(described), json_schema()
+    if found == own:
+        return
+    named = {key: found.get(key) for key in _OF_SCHEMA} if isinstance(found, dict) else {}
+    if named != {key: own[key] for key in _OF_SCHEMA}:
+        raise _mismatch(f"{SCHEMA} is no schema of a release manifest")
+    note(f"note[SCHEMA_ANOTHER]: {SCHEMA} is another farm's; no digest of the manifest covers it")
 
 
 def verify_artifact(
@@ -369,13 +383,18 @@ def _listed_sbom(artifact: Artifact, document: bytes) -> schema.Sbom:
     return schema.Sbom(url=sbom.name_of(artifact.name), sha256=digest)
 
 
-def sums(manifest: Manifest, content: bytes, published_schema: bytes) -> bytes:
-    """Return ``SHA256SUMS``: tarballs, SBOMs, and the schema and the manifest, given as bytes."""
-    lines = [f"{artifact.sha256}  {artifact.name}" for artifact in manifest.artifacts]
-    lines += [f"{one.sbom.sha256}  {one.sbom.url}" for one in manifest.artifacts if one.sbom]
+def digests(manifest: Manifest, content: bytes, published_schema: bytes) -> dict[str, str]:
+    """Return each sha256: of tarballs, SBOMs, and the schema and the manifest, given as bytes."""
+    found = {artifact.name: artifact.sha256 for artifact in manifest.artifacts}
+    found |= {one.sbom.url: one.sbom.sha256 for one in manifest.artifacts if one.sbom}
     for name, data in ((SCHEMA, published_schema), (MANIFEST, content)):
-        lines.append(f"{hashlib.sha256(data).hexdigest()}  {name}")
-    return "".join(f"{line}\n" for line in lines).encode()
+        found[name] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def sums(found: Mapping[str, str]) -> bytes:
+    """Return ``SHA256SUMS`` of ``digests``."""
+    return "".join(f"{digest}  {name}\n" for name, digest in found.items()).encode()
 
 
 def _asked(record: BuildRecord) -> elf.Asked:

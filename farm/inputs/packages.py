@@ -51,8 +51,9 @@ ANSWER: Final = 300.0
 """Seconds for a whole answer, repetitions included: a server that drips is not awaited longer."""
 DEADLINE: Final = 3600.0
 """Seconds for a file that is fetched or sent."""
-_LARGEST: Final = 64 << 20
-"""Bytes of an answer that is no file."""
+_LARGEST: Final = 16 << 20
+"""Bytes of an answer that is no file; GitHub lists the files of a hundred releases on a page."""
+_SHOWN: Final = 64 << 10
 _LARGEST_PAGE: Final = 4 << 20
 """Bytes of a project's page; the largest of a pinned package has 0.5 MB."""
 _LINK: Final = re.compile(rb"""\bhref\s*=\s*["']([^"']*)""", re.IGNORECASE)
@@ -127,19 +128,31 @@ def fetch_model(pin: ModelPin) -> Path:
 class _Session(requests.Session):
     """A session that follows no redirect from https to http."""
 
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Send a request, and follow redirects.
+
+        Raises:
+            RequestException: as ``requests`` says; ``InvalidURL``, too, where it and urllib3 raise
+                a bare ``ValueError`` for what a server redirects to.
+        """
+        try:
+            return super().send(request, **options)
+        except requests.RequestException:
+            raise
+        except ValueError as error:
+            raise requests.exceptions.InvalidURL(f"redirected to no URL: {error}") from error
+
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Return where an answer redirects to.
 
         Raises:
             InvalidURL: the redirect goes neither to https nor, from http, to http of the same host
-                or of this machine; or to what is no URL.
+                or of this machine.
+            ValueError: it goes to what is no URL.
         """
         target = super().get_redirect_target(resp)
         if target is not None:
-            try:
-                here, there = urlsplit(resp.url), urlsplit(urljoin(resp.url, target))
-            except ValueError as error:
-                raise requests.exceptions.InvalidURL(f"redirected to no URL: {error}") from error
+            here, there = urlsplit(resp.url), urlsplit(urljoin(resp.url, target))
             host = there.hostname or ""
             plain = {here.scheme, there.scheme} == {"http"}
             if there.scheme != "https" and not (
@@ -198,7 +211,11 @@ def received(ask: Callable[[], requests.Response], *, streamed: bool) -> request
         answer.raw.close()
     elif not (streamed and answer.ok):
         body = io.BytesIO()
+        answer.encoding = "utf-8"  # a server names others, for which Python has odd errors
         for piece in _raw(answer, decoded=True):
+            if not answer.ok and body.tell() >= _SHOWN:  # the beginning of a refusal tells enough
+                answer.close()
+                break
             if body.tell() + len(piece) > _LARGEST:
                 answer.close()
                 raise requests.RequestException(f"more than {_LARGEST >> 20} MiB were sent")
@@ -215,14 +232,15 @@ def _raw(answer: requests.Response, *, decoded: bool) -> Iterator[bytes]:
         raise requests.ConnectionError(error) from error
 
 
-def pieces(answer: requests.Response) -> Iterator[bytes]:
+def pieces(answer: requests.Response, end: float | None = None) -> Iterator[bytes]:
     """Yield the body of a streamed answer, as it was sent.
 
     Raises:
-        RequestException: it is cut off, or not done within ``DEADLINE``.
+        RequestException: it is cut off, or not done at ``end`` (of ``time.monotonic``), which is
+            ``DEADLINE`` from now if it is not given.
     """
-    end = time.monotonic() + DEADLINE
-    ending = Timer(DEADLINE, answer.raw.shutdown)
+    end = time.monotonic() + DEADLINE if end is None else end
+    ending = Timer(end - time.monotonic(), answer.raw.shutdown)
     ending.daemon = True
     ending.start()
     try:
@@ -237,7 +255,7 @@ def pieces(answer: requests.Response) -> Iterator[bytes]:
         ending.cancel()
 
 
-def fetched(web: requests.Session, url: str) -> Iterator[bytes]:
+def fetched(web: requests.Session, url: str, end: float | None = None) -> Iterator[bytes]:
     """Yield a file's bytes, and not what a proxy may have made of them on the way.
 
     Raises:
@@ -246,7 +264,7 @@ def fetched(web: requests.Session, url: str) -> Iterator[bytes]:
     headers = {"Accept-Encoding": "identity"}
     with web.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
         answer.raise_for_status()
-        yield from pieces(answer)
+        yield from pieces(answer, end)
 
 
 def shown(url: str) -> str:

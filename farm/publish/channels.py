@@ -442,9 +442,8 @@ def _substance(artifact: Artifact) -> Artifact:
 
 
 def _changed(destination: Destination, release: str, name: str, than: str) -> PublishError:
-    return PublishError(
-        "RELEASE_CHANGED", name=name, release=release, where=destination.where, than=than
-    )
+    where = destination.where
+    return PublishError("RELEASE_CHANGED", name=name, release=release, where=where, than=than)
 
 
 def _now() -> datetime:

@@ -13,6 +13,7 @@ import hashlib
 import re
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -348,12 +349,19 @@ def _fetch_artifact(
 
 
 def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int) -> None:
-    """Fetch the first of several URLs that answers, refusing more than ``limit`` bytes."""
+    """Fetch the first of several URLs that answers, refusing more than ``limit`` bytes.
+
+    All of them have the time of one.
+    """
     problems: list[str] = []
+    end = time.monotonic() + packages.DEADLINE
     for url in urls:
+        if time.monotonic() >= end:
+            problems.append(f"{len(urls) - len(problems)} more URLs: no time is left")
+            break
         try:
             _require_safe(url)
-            _write(packages.fetched(web, url), place, limit, shown(url))
+            _write(packages.fetched(web, url, end), place, limit, shown(url))
         except UsageError as error:
             problems.append(error.message)
         except requests.RequestException as error:

@@ -244,9 +244,9 @@ def _require_success(method: str, url: str, answer: requests.Response) -> None:
     if answer.ok or (method, answer.status_code) == ("DELETE", _GONE):
         return  # what is removed a second time, because the first answer was lost, is gone
     try:
-        told = answer.json().get("message", "")
+        told = str(answer.json().get("message", ""))
     except (ValueError, AttributeError, RecursionError):
-        told = answer.text[:200]
+        told = answer.text
     finally:
         answer.close()
     raise PublishError(
@@ -254,7 +254,7 @@ def _require_success(method: str, url: str, answer: requests.Response) -> None:
         method=method,
         url=packages.shown(url),
         status=answer.status_code,
-        told=told,
+        told=told[:200],
     )
 
 

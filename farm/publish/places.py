@@ -29,8 +29,6 @@ MOST_PAGES: Final = 1000
 """Pages of a list that a server may send; GitHub's have 100 entries, the Hub's 1,000."""
 MOST_ENTRIES: Final = 100_000
 """Of a list, on all its pages."""
-_LARGEST_PAGE: Final = 16 << 20
-"""Bytes; GitHub lists the files of a hundred releases on a page, each with its uploader."""
 SIGNATURE: Final = f"{MANIFEST}.minisig"
 _SERIAL: Final = re.compile(r"([1-9][0-9]{0,15})\.json", re.ASCII)
 _TOKEN: Final = re.compile(r"[!-~]+")
@@ -221,8 +219,6 @@ def understood(kind: type[T], answer: requests.Response) -> T:
     Raises:
         PublishError: ``PLACE_UNUSABLE``: it is none, or not what the server's API documents.
     """
-    if len(answer.content) > _LARGEST_PAGE:
-        raise unusable(shown(answer.url), f"it has more than {_LARGEST_PAGE >> 20} MiB")
     try:
         return msgspec.json.decode(answer.content, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -153,9 +153,8 @@ def _require_verified(
 ) -> None:
     """Compare what is sent with the manifest that was verified: others may write to the folder."""
     described = next(part for part in found if part.name == folder_of.SCHEMA)
-    sums = folder_of.sums(manifest, content, durable.read_small(described.path))
-    digests = {name: digest for digest, name in map(str.split, sums.decode().splitlines())}
-    digests[folder_of.SUMS] = hashlib.sha256(sums).hexdigest()
+    digests = folder_of.digests(manifest, content, durable.read_small(described.path))
+    digests[folder_of.SUMS] = hashlib.sha256(folder_of.sums(digests)).hexdigest()
     for part in found:
         if digests[part.name] != part.sha256:
             raise PublishError("RELEASE_CHANGED/verified", path=folder / part.name)

@@ -290,8 +290,12 @@ def test_token_goes_to_no_page_of_another_server(hub: hub_repository.Hub) -> Non
         tokens.append(request.headers.get("Authorization"))
         return Answer(200, b"a page")
 
-    with http_served.serving(page) as hub.host:
+    with http_served.serving(page) as url:
+        hub.host = url
         own_space.wait(SPACE, 30, lambda _: None, interval=0.01)
+        hub.host = f"{url}/shutdown?now=1"
+        with refused("PLACE_UNUSABLE", PublishError, "is no Space's page"):
+            own_space.wait(SPACE, 0, lambda _: None, interval=0.01)
     assert tokens == [None]
 
 

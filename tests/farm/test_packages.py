@@ -506,8 +506,9 @@ def test_address_that_is_no_index_is_refused(
         packages.fetch_package(pin)
 
 
-def test_redirect_to_what_is_no_url_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    redirect = http_served.Answer(302, None, {"Location": "http://[::1/"})
+@pytest.mark.parametrize("place", ["http://[::1/", "https://.example/", "https://\xff/"])
+def test_redirect_to_what_is_no_url_is_refused(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    redirect = http_served.Answer(302, None, {"Location": place})
     with http_served.serving(lambda _: redirect) as url, packages.session() as web:
         monkeypatch.setenv("PIP_INDEX_URL", url)
         with refused("PACKAGE_UNREACHABLE", SourceError, "redirected to no URL"):

@@ -68,7 +68,7 @@ def test_release_that_is_written_again_from_the_same_tarballs_is_the_published_o
 def test_release_that_an_older_farm_published_keeps_its_schema_when_it_is_written_again(
     released: Path, tmp_path: Path
 ) -> None:
-    older = json.dumps({**release.json_schema(), "title": "as an older farm had it"}).encode()
+    older = json.dumps({**release.json_schema(), "description": "as an older farm had it"}).encode()
     (released / "manifest.schema.json").write_bytes(older)
     release.write(released)
     assert (released / "manifest.schema.json").read_bytes() == older
@@ -376,6 +376,32 @@ def test_answer_that_no_api_gives_is_an_error_of_the_place(
                 getattr(places.parse(place), ask)()
 
 
+@pytest.mark.parametrize("charset", ["idna", "undefined", "utf-8"])
+@pytest.mark.parametrize("body", [b"\xff" * (2 << 20), b'{"message": "' + b"x" * 9999 + b'"}'])
+def test_refusal_of_many_words_or_of_no_charset_is_told_in_a_few(
+    monkeypatch: pytest.MonkeyPatch, charset: str, body: bytes
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "token")
+    answer = Answer(403, body, {"Content-Type": f"text/html; charset={charset}"})
+    with http_served.serving(lambda _: answer) as url:
+        monkeypatch.setenv("GITHUB_API_URL", url)
+        with refused("GITHUB_REFUSED", PublishError) as caught:
+            places.parse("github:owner/name").releases()
+    assert len(caught.value.message) < 400
+
+
+def test_release_of_a_name_with_a_space_is_prepared(kept: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(kept, tmp_path / "tree", symlinks=True)
+    record = json.loads((tree / "BUILD.json").read_bytes())
+    record["source"]["build"] = 11549
+    (tree / "BUILD.json").write_text(json.dumps(record | {"arch_set": "a b"}))
+    (tmp_path / "out").mkdir()
+    release.pack_tree(tree, tmp_path / "out", "tar.zst")
+    release.write(tmp_path / "out")
+    planned = publishing.prepare(tmp_path / "out", places.parse(str(tmp_path / "to")))
+    assert "cpu-a b-linux" in planned.parts[0].name
+
+
 def test_list_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "token")
     monkeypatch.setattr(places, "MOST_PAGES", 3)
@@ -403,10 +429,9 @@ def test_list_of_more_than_any_place_has_is_not_kept(monkeypatch: pytest.MonkeyP
     with http_served.serving(lambda _: Answer(200, listed)) as url:
         for variable, place in (("GITHUB_API_URL", "github:a/b"), ("HF_ENDPOINT", "hf:a/b")):
             monkeypatch.setenv(variable, url)
-            for bound, most in (("MOST_ENTRIES", 8), ("_LARGEST_PAGE", 500)):
-                with monkeypatch.context() as patch, refused("PLACE_UNUSABLE", PublishError):
-                    patch.setattr(places, bound, most)
-                    places.parse(place).releases()
+            with monkeypatch.context() as patch, refused("PLACE_UNUSABLE", PublishError):
+                patch.setattr(places, "MOST_ENTRIES", 8)
+                places.parse(place).releases()
             places.parse(place).releases()
 
 

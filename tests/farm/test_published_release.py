@@ -1,6 +1,7 @@
 """A release by its folder, its manifest or its URL; what is fetched is bounded and checked."""
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -185,6 +186,21 @@ def test_server_that_sends_a_byte_now_and_then_is_not_awaited(
         url = server.put("/manifest.json", bytes(100))
         server.fail("/manifest.json", fault, always=True)
         with refused("RELEASE_UNREACHABLE", FarmError, "not done within"), opened(url):
+            pass
+
+
+def test_urls_of_one_file_share_its_deadline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "DEADLINE", 0.5)
+    with FaultServer() as server:
+        for name in names(folder):
+            server.put(f"/{name}", (folder / name).read_bytes())
+        found = json.loads((folder / "manifest.json").read_bytes())
+        entry = found["artifacts"][0]
+        entry["urls"] *= 50
+        server.put("/manifest.json", json.dumps(found).encode())
+        server.fail(f"/{entry['name']}", fault_server.drip(1, 0.1), always=True)
+        late, url = "more URLs: no time is left", f"{server.url}/manifest.json"
+        with refused("RELEASE_UNREACHABLE", FarmError, late), opened(url):
             pass
 
 

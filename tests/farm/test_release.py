@@ -106,7 +106,7 @@ def test_a_release_that_was_cut_into_other_chunks_is_verified_as_it_was_cut(
         listed = msgspec.structs.replace(before, artifacts=(cut,))
         (released / "manifest.json").write_bytes(schema.dump(listed))
         beside = ((released / name).read_bytes() for name in ("manifest.json", release.SCHEMA))
-        (released / "SHA256SUMS").write_bytes(release.sums(listed, *beside))
+        (released / "SHA256SUMS").write_bytes(release.sums(release.digests(listed, *beside)))
         assert release.verify(released) == (NAME,)
 
 
@@ -313,6 +313,21 @@ def test_verify_misses_the_sums_and_names_what_is_not_listed(released: Path) -> 
     (released / "SHA256SUMS").unlink()
     with pytest.raises(PackError, match="SHA256SUMS: No such file"):
         release.verify(released)
+
+
+def test_schema_of_another_farm_is_noted_and_what_is_none_is_refused(released: Path) -> None:
+    notes: list[str] = []
+    described, content = released / release.SCHEMA, (released / "manifest.json").read_bytes()
+    for text in (json.dumps({**release.json_schema(), "description": "older"}), "<html>", "[]"):
+        described.write_text(text)
+        found = release.digests(release.load(released), content, text.encode())
+        (released / "SHA256SUMS").write_bytes(release.sums(found))
+        if text.startswith("{"):
+            release.verify(released, notes.append)
+            assert any("note[SCHEMA_ANOTHER]" in note for note in notes)
+        else:
+            with refused("RELEASE_MISMATCH", PackError, "is no schema"):
+                release.verify(released)
 
 
 def test_a_foreign_tarball_is_refused(released: Path, tmp_path: Path) -> None:
