@@ -232,8 +232,13 @@ def remove(path: Path) -> str:
 
     ``shutil.rmtree`` ends at some 1,000 folders in one another.
     """
+    places = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{os.defpath}"}
     done = subprocess.run(
-        ["rm", "-rf", "--", path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+        ["rm", "-rf", "--", path],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=places,
+        check=False,
     )
     return done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
 
