@@ -42,6 +42,7 @@ from llama_space.values import (
 )
 
 _Told = TypeVar("_Told", Failure, Note)
+_Passed = Generator[Item | Status | Reserved, None, None]
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 """A fork renews them: it has the threads and locks of none."""
 
@@ -153,7 +154,7 @@ class Engine:
         try:
             yield from self._items(request.checked(asked, options, self.settings))
         except LoaderError as error:
-            yield Failure.of(error)
+            yield self._named(Failure.of(error))
 
     def together(self, work: Work, texts: Sequence[str]) -> Generator[Any, None, None]:
         """Make several requests on one GPU; yield what ``work`` yields, and items as ``events``.
@@ -167,7 +168,7 @@ class Engine:
         try:
             yield from self._items(Request([*texts], {}, work=work))
         except LoaderError as error:
-            yield Failure.of(error)
+            yield self._named(Failure.of(error))
 
     @contextlib.contextmanager
     def server(self) -> Iterator[Address]:
@@ -185,8 +186,8 @@ class Engine:
             pass
         try:
             server = worker.shared(ready).start.result().ensure()
-        except OSError as error:
-            raise Failure.of(error).error() from error
+        except (LoaderError, OSError) as error:
+            raise self._named(Failure.of(error)).error() from error
         yield Address(f"{server.url}/v1", server.api_key or "")
 
     def close(self) -> None:
@@ -203,7 +204,7 @@ class Engine:
         with contextlib.closing(items):
             for item in items:
                 if isinstance(item, Failure):
-                    raise self._named(item).error()
+                    raise item.error()
                 if isinstance(item, Piece) and item.text:
                     yield item.text
 
@@ -212,7 +213,7 @@ class Engine:
         while (ready := self._prepared()) is None:
             yield self.status().progress or Progress("prepare")
         if self._decorated is None:
-            yield from self._record.measured(worker.answer(ready, wanted))
+            yield from self._record.measured(self._own(worker.answer(ready, wanted)))
             return
         yield from self._borrowed(self._decorated, ready, wanted)
 
@@ -223,7 +224,7 @@ class Engine:
         fixed = self.settings.zerogpu_duration
         guessed = self._shown.reserve(wanted, ready.size, warm=self.status().warm)
         wanted = replace(wanted, reserved=guessed if fixed is None else Reserved(fixed, fixed))
-        call = yield from self._record.measured(zerogpu.call(decorated, ready, wanted))
+        call = yield from self._record.measured(self._own(zerogpu.call(decorated, ready, wanted)))
         if call is None:
             return
         start = sum(self.status().seconds.get(stage, 0.0) for stage in STAGES_OF_A_START)
@@ -288,6 +289,12 @@ class Engine:
 
     def _hear(self, event: Event) -> None:
         self._record.hear(self._named(event) if isinstance(event, Note) else event)
+
+    def _own(self, items: _Passed) -> _Passed:
+        """Pass a call's items on; a failure names settings as the app's owner did."""
+        with contextlib.closing(items):
+            for item in items:
+                yield self._named(item) if isinstance(item, Failure) else item
 
     def _named(self, told: _Told) -> _Told:
         """Name settings as the app's owner did."""

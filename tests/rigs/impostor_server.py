@@ -112,7 +112,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def chat(self) -> None:
         """Stream ``words``; ``chat``: die (after one), refuse."""
         if DO.get("chat") == "refuse":
-            self.answer(400, {"error": {"message": "the prompt is too long"}})
+            self.answer(400, {"error": {"message": "the prompt is too long for the context size"}})
             return
         self.send_response(200)
         self.end_headers()

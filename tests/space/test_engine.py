@@ -177,6 +177,9 @@ def test_a_request_that_is_refused_is_raised_and_leaves_the_server_alone(rig: Ri
     engine = rig.behaving(chat="refuse")
     with refused("REQUEST_REFUSED", ServerError, "the prompt is too long"):
         list(engine.chat(CHAT))
+    failure = rig.answer()[-1]
+    assert isinstance(failure, Failure)
+    assert "raise LLAMA_SPACE_N_CTX" in failure.hint  # as a call that raises says it
     assert engine.status().warm
 
 
