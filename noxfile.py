@@ -111,6 +111,10 @@ def tests(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """The fast tests only: no engine, no model, nothing fetched. Takes paths: ``-- tests/farm``."""
     _install(session, DEV_LOCK)
+    for one in session.posargs:
+        path = one.partition("::")[0]
+        if path.startswith("tests/") and not Path(path).exists():
+            session.error(f"there is no {path}")
     named = any(Path(one.partition("::")[0]).exists() for one in session.posargs)
     chosen = session.posargs if named else (*PACKAGES, *session.posargs)
     marks = ("-m", "not docker and not model and not slow", f"--numprocesses={PROCESSES}")

@@ -181,17 +181,16 @@ def commands() -> str:
 
 
 def verbs() -> str:
-    """Return every verb of the farm with its options and their defaults."""
+    """Return every verb of the farm with its options; their help has their defaults."""
     farm = Collection.from_module(tasks)
     lines = []
     for verb in sorted(farm.to_contexts(), key=lambda one: str(one.name)):
         lines.append(f"## {verb.name}\n\n{inspect.getdoc(farm[verb.name])}\n")
         if verb.args:
-            lines.append("| option | meaning | default |\n| --- | --- | --- |")
+            lines.append("| option | meaning |\n| --- | --- |")
         for option in verb.args.values():
             name = f"`{'' if option.positional else '--'}{option.name.replace('_', '-')}`"
-            default = f"`{option.default}`" if isinstance(option.default, str) else ""
-            lines.append(f"| {name} | {option.help or ''} | {default} |")
+            lines.append(f"| {name} | {option.help or ''} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from farm import durable, loader, pipeline, preflight, release, targets
 from farm.errors import FarmError, UsageError
 from farm.inputs import packages, pins, toolkit
+from farm.inputs.images import names_digest
 from farm.options import BuildRequest
 from farm.publish.gate import EXPECTED, MODEL, PROMPT
 from farm.request import choose_source, resolve
@@ -108,7 +109,7 @@ class Demo:
         arch_set, engine, image: as of ``BuildRequest``.
         figure: where the timeline's picture goes.
         all_cpus: build the CPU variants of other machines, too.
-        out: where the release stays; a release that no demo made is not changed.
+        out: where the release stays: a folder of the demo's own.
     """
 
     arch_set: str
@@ -116,7 +117,7 @@ class Demo:
     image: str | None
     figure: Path
     all_cpus: bool = False
-    out: Path = Path("dist")
+    out: Path = Path("dist/demo")
     _spans: list[Span] = field(default_factory=list)
 
     def run(self, report: BuildReport) -> None:
@@ -126,8 +127,9 @@ class Demo:
             FarmError: a stage failed, or the model's answer is wrong.
         """
         with tempfile.TemporaryDirectory(prefix="llama-farm-demo-") as folder:
-            out, own = self._place(), Path(folder) / "release"
-            made = self._build(out, report)
+            out, own = self.out, Path(folder) / "release"
+            request = self._request(out, report)
+            made = self._build(request, report)
             model = packages.fetch_model(pins.load().model(MODEL))
             # alone, where nobody else writes: --out may hold what this run did not pack
             made.tarball.copy(own / made.tarball.path.name)
@@ -144,13 +146,11 @@ class Demo:
         picture = svg(spans, title="From source to the first token")
         durable.replace(self.figure, picture.encode(), 0o644)
         report.say(f"  picture: {self.figure}")
-        _say_next(out, model, report)
+        _say_next(request, model, report)
         if not answer.startswith(EXPECTED):
             raise FarmError("DEMO_WRONG_ANSWER", prompt=PROMPT, answer=answer)
 
-    def _build(self, out: Path, report: BuildReport) -> Made:
-        resolve(BuildRequest(arch_set=self.arch_set, line=self._line))
-        request = self._request(out, report)
+    def _build(self, request: BuildRequest, report: BuildReport) -> Made:
         started = time.monotonic()
         tree = choose_source(request)
         pin = pins.load().source
@@ -161,19 +161,13 @@ class Demo:
         self._spans.append(Span("pack", "farm", made.pack_seconds, made.tarball.size))
         return made
 
-    def _place(self) -> Path:
-        """Return ``out``, or a folder in it where ``out`` has a release that no demo made."""
-        if self.all_cpus or not (self.out / release.MANIFEST).is_file():
-            return self.out
-        made = [release.read(path) for path in release.tarballs(self.out)]
-        return self.out if all(one.variants for one in made) else self.out / "demo"
-
     @property
     def _line(self) -> str:
         return "cpu" if self.arch_set == "cpu" else CUDA_LINE
 
     def _request(self, out: Path, report: BuildReport) -> BuildRequest:
         is_cpu = self.arch_set == "cpu"
+        resolve(BuildRequest(arch_set=self.arch_set, line=self._line))
         request = BuildRequest(
             arch_set=self.arch_set,
             line=self._line,
@@ -196,8 +190,17 @@ class Demo:
             return str(loader.complete(served, PROMPT, 1)["content"])
 
 
-def _say_next(out: Path, model: Path, report: BuildReport) -> None:
+def _say_next(request: BuildRequest, model: Path, report: BuildReport) -> None:
     """Print the next commands for the release, and the model that the demo used."""
+    out, line = request.out, request.line
+    full = (
+        "build-cpu" if line == "cpu" else f"build-cuda --arch-set {request.arch_set} --line {line}"
+    )
+    if request.engine == "local":
+        full += " --engine local"
+        full += f" --toolkit {request.toolkit}" if request.toolkit else ""
+    elif request.image and not names_digest(request.image):
+        full += f" --image {request.image}"
     manifest = (out / release.MANIFEST).absolute().as_uri()
     told = f"""
   the release stays in {out}; the next commands:
@@ -206,7 +209,8 @@ def _say_next(out: Path, model: Path, report: BuildReport) -> None:
     invoke serve-release --folder {out}
     invoke publish --to DIR --folder {out}
     cd spaces && python3 -m llama_loader serve --allow-cpu --manifest {manifest} --model {model}
-  a release for every processor: invoke build-cpu (takes what this compiled from the cache)"""
+  a release for every processor: invoke {full}
+  (takes what this compiled from the cache)"""
     for line in told.splitlines():
         report.say(line)
 

@@ -210,7 +210,7 @@ class Deploy:
         variable: NAME=VALUE, a variable of the Space; again for more. Secrets are refused
         hardware: the Space's hardware; without it zero-a10g (ZeroGPU) for a new Space
         adopt: also upload to a Space that holds other files; none of them is deleted
-        dry_run: show what would be built, published and deployed, and end
+        dry_run: show what would be uploaded (and, for invoke space, built and published), and end
     """
 
     to: Given = ""

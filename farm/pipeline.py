@@ -110,6 +110,8 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
         def take(text: str) -> None:
             stream.write(f"{text}\n")
             report.activity(f"base image {line}: {text}")
+            if text.startswith("note["):
+                report.say(text)
 
         report.say(f"base image for line {line}: is made unless it exists (log: {log})")
         with closing(connect()) as client:
@@ -185,7 +187,21 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
         notes: tuple[str | None, ...] = (table.unchecked(line, listed=False),)
         line = promise_of_this_host(line, report)
     elif isinstance(engine, DockerEngine):
-        tools = engine.tools()
+        try:
+            tools = engine.tools()
+        except EngineError as error:
+            if (
+                error.code == "IMAGE_UNAVAILABLE"
+                and not request.image
+                and line
+                and line.name in images.TAGS
+            ):
+                tag = images.TAGS[line.name]
+                error.hint = (
+                    f"is its registry in reach? Without one: invoke base-image --line {line.name};"
+                    f" then the same command with --image {tag}"
+                )
+            raise
         report.say(f"image: {tools}")
         if line is None or (request.image and request.line is None):
             line, notes = images.line_of_tools(table, tools)

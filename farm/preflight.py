@@ -295,6 +295,11 @@ def only(request: BuildRequest, publication: Publication, report: BuildReport) -
         with opened(request, report, publication) as ready:
             for plan in ready.plans:
                 report.say(f"can be built: {plan.artifact_name}")
+    if request.engine == "dask":
+        report.say(
+            "note[HOSTS_NOT_CHECKED]: the cluster's hosts and their images were not checked; a"
+            " build asks them before it compiles"
+        )
     report.say("no problem was found")
     return True
 

@@ -179,8 +179,11 @@ def content(folder: Path) -> bytes:
     """
     try:
         return durable.read_small(folder / MANIFEST, follow=False)
+    except NotADirectoryError as error:
+        raise UsageError("RELEASE_MISSING/file", file=folder, folder=folder.parent) from error
     except OSError as error:
-        raise UsageError("RELEASE_MISSING", folder=folder, strerror=error.strerror) from error
+        place, why = folder.absolute(), error.strerror
+        raise UsageError("RELEASE_MISSING", folder=folder, place=place, strerror=why) from error
 
 
 def verify(

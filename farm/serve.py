@@ -76,7 +76,9 @@ def serve_forever(folder: Path, port: int) -> None:
         first = _FIRST if (folder / _FIRST).is_file() else ""
         if not first and not any((*folder.glob(_OF_RELEASES), *folder.glob(_OF_CHANNELS))):
             why = os.strerror(errno.ENOENT)
-            raise UsageError("RELEASE_MISSING", folder=folder, strerror=why)
+            raise UsageError(
+                "RELEASE_MISSING", folder=folder, place=folder.absolute(), strerror=why
+            )
         print(f"serving {folder} at {server.url}{first}", flush=True)
         with suppress(KeyboardInterrupt):
             server.wait()

@@ -90,6 +90,7 @@ class Dispatcher:
         self._overtaken: set[str] = set()
         self._compilers: dict[str, str] = {}
         self._dropped: dict[str, str] = {}
+        self._noted: set[str] = set()
         self._events: SimpleQueue[Event] = SimpleQueue()
         self.link = Connection(address, self._events.put)
 
@@ -169,13 +170,11 @@ class Dispatcher:
                 self._compilers[worker] = answer
 
     def _drop(self, worker: str, why: object) -> None:
-        """Use a host no more in this run, and print a note."""
-        said = why.line if isinstance(why, FarmError) else repr(why)
-        self._dropped[worker] = said
-        self.fleet.say(f"note[HOST_DROPPED]: {place(worker)} is not used: {said}")
+        """Use a host no more in this run; ``_usable`` prints it, as a note or as the error."""
+        self._dropped[worker] = why.line if isinstance(why, FarmError) else repr(why)
 
     def _usable(self, hosts: list[str]) -> list[str]:
-        """Return the hosts that were not dropped.
+        """Return the hosts that were not dropped; print a note of each that newly was.
 
         Raises:
             EngineError: ``HOSTS_UNUSABLE``: all of the hosts were dropped.
@@ -184,6 +183,10 @@ class Dispatcher:
         if hosts and not good and not self._builds:
             told = "; ".join(f"{place(worker)}: {self._dropped[worker]}" for worker in hosts)
             raise EngineError("HOSTS_UNUSABLE", told=told)
+        for worker in self._dropped.keys() - self._noted:
+            said = f"{place(worker)} is not used: {self._dropped[worker]}"
+            self.fleet.say(f"note[HOST_DROPPED]: {said}")
+            self._noted.add(worker)
         return good
 
     def _hand_out(self, hosts: list[str]) -> None:

@@ -331,6 +331,9 @@ def make_base_image(
     if there is not None and known and not fresh:
         log(f"image {tag}: there already, made from the same inputs")
         return there
+    if there is not None and not fresh:
+        why = "was made of other inputs" if is_ours(there) else "is not one that this user made"
+        log(f"note[BASE_IMAGE_REPLACED]: the engine's {tag} {why}; it is made again")
     labels = {"llama-farm": BASE, INPUTS_LABEL: inputs}
     if base is None:
         with root_tar(log) as root:

@@ -108,6 +108,10 @@ def _at(root: Path, said_by: str) -> Toolkit:
         for part in (Path("bin", "nvcc"), Path("include", "cuda_runtime.h"))
         if not (root / part).is_file()
     ]
+    beside = root.parent.parent / "math_libs" / root.name  # of NVIDIA's HPC SDK
+    for part, pattern in (("cublas_v2.h", "include"), ("libcublas.so", "lib*")):
+        if not any((*root.glob(f"{pattern}/{part}"), *beside.glob(f"{pattern}/{part}"))):
+            missing.append(f"{pattern.replace('*', '64')}/{part}")
     if missing:
         raise UsageError(
             "TOOLKIT_INVALID/incomplete", said_by=said_by, root=root, missing=" and ".join(missing)

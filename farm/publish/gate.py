@@ -183,7 +183,7 @@ def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) ->
     servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
     read = _check(
         "tarballs, SBOMs and digests are what the manifest says",
-        lambda: f"{len(release.verify(folder, lambda _: None, content))} tarballs read",
+        lambda: _read(folder, content),
     )
     yield read
     yield _check("no known hole of llama.cpp", lambda: _no_advisory(manifest))
@@ -193,6 +193,13 @@ def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) ->
     for artifact in servers:
         asked = partial(_ask, folder, artifact)
         yield _check(f"{artifact.name} answers with a real model", asked)
+
+
+def _read(folder: Path, content: bytes) -> str:
+    """Verify a release; return how many tarballs were read, and what is to note of them."""
+    notes: list[str] = []
+    count = len(release.verify(folder, notes.append, content))
+    return "; ".join((f"{count} tarballs read", *notes))
 
 
 def _require_packed(folder: Path, manifest: Manifest) -> None:

@@ -147,6 +147,7 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
     Raises:
         FarmError: it cannot be downloaded, or it is no archive of llama.cpp for Linux.
         UsageError: a host's facts cannot be read.
+        IntegrityError: the loader does not read the manifest that this writes: a defect.
     """
     with tempfile.TemporaryDirectory(prefix="llama-farm-archive-") as store:
         fetched = ("--url", url, "--store", store, "--no-test-run")
@@ -174,6 +175,7 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
             artifacts=(listed,),
         )
     )
+    schema.parse(written, what="the manifest that the farm wrote of the archive")
     answers = []
     for host in hosts:
         done = loader.suppose(written, host, *options)

@@ -100,9 +100,14 @@ def verb(function: Callable[..., None]) -> Callable[..., Any]:
     return tasks.task(
         guard,
         auto_shortflags=False,
-        help={one.option.name: one.help for one in found},
+        help={one.option.name: f"{one.help}{_default(one.option.default)}" for one in found},
         iterable=[one.option.name for one in found if isinstance(one.option.default, tuple)],
     )
+
+
+def _default(default: Any) -> str:
+    """Return a default as help shows it: of what a person types, not of switches."""
+    return "" if isinstance(default, bool) or not _typed(default) else f" (default: {default})"
 
 
 class _Option(NamedTuple):

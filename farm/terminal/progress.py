@@ -244,8 +244,8 @@ class Fleet:
     def _left(self, key: str) -> float | None:
         """Estimate a set's remaining seconds by ninja's counter, else by the recorded seconds."""
         task, expected = self._sets[key], self.expected[key]
-        if task.time_remaining is not None and not task.finished:
-            return task.time_remaining
+        if task.finished or task.time_remaining is not None:
+            return task.time_remaining or 0.0
         return None if expected is None else max(expected - (task.elapsed or 0.0), 0.0)
 
     def _close(self, key: str, state: str) -> None:
@@ -264,7 +264,7 @@ class Fleet:
     def _rest(self) -> str:
         """Return the estimate in words; empty if everything is done or nothing is known."""
         left = self.left()
-        return f", about {_span(left)} left" if left is not None else ""
+        return f", about {_span(left)} left" if left and left >= 1 else ""
 
     def _on(self, key: str) -> str:
         return f" on {self._sets[key].fields['host']}" if self.many else ""

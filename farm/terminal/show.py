@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ from farm.errors import shown
 from llama_loader.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from huggingface_hub import SpaceHardware
@@ -278,10 +279,10 @@ def overview(found: Overview) -> None:
 def _left(row: Row) -> str:
     if row.left is None:
         return ""
-    return _span(row.left) if row.left > timedelta(0) else "expired"
+    return _span(row.left, rounded=math.ceil) if row.left > timedelta(0) else "expired"
 
 
-def _span(span: timedelta) -> str:
+def _span(span: timedelta, rounded: Callable[[float], int] = math.floor) -> str:
     """Return days, or hours if it is less than two days."""
-    hours = int(span.total_seconds() // 3600)
-    return f"{hours} h" if abs(hours) < 48 else f"{hours // 24} days"  # noqa: PLR2004 - two days
+    hours = rounded(span.total_seconds() / 3600)
+    return f"{hours} h" if abs(hours) < 48 else f"{rounded(hours / 24)} days"  # noqa: PLR2004 - two days

@@ -105,8 +105,10 @@ def test_the_cpu_image_is_a_bare_root_file_system() -> None:
 def test_an_image_of_the_same_inputs_is_used_again_and_one_of_others_is_replaced() -> None:
     store, tag = Store(), images.TAGS["cpu"]
     store.images[tag] = ImageFacts("sha256:other", {images.INPUTS_LABEL: "other"}, tag)
-    made, _ = make(store, "cpu")
+    made, said = make(store, "cpu")
     assert made.id != "sha256:other"
+    assert "note[BASE_IMAGE_REPLACED]: the engine's" in said[0]
+    assert "not one that this user made" in said[0]
     again, said = make(store, "cpu")
     assert again == made
     assert images.TAGS["cu130"] in EngineError("IMAGE_UNAVAILABLE", reference="a", error="b").hint

@@ -19,7 +19,6 @@ from tiny_release import TINY
 from waiting import comes
 
 from farm import (
-    demo,
     kept,
     pack,
     pipeline,
@@ -38,6 +37,7 @@ from farm.inputs import recipe
 from farm.kept import Entry, Journal, KeptTree, digest
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
+from farm.publish import gate
 from farm.tarball import build_record
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport
@@ -201,7 +201,7 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
     release.verify(tmp_path / "out")
 
 
-def test_a_release_of_few_cpu_variants_is_told_apart_and_left_to_the_demo(
+def test_a_release_of_few_cpu_variants_is_told_by_verify_and_gate(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "of_this_machine", lambda _: "haswell")
@@ -212,13 +212,13 @@ def test_a_release_of_few_cpu_variants_is_told_apart_and_left_to_the_demo(
         notes: list[str] = []
         release.verify(out, notes.append)
         assert any("note[FEW_CPU_VARIANTS]" in note and "haswell" in note for note in notes)
-        again = demo.Demo("cpu", "local", None, tmp_path / "picture.svg", out=out)
-        assert again._place() == out
+        checks: list[gate.Check] = []
+        gate.run(out, checks.append, start=False)
+        assert "note[FEW_CPU_VARIANTS]" in checks[0].detail
         preflight.build(replace(request, this_cpu=False), report)
     notes.clear()
     release.verify(out, notes.append)
     assert not any("FEW_CPU_VARIANTS" in note for note in notes)
-    assert again._place() == out / "demo"
 
 
 def test_the_folder_of_cmake_is_no_part_of_the_local_engines_identity(

@@ -65,11 +65,12 @@ def test_demo_keeps_its_release_says_how_to_go_on_and_reuses_it(
     assert asked[0].this_cpu
     assert release.load(out).artifacts[0].backend == "cpu"
     assert (out / "timeline.svg").is_file()
-    last = first.splitlines()[-7:]
+    last = first.splitlines()[-8:]
+    assert demo.Demo("cpu", "local", None, out).out == Path("dist/demo")  # not another release's
     assert last[0] == f"  the release stays in {out}; the next commands:"
     assert f"    invoke serve-release --folder {out}" in last
-    assert f"serve --allow-cpu --manifest file://{out}/manifest.json --model " in last[-2]
-    assert "invoke build-cpu" in last[-1]
+    assert f"serve --allow-cpu --manifest file://{out}/manifest.json --model " in last[-3]
+    assert last[-2].endswith("invoke build-cpu --engine local")
     mine, copy = tmp_path / "mine", tmp_path / "shared" / "copy"
     mine.write_text("of a person")
     for link in (out / "timeline.svg", copy):  # put there by who may write to that folder

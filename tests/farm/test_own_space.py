@@ -21,6 +21,7 @@ from farm.options import Deploy, Wish
 from farm.pack import Packed
 from farm.publish import deploy_space, pin_space, places
 from farm.terminal.progress import BuildReport
+from llama_loader.errors import IntegrityError
 from tests.rigs import binaries, http_served, hub_repository, tiny_release
 from tests.rigs.heard import heard
 from tests.rigs.http_served import Answer
@@ -337,7 +338,11 @@ def archive(tmp_path: Path) -> Path:
     ],
 )
 def test_archive_says_beforehand_whether_a_host_can_run_it(
-    facts: str, said: str, archive: Path, capsys: pytest.CaptureFixture[str]
+    facts: str,
+    said: str,
+    archive: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = pin_space.archive(archive.as_uri(), (facts,))
     ((_, told, can_run),) = found.answers
@@ -355,6 +360,9 @@ def test_archive_says_beforehand_whether_a_host_can_run_it(
     if said == "NO_GPU":
         release_verbs.pin_space(Context(), url=archive.as_uri(), suppose=facts, allow_cpu=True)
         assert "YAKULINGO_SPACES_LLAMA_CPP_SHA256=" in capsys.readouterr().out
+    monkeypatch.setattr(pin_space, "_CHUNK", 1 << 40)
+    with pytest.raises(IntegrityError, match="that the farm wrote"):
+        pin_space.archive(archive.as_uri(), (facts,))
 
 
 def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(

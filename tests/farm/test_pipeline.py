@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from farm import pipeline, source, targets
-from farm.errors import BuildError
-from farm.inputs import pins
+from farm.engines.docker import DockerEngine
+from farm.errors import BuildError, EngineError
+from farm.inputs import images, pins
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.terminal.progress import BuildReport
@@ -38,6 +39,20 @@ def test_an_image_without_a_pin_is_taken_as_it_is_named_and_said() -> None:
     assert [line.partition(":")[0] for line in said] == ["note[IMAGE_NOT_PINNED]"]
     digest = f"own/image@sha256:{'0' * 64}"
     assert reference(digest) == (digest, [])
+
+
+@pytest.mark.parametrize(("line", "image"), [("cpu", None), ("cu124", None), ("cu124", "typo")])
+def test_the_hint_of_an_image_out_of_reach_names_the_line_that_was_asked_for(
+    line: str, image: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tools(_: object) -> None:
+        raise EngineError("IMAGE_UNAVAILABLE", reference="x", error="no registry")
+
+    monkeypatch.setattr(DockerEngine, "tools", tools)
+    engine, report = DockerEngine.__new__(DockerEngine), BuildReport(Console(quiet=True))
+    with refused("IMAGE_UNAVAILABLE", EngineError) as caught:
+        pipeline.settled(engine, BuildRequest(line=line, image=image), TABLE.line(line), report)
+    assert caught.value.hint.endswith(f"--image {images.TAGS[line]}") is (image is None)
 
 
 def plan(line: str, tree: Path) -> BuildPlan:

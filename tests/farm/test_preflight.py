@@ -37,7 +37,8 @@ echo "Cuda compilation tools, release 12.6, V12.6.20"
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A toolkit of this host that no table names."""
     root = tmp_path / "cuda"
-    for name, content in (("bin/nvcc", NVCC), ("include/cuda_runtime.h", "")):
+    others = ("include/cuda_runtime.h", "include/cublas_v2.h", "lib64/libcublas.so")
+    for name, content in (("bin/nvcc", NVCC), *((other, "") for other in others)):
         script(root / name, content)
     monkeypatch.setenv("CUDA_PATH", str(root))
     return root
@@ -85,6 +86,9 @@ def test_line_of_a_local_build_follows_from_this_host_s_toolkit(tmp_path: Path) 
     told = checked(request)
     assert "can be built: llama-server-b7-cu126-sm90-linux-x86_64.tar.zst" in told
     assert not (tmp_path / "out").exists()
+    assert "HOSTS_NOT_CHECKED" not in told
+    told = checked(replace(request, engine="dask", line="cu128"))
+    assert "note[HOSTS_NOT_CHECKED]" in told
 
 
 @pytest.mark.usefixtures("toolkit")

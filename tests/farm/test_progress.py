@@ -127,6 +127,20 @@ def test_nothing_is_estimated_where_nothing_is_known(written: io.StringIO, clock
     assert made.left() == 30.0
 
 
+def test_nothing_is_left_of_an_only_set_when_ninja_is_done(
+    written: io.StringIO, clock: Clock
+) -> None:
+    made = Fleet(BuildReport(Console(file=written), clock), {"a": 900.0})
+    made.begin("a", "here")
+    made.step("a", "compile")
+    for done in (3, 4):
+        clock.now = 30.0 * done
+        made.counted("a", done, 4)
+    *_, before, last = written.getvalue().splitlines()
+    assert before.endswith("[3/4] on here, about 13:30 left")
+    assert last.endswith("[4/4] on here")
+
+
 def test_set_is_slow_after_three_times_its_usual_length(written: io.StringIO, clock: Clock) -> None:
     made = fleet(written, clock)
     made.begin("cu130-sm120", "here")

@@ -43,7 +43,7 @@ def test_what_a_host_gets_is_named_in_one_piece(
     said = capsys.readouterr().out.splitlines()
     assert said[0] == PLACE
     size = f"{manifest.artifacts[0].size / 1e3:.1f}"
-    assert said[2].split() == f"stable b11549-1 7 30 h 89 days 1 {size} kB".split()
+    assert said[2].split() == f"stable b11549-1 7 30 h 90 days 1 {size} kB".split()
     assert said[4].split() == f"b11549-1 7 30 h 1 {size} kB".split()
     assert said[-3:] == ["that host gets", f" stable: {NAME}, {NAME}", f" b11549-1: {NAME}"]
 
@@ -83,10 +83,10 @@ def test_nothing_is_said_of_a_host_that_nobody_supposed(
 def test_a_channel_that_expires_within_21_days_is_warned_of(
     manifest: Manifest, days: int, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = (row(manifest, "stable", None, timedelta(days=days, hours=1)),)
+    rows = (row(manifest, "stable", None, timedelta(days=days, minutes=59)),)
     show.overview(Overview(PLACE, rows, ()))
     said = capsys.readouterr().out
-    assert ("warning[CHANNEL_EXPIRES]: channel stable expires in 20 days" in said) is warned
+    assert ("warning[CHANNEL_EXPIRES]: channel stable expires in 21 days" in said) is warned
     assert ("invoke renew --channel stable" in said) is warned
 
 
@@ -159,8 +159,8 @@ def test_no_release_and_no_engine_are_one_calm_line_each(
     status.tell(None, None)
     none, local, docker, disk = capsys.readouterr().out.splitlines()
     assert none == (
-        "no release: dist is not a release folder: No such file or directory: manifest.json "
-        "(invoke build-cuda or invoke build-cpu makes one; "
+        f"no release: {Path('dist').absolute()} is not a release folder: No such file or directory"
+        ": manifest.json (invoke build-cuda or invoke build-cpu makes one; "
         "for tarballs that are there: invoke manifest --out dist)"
     )
     assert local.startswith("compiler cache, local engine: ")

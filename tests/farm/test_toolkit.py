@@ -35,7 +35,9 @@ typedef CUresult (CUDAAPI *PFN)(void);
 
 def make_toolkit(root: Path, version: str = "12.8") -> Path:
     (root / "include").mkdir(parents=True)
-    (root / "include" / "cuda_runtime.h").touch()
+    (root / "lib64").mkdir()
+    for name in ("include/cuda_runtime.h", "include/cublas_v2.h", "lib64/libcublas.so"):
+        (root / name).touch()
     script(root / "bin" / "nvcc", NVCC.format(version=version, here=root / "bin"))
     return root
 
@@ -56,6 +58,9 @@ def test_a_folder_and_cuda_path_are_taken_as_they_are(
     assert toolkit.locate(str(root)) == toolkit.Toolkit(root, "12.8")
     monkeypatch.setenv("CUDA_PATH", str(root))
     assert toolkit.locate() == toolkit.Toolkit(root, "12.8")
+    (root / "lib64" / "libcublas.so").unlink()
+    with refused("TOOLKIT_INVALID", UsageError, "lib64/libcublas.so", hint="--toolkit pypi"):
+        toolkit.locate()
 
 
 def test_a_wrapper_on_path_leads_to_the_toolkit(bare_host: Path) -> None:
