@@ -110,11 +110,11 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def unit(session: nox.Session) -> None:
     """The fast tests only: no engine, no model, nothing fetched. Takes paths: ``-- tests/farm``."""
-    _install(session, DEV_LOCK)
     for one in session.posargs:
         path = one.partition("::")[0]
         if path.startswith("tests/") and not Path(path).exists():
             session.error(f"there is no {path}")
+    _install(session, DEV_LOCK)
     named = any(Path(one.partition("::")[0]).exists() for one in session.posargs)
     chosen = session.posargs if named else (*PACKAGES, *session.posargs)
     marks = ("-m", "not docker and not model and not slow", f"--numprocesses={PROCESSES}")
@@ -196,9 +196,10 @@ def lock(session: nox.Session) -> None:
     )
     compile_ = ("uv", "pip", "compile", *common, *session.posargs)
     ours = (*compile_, "--python-version=3.11", "pyproject.toml")
-    session.run(*ours, "-o", FARM_LOCK)
     groups = (f"--group={name}" for name in ("cluster", "test", "lint"))
     session.run(*ours, *groups, "-o", DEV_LOCK)
+    # the tests' versions, also where gradio keeps them back: one environment takes all three
+    session.run(*ours, "-c", DEV_LOCK, "-o", FARM_LOCK)
     session.run(*ours, "--group=cluster", "-c", DEV_LOCK, "-o", CLUSTER_LOCK)
     session.run(*ours, "--group=docs", "-o", DOCS_LOCK)
     session.run(*compile_, "--python-version=3.11", "--group=ci", "-c", DEV_LOCK, "-o", CI_LOCK)
