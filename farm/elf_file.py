@@ -34,10 +34,11 @@ _MAX_TABLE: Final = 64 << 20
 """Bytes of one table that are read into memory; the largest seen (libtorch's strings) has 60 MB."""
 _MAX_NAME: Final = 4096
 _MAX_SECTIONS: Final = 8 << 20
+"""Bytes of the names of all sections."""
 _MAX_NAMES: Final = 64 << 10
-"""Bytes of all names of sections; of those of dynamic entries, and of version needs. Each name
-counts ``_NAMED`` more: many entries can have one name, or none."""
+"""Bytes of the names of all dynamic entries, and of those of all version needs."""
 _NAMED: Final = 64
+"""Bytes that a name counts more than it has: many entries can have an empty one."""
 
 
 class Section(NamedTuple):

@@ -41,7 +41,7 @@ _ENTRY_BYTES: Final = 64
 """The shortest entry header seen; longer ones carry options and a file name."""
 _BLOCK: Final = 1 << 16
 _MOST_READS: Final = 200_000
-"""Headers and paddings of a file that are read; libggml-cuda.so has 150 containers."""
+"""Headers and paddings of a file that are read; cuBLASLt 13.10 has 10,942, of 2,638 containers."""
 _MOST_CODES: Final = 1_000
 _WRAPPER: Final = struct.Struct("<II16x")
 """What ``.nvFatBinSegment`` has for each container: magic, version, two addresses."""
