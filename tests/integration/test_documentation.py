@@ -28,6 +28,7 @@ from verbs import PROJECT
 from farm import demo
 from farm.inputs import pins
 from farm.options import BuildRequest
+from farm.pack import Packed
 from farm.terminal import progress as report
 from tests.rigs.heard import heard
 
@@ -244,7 +245,9 @@ def test_the_demo_of_the_readme(
 
     def built(request: BuildRequest, _: object) -> tuple[SimpleNamespace, ...]:
         shutil.copytree(release, request.out)
-        (tarball,) = request.out.glob("*.tar.zst")
+        (path,) = request.out.glob("*.tar.zst")
+        content = path.read_bytes()
+        tarball = Packed(path, hashlib.sha256(content).hexdigest(), len(content))
         return (SimpleNamespace(tarball=tarball, build_seconds=1.0, pack_seconds=1.0),)
 
     monkeypatch.setattr("farm.demo.preflight.build", built)
