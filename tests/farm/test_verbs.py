@@ -217,14 +217,15 @@ def test_verbs_have_no_automatic_short_options() -> None:
         assert [flag for flag in flags if len(flag) == 1] == [], name
 
 
-def test_every_option_of_every_verb_has_a_sentence_of_help() -> None:
+def test_every_option_of_every_verb_has_a_sentence_of_help_and_its_default() -> None:
     """In a process of its own: invoke forgets a task's help once it has been asked for it."""
     asked = """
 import tasks
 from invoke.collection import Collection
 for name, task in Collection.from_module(tasks).tasks.items():
     for argument in task.get_arguments():
-        if not argument.help:
+        default = argument.default if isinstance(argument.default, str) else ""
+        if not argument.help or (default and f"default: {default})" not in argument.help):
             print(f"{name} --{argument.name}")
 """
     told = heard([sys.executable, "-c", asked], cwd=PROJECT)

@@ -271,3 +271,6 @@ def test_the_sessions_are_listed(reader: Reader) -> None:
     said = reader.types("python3 -m nox -l", page="README.md")
     for session in ("lint", "typecheck", "tests", "unit", "demo", "gpu"):
         assert f" {session} -> " in said
+    unit = ("nox", "--no-venv", "-s", "unit", "--", "tests/farm/nope.py")
+    done = heard([sys.executable, "-m", *unit], cwd=reader.folder)
+    assert "there is no tests/farm/nope.py" in done.stderr
