@@ -8,12 +8,13 @@ docs/settings.md has the table of all variables.
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
+from llama_loader import setting_kinds as kinds
 from llama_loader.errors import SettingError, mistyped
 from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS
@@ -34,116 +35,10 @@ _INHERITED: Final = (
 _MAX_TOKEN_FILE: Final = 4096
 """Bytes of a file that can be a token; the Hub's have 37 characters."""
 _OLD_NAME: Final = "HUGGING_FACE_HUB_TOKEN"
-_Number = TypeVar("_Number", int, float)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of values.
-
-    Attributes:
-        accepts: what ``parse`` takes, for people.
-        types: what a keyword's value may be.
-        parse: turns text into a value, or raises ValueError.
-    """
-
-    accepts: str
-    types: tuple[type, ...]
-    parse: Callable[[str], Any]
-
-
-def _matched(pattern: str, text: str) -> str:
-    """Return printable text that matches a pattern, or the part of it that is the group."""
-    matched = re.fullmatch(pattern, text)
-    if not matched or not text.isprintable():
-        raise ValueError(text)
-    return matched[matched.lastindex or 0]
-
-
-def _like(pattern: str, accepts: str, *, lower: bool = False) -> _Kind:
-    return _Kind(accepts, (str,), lambda text: _matched(pattern, text.lower() if lower else text))
-
-
-def _number(what: str, low: _Number, high: _Number) -> _Kind:
-    """Return the kind of numbers of the limits' type."""
-    kind = type(low)
-
-    def parse(text: str) -> _Number:
-        number = kind(_matched(r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?", text))
-        if not low <= number <= high:
-            raise ValueError(text)
-        return number
-
-    types = tuple(dict.fromkeys((int, kind)))
-    return _Kind(f"{what} from {low:.16g} to {high:.16g}", types, parse)
-
-
-@partial(_Kind, "a number of layers: 999 (or -1) for all that fit, 0 for the CPU", (int,))
-def _layers(text: str) -> int:
-    number: int = _number("", -1, 100_000).parse(text)
-    return ALL_LAYERS if number < 0 else number
-
-
-@partial(_Kind, "1 or 0 (also true/false, yes/no, on/off)", (bool,))
-def _flag(text: str) -> bool:
-    words = "1|true|yes|on|0|false|no|off"
-    return _matched(words, text.lower()) in {"1", "true", "yes", "on"}
-
-
-@partial(
-    _Kind, "'auto', or device names such as CUDA0 or CUDA0,CUDA1, each once", (str, list, tuple)
-)
-def _devices(text: str) -> tuple[str, ...]:
-    """``auto`` is the empty tuple; ``auto``, ``none`` and ``cpu`` stand alone."""
-    if text.lower() == "auto":
-        return ()
-    name = "[A-Za-z][A-Za-z0-9_.:-]{0,63}"
-    names = tuple(_matched(name, one.strip()) for one in text.split(","))
-    distinct = {one.lower() for one in names}
-    if len(distinct) < len(names) or (len(names) > 1 and distinct & {"auto", "none", "cpu"}):
-        raise ValueError(text)
-    return names
-
-
-@partial(_Kind, "a compute capability such as 90 or 12.0", (str,))
-def _arch(text: str) -> str:
-    """Take 90, 9.0, sm_90 or 120a; return the digits without a suffix, as hosts are described."""
-    return re.sub("[^0-9]", "", _matched(r"(?:sm_?)?[0-9]{1,2}\.?[0-9][af]?", text.lower()))
-
-
-@partial(_Kind, "a number of seconds, or 'computed'", (int,))
-def _duration(text: str) -> int | None:
-    return None if text.lower() in {"computed", "auto"} else _number("", 1, 86400).parse(text)
-
-
-@partial(_Kind, "the path of a file or folder", (str, Path))
-def _path(text: str) -> Path:
-    """Expand it as the Hub's client does; absolute, as the server runs in another folder."""
-    if not text or "\0" in text:
-        raise ValueError(text)
-    try:
-        return Path(os.path.expandvars(text)).expanduser().absolute()
-    except RuntimeError as error:  # ~name/…: no such user
-        raise ValueError(text) from error
-
-
-_digest = _like("(?:sha256:)?([0-9a-f]{64})", "a sha256 of 64 hexadecimal digits", lower=True)
-_link = _like(  # the fetcher says what it can open
-    r"(?:https?://|hf://|file:/)\S+",
-    "a URL: https://…, http://127.0.0.1:PORT/…, file:///… or hf://OWNER/REPO[@REV]/PATH",
-)
-_web = _like(r"(https?://\S*[^\s/])/*", "an http(s) URL")
-_TOKEN: Final = _like("[!-~]+", "a token of ASCII characters without spaces")
-"""httpx encodes headers as ASCII."""
-_repository = _like(
-    r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(?::[A-Za-z0-9_.-]+)?",
-    "a repository: OWNER/NAME:QUANTISATION, or OWNER/NAME",
-)
-_path_inside = _like(r"(?!/)(?!(?:.*/)?\.\.(?:/|$)).+", "a file's path in it")
 _OF_THE_HUB: Final = {
-    **dict.fromkeys(("HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME"), _path),
-    **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SPACES_ZERO_GPU"), _flag),
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN": _flag,
+    **dict.fromkeys(("HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME"), kinds.path),
+    **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SPACES_ZERO_GPU"), kinds.flag),
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": kinds.flag,
 }
 """Variables from which settings follow."""
 
@@ -159,7 +54,7 @@ class _Row:
     """
 
     variable: str
-    kind: _Kind
+    kind: kinds.Kind
     default: Any = None
     option: str = ""
     secret: bool = False
@@ -173,7 +68,7 @@ class _Row:
 
 
 def _setting(
-    name: str, kind: _Kind, default: object = None, option: str = "", *, secret: bool = False
+    name: str, kind: kinds.Kind, default: object = None, option: str = "", *, secret: bool = False
 ) -> Any:
     """Return a field of ``Settings`` that carries its row."""
     variable = PREFIX + name if name and not name.startswith("HF_") else name
@@ -209,43 +104,45 @@ class Settings:
     keywords: frozenset[str]
     bare: str
     backend: str = _setting(
-        "BACKEND", _like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
+        "BACKEND", kinds.like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
     )
-    manifest_url: str | None = _setting("LLAMA_CPP_MANIFEST_URL", _link, None, "--manifest")
+    manifest_url: str | None = _setting("LLAMA_CPP_MANIFEST_URL", kinds.link, None, "--manifest")
     manifest_sha256: str | None = _setting(
-        "LLAMA_CPP_MANIFEST_SHA256", _digest, None, "--manifest-sha256"
+        "LLAMA_CPP_MANIFEST_SHA256", kinds.digest, None, "--manifest-sha256"
     )
-    url: str | None = _setting("LLAMA_CPP_URL", _link, None, "--url")
-    sha256: str | None = _setting("LLAMA_CPP_SHA256", _digest, None, "--sha256")
-    devices: tuple[str, ...] = _setting("LLAMA_DEVICE", _devices, (), "--device")
-    n_gpu_layers: int = _setting("N_GPU_LAYERS", _layers, ALL_LAYERS)
-    allow_cpu: bool = _setting("ALLOW_CPU", _flag, default=False, option="--allow-cpu")
-    gguf_repo_id: str = _setting("GGUF_REPO_ID", _repository, DEFAULT_REPO, "--hf")
-    gguf_filename: str = _setting("GGUF_FILENAME", _path_inside, DEFAULT_FILE, "--hf")
-    gguf_revision: str | None = _setting("GGUF_REVISION", _like(r"\S+", "a branch, tag or commit"))
-    gguf_sha256: str | None = _setting("GGUF_SHA256", _digest)
-    gguf_path: Path | None = _setting("GGUF_PATH", _path, None, "--model")  # noqa: RUF009
-    n_ctx: int = _setting("N_CTX", _number("a number of tokens", 16, 16_777_216), 4096)
-    temperature: float = _setting("TEMPERATURE", _number("a decimal number", 0.0, 10.0), 0.0)
-    max_new_tokens: int | None = _setting("MAX_NEW_TOKENS", _number("a number", 1, 1_000_000))
-    max_chars: int = _setting("MAX_CHARS", _number("a number", 1, 10_000_000), 20_000)
-    load_threads: int | None = _setting("LOAD_THREADS", _number("a number of threads", 0, 32))
+    url: str | None = _setting("LLAMA_CPP_URL", kinds.link, None, "--url")
+    sha256: str | None = _setting("LLAMA_CPP_SHA256", kinds.digest, None, "--sha256")
+    devices: tuple[str, ...] = _setting("LLAMA_DEVICE", kinds.devices, (), "--device")
+    n_gpu_layers: int = _setting("N_GPU_LAYERS", kinds.layers, ALL_LAYERS)
+    allow_cpu: bool = _setting("ALLOW_CPU", kinds.flag, default=False, option="--allow-cpu")
+    gguf_repo_id: str = _setting("GGUF_REPO_ID", kinds.repository, DEFAULT_REPO, "--hf")
+    gguf_filename: str = _setting("GGUF_FILENAME", kinds.path_inside, DEFAULT_FILE, "--hf")
+    gguf_revision: str | None = _setting(
+        "GGUF_REVISION", kinds.like(r"\S+", "a branch, tag or commit")
+    )
+    gguf_sha256: str | None = _setting("GGUF_SHA256", kinds.digest)
+    gguf_path: Path | None = _setting("GGUF_PATH", kinds.path, None, "--model")  # noqa: RUF009
+    n_ctx: int = _setting("N_CTX", kinds.number("a number of tokens", 16, 16_777_216), 4096)
+    temperature: float = _setting("TEMPERATURE", kinds.number("a decimal number", 0.0, 10.0), 0.0)
+    max_new_tokens: int | None = _setting("MAX_NEW_TOKENS", kinds.number("a number", 1, 1_000_000))
+    max_chars: int = _setting("MAX_CHARS", kinds.number("a number", 1, 10_000_000), 20_000)
+    load_threads: int | None = _setting("LOAD_THREADS", kinds.number("a number of threads", 0, 32))
     server_port: int | None = _setting(
-        "LLAMA_SERVER_PORT", _number("a TCP port", 1, 65535), None, "--port"
+        "LLAMA_SERVER_PORT", kinds.number("a TCP port", 1, 65535), None, "--port"
     )
     startup_timeout: float = _setting(
-        "LLAMA_SERVER_STARTUP_TIMEOUT", _number("a number of seconds", 0.001, 86400.0), 120.0
+        "LLAMA_SERVER_STARTUP_TIMEOUT", kinds.number("a number of seconds", 0.001, 86400.0), 120.0
     )
     zerogpu_size: str = _setting(
-        "ZEROGPU_SIZE", _like("large|xlarge", "'large' or 'xlarge'", lower=True), "large"
+        "ZEROGPU_SIZE", kinds.like("large|xlarge", "'large' or 'xlarge'", lower=True), "large"
     )
-    zerogpu_duration: int | None = _setting("ZEROGPU_DURATION", _duration)
-    cuda_arch: str | None = _setting("CUDA_ARCH", _arch, None, "--arch")
-    offline: bool = _setting("OFFLINE", _flag, default=False, option="--offline")
-    hf_token: str | None = _setting("HF_TOKEN", _TOKEN, secret=True)
-    hf_endpoint: str = _setting("HF_ENDPOINT", _web, HUB, secret=True)
-    no_test_run: bool = _setting("", _flag, default=False, option="--no-test-run")
-    store: Path = _setting("", _path, None, "--store")  # noqa: RUF009
+    zerogpu_duration: int | None = _setting("ZEROGPU_DURATION", kinds.duration)
+    cuda_arch: str | None = _setting("CUDA_ARCH", kinds.arch, None, "--arch")
+    offline: bool = _setting("OFFLINE", kinds.flag, default=False, option="--offline")
+    hf_token: str | None = _setting("HF_TOKEN", kinds.TOKEN, secret=True)
+    hf_endpoint: str = _setting("HF_ENDPOINT", kinds.web, HUB, secret=True)
+    no_test_run: bool = _setting("", kinds.flag, default=False, option="--no-test-run")
+    store: Path = _setting("", kinds.path, None, "--store")  # noqa: RUF009
 
     @property
     def model_named(self) -> bool:
@@ -334,7 +231,7 @@ def load(
     home, cache = hub["HF_HOME"], hub["XDG_CACHE_HOME"] or Path(user) / ".cache"
     values["store"] = values["store"] or (home or cache) / "llama-loader"
     if not values["hf_token"]:  # the Hub's client still reads its old name
-        values["hf_token"] = _of_environment(_Row(_OLD_NAME, _TOKEN, secret=True), environ)
+        values["hf_token"] = _of_environment(_Row(_OLD_NAME, kinds.TOKEN, secret=True), environ)
     if not values["hf_token"] and not hub["HF_HUB_DISABLE_IMPLICIT_TOKEN"]:
         place = hub["HF_TOKEN_PATH"] or (home or cache / "huggingface") / "token"
         values["hf_token"] = _token_of_login(place)
@@ -469,9 +366,11 @@ def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -
     try:
         return row.kind.parse(_text(value, types or (str,)))
     except ValueError:
-        shown = repr(mistyped(value) if row.kind is _link and isinstance(value, str) else value)
+        shown = repr(
+            mistyped(value) if row.kind is kinds.link and isinstance(value, str) else value
+        )
         default = "auto" if row.default == () else row.default
-        if row.kind is _link and os.path.exists(str(value)):  # noqa: PTH110 - never raises
+        if row.kind is kinds.link and os.path.exists(str(value)):  # noqa: PTH110 - never raises
             url = Path(str(value)).resolve().as_uri()
             raise SettingError(
                 "SETTING_INVALID/path", source=source, shown=shown, accepts=accepts, url=url
