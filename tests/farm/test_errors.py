@@ -31,7 +31,7 @@ def test_each_sentence_is_said_somewhere() -> None:
 
 def test_case_is_no_part_of_the_code_and_an_error_can_be_sent_to_another_host() -> None:
     error = UsageError("KEY_MISSING/file", file="a.key", strerror="No such file")
-    assert error.render() == "error[KEY_MISSING]: a.key: No such file"
+    assert error.render().startswith("error[KEY_MISSING]: a.key: No such file\nhint: ")
     again = copy.copy(error)  # as pickle does
     assert (type(again), again.render()) == (UsageError, error.render())
     assert FarmError("KEY_MISSING", hint="find it").hint == "find it"
