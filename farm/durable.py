@@ -128,6 +128,22 @@ def read_small(path: Path, *, follow: bool = True) -> bytes:
         return stream.read()
 
 
+def copy(path: Path, place: Path) -> None:
+    """Copy a link as a link, and a regular file with its mode and times.
+
+    Raises:
+        OSError: it is neither, or something else by now, or cannot be copied.
+    """
+    if path.is_symlink():
+        place.symlink_to(path.readlink())
+        return
+    with open_regular(path, follow=False) as stream, place.open("xb") as out:
+        shutil.copyfileobj(stream, out, 1 << 20)
+        found = os.fstat(stream.fileno())
+    place.chmod(stat.S_IMODE(found.st_mode))
+    os.utime(place, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
 def head(path: Path, most: int = SMALL) -> str:
     """Return the beginning of somebody else's text, of at most so many bytes, for a first look.
 

@@ -210,13 +210,14 @@ def recorded(
         _write(place, record)
 
 
-def packed(folder: Path, state: Path = STATE_FOLDER) -> release.Known:
+def packed(folder: Path, found: Iterable[str], state: Path = STATE_FOLDER) -> release.Known:
     """Return the sha256 of the tarballs in a folder that this checkout packed, by name.
 
-    Those that a person copied into the folder are not among them.
+    Those that a person copied into the folder are not among them. The names that were ``found``
+    count, too, whatever lies there now: another user can move a tarball away for a moment.
     """
-    names = sorted(path.name for path in folder.iterdir() if release.is_tarball(path.name))
-    records = {name: _read(folder / name, state) for name in names}
+    present = (path.name for path in folder.iterdir() if release.is_tarball(path.name))
+    records = {name: _read(folder / name, state) for name in sorted({*found, *present})}
     return {name: one.known for name, one in records.items() if one}
 
 
@@ -236,9 +237,14 @@ def write_manifest(
         FarmError: as ``release.write``; ``FOLDER_LOCKED``.
     """
     release.tarballs(out)  # without one there is nothing to wait for
+    of_this_run = {one.path.name: (one.sha256,) for one in made}
     with run_lock.turn(out, _TURN):
-        known = {**packed(out, state), **{one.path.name: (one.sha256,) for one in made}}
-        return release.write(out, known, release=named, serial=serial)
+        return release.write(
+            out,
+            lambda found: {**packed(out, found, state), **of_this_run},
+            release=named,
+            serial=serial,
+        )
 
 
 def _write(place: Path, content: Entry | _Record) -> None:

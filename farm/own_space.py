@@ -137,7 +137,7 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
         plan = publishing.prepare(folder, place, show.note, wheel=loader.build_wheel(Path(made)))
         found = {part.name: part.sha256 for part in plan.parts}
-        release.require_packed(folder, found, kept.packed(folder, pipeline.STATE))
+        release.require_packed(folder, found, kept.packed(folder, found, pipeline.STATE))
         show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
             show.line(publishing.publish(plan, place, show.line))

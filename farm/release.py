@@ -40,7 +40,7 @@ from llama_loader import manifest as schema
 from llama_loader.manifest import Artifact, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from farm.tarball.build_record import BuildRecord
@@ -89,7 +89,7 @@ def pack_tree(tree: Path, out: Path, archive_format: str, keep: Keep = nullconte
 
 def write(
     out: Path,
-    packed: Known | None = None,
+    packed: Callable[[Iterable[str]], Known] = lambda _: {},
     *,
     release: str | None = None,
     serial: int | None = None,
@@ -98,7 +98,7 @@ def write(
 
     Args:
         out: the folder; tarballs of CUDA's libraries come after the servers'.
-        packed: what tarballs in the folder must be.
+        packed: returns what tarballs must be, from the names of those that were read.
         release: the release's name; else that of the folder's manifest, else ``b<build>-1``.
         serial: its serial; else that of the folder's manifest, else 1.
 
@@ -108,7 +108,8 @@ def write(
         InspectError: a tarball's binaries are not what its ``BUILD.json`` says.
     """
     found = [read(path) for path in tarballs(out)]
-    require_packed(out, {one.artifact.name: one.artifact.sha256 for one in found}, packed or {})
+    read_now = {one.artifact.name: one.artifact.sha256 for one in found}
+    require_packed(out, read_now, packed(read_now))
     found.sort(key=lambda one: one.source is None)
     source, *others = dict.fromkeys(one.source for one in found if one.source)
     if others:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,7 +102,7 @@ class Source:
             for path in files(self.tree, durable.MOST_BYTES):
                 place = folder / path.relative_to(self.tree)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, place, follow_symlinks=False)
+                durable.copy(path, place)
         if folder_digest(folder) != self.digest:
             raise SourceError("SOURCE_CHANGED", tree=self.tree)
         _require_own(folder)

@@ -113,6 +113,8 @@ def _write_file(place: Path, content: IO[bytes], member: tarfile.TarInfo) -> Non
 def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
     """Write links after all files, so that no file goes through one."""
     for path, target in links.items():
+        if len(PurePosixPath(target).parts) > durable.MOST_NAMES:
+            raise tarfile.ReadError(f"{path} is a link of more than {durable.MOST_NAMES} names")
         at = PurePosixPath()
         for part in (*path.parent.parts, *PurePosixPath(target).parts):
             if at in links or part.startswith("/") or (part == ".." and not at.parts):

@@ -70,7 +70,10 @@ def _borrow(tree: Path, own: Path) -> None:
     """Copy what names a tree's history to a folder of ours, which leads to the tree's objects."""
     place = tree / ".git"
     if not place.is_dir():  # of a further work tree, or of a submodule
-        place = tree / _line(place).removeprefix("gitdir: ")
+        named = _line(place)
+        if not named.startswith("gitdir: "):
+            raise ValueError("its .git is no folder, and names none")
+        place = tree / named.removeprefix("gitdir: ")
     shared = place / _line(place / "commondir") if (place / "commondir").exists() else place
     if place != shared and (shared / "reftable").is_dir():
         raise ValueError("its references are in reftables of several work trees")
@@ -92,11 +95,11 @@ def _borrow(tree: Path, own: Path) -> None:
         copied.update({own / one.relative_to(shared): one for one in found})
     for to, one in copied.items():
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(durable.read_small(one))
+        to.write_bytes(durable.read_small(one, follow=False))
 
 
 def _line(path: Path) -> str:
-    return os.fsdecode(durable.read_small(path)).rstrip("\n")
+    return os.fsdecode(durable.read_small(path, follow=False)).rstrip("\n")
 
 
 def call(*argv: str, at: tuple[str, ...] = ()) -> str:

@@ -205,7 +205,7 @@ def _read(folder: Path, content: bytes) -> str:
 def _require_packed(folder: Path, manifest: Manifest) -> None:
     """Refuse to start a tarball that is not the one that this checkout packed there."""
     found = {artifact.name: artifact.sha256 for artifact in manifest.artifacts}
-    release.require_packed(folder, found, kept.packed(folder))
+    release.require_packed(folder, found, kept.packed(folder, found))
 
 
 def _check(name: str, make: Callable[[], str]) -> Check:

@@ -218,17 +218,22 @@ def _is_newest(settings: Settings, here: list[Path]) -> bool:
         return True
 
 
-def forget(path: Path) -> None:
-    """Remove a file from the Hub's cache: the next start asks the Hub again."""
-    for one in [path.parent / path.readlink(), path] if path.is_symlink() else [path]:
-        one.unlink(missing_ok=True)
+def forget(settings: Settings, path: Path) -> None:
+    """Remove a file from the Hub's cache: the next start asks the Hub again.
+
+    Of what a link leads to, only a blob of this repository goes: another user may have put it.
+    """
+    blob = Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
+    path.unlink(missing_ok=True)
+    if blob.parent == Path(os.path.normpath(_folder(settings) / "blobs")):
+        blob.unlink(missing_ok=True)
 
 
 def _require_own_cache(settings: Settings, sink: Sink) -> None:
     """Have the Hub's client keep files in a private folder if it cannot use its cache.
 
     That is a cache which cannot be written, or where another user has put a link: the client would
-    write to what it leads to.
+    write to what it leads to. Or a list of a commit's files, which the client takes paths from.
 
     Raises:
         StoreError: this user has put a link there that leads nowhere.
@@ -242,7 +247,9 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
     ends += [cache / "CACHEDIR.TAG", *(one / inner for one in (folder / "snapshots").glob("*"))]
     ways = {one for end in ends for one in (end, *end.parents) if one.is_relative_to(cache)}
     links = [one for one in ways if one.is_symlink()]
-    foreign = [one for one in links if one.lstat().st_uid not in {0, os.geteuid()}]
+    lists = [folder / "trees", *(folder / "trees").glob("*")]
+    looked_at = [*links, *filter(os.path.lexists, lists)]
+    foreign = [one for one in looked_at if one.lstat().st_uid not in {0, os.geteuid()}]
     may_write = cache.is_absolute() and os.access(place, os.W_OK | os.X_OK)
     if may_write and not foreign and _is_small(_ref(settings)):
         for one in links:

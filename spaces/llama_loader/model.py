@@ -73,7 +73,7 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
             model_file.require_digest(path, pinned)
     except IntegrityError:
         if path != known:  # else each later start would find it
-            hub.forget(path)
+            hub.forget(settings, path)
         raise
     return path
 

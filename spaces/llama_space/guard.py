@@ -91,7 +91,7 @@ async def _result(_: object, job: Any) -> list[Any]:
 _GRADIOS: Any = GradioMCPServer
 _GRADIOS.create_mcp_server, _GRADIOS._execute_tool_without_progress = _bounded, _result  # noqa: SLF001
 
-_MCP: Final = r"mcp(?:/(?:schema|sse|messages/?)?)?"
+_MCP: Final = r"mcp(?:/(?:schema)?)?"
 _NAME: Final = r"[^/\s]{1,100}"
 _POSTED: Final = re.compile(
     rf"/gradio_api/(?:queue/join|cancel|reset|run/predict|call/(?:v2/)?{_NAME}|{_MCP})/?"
@@ -233,7 +233,7 @@ class Guard:
         """Refuse what is on neither list; paths as gradio's router sees them."""
         path, method = get_route_path(scope), scope["method"]
         if method == "DELETE":  # ends the session of an MCP client
-            known = path.startswith("/gradio_api/mcp")
+            known = path.startswith("/gradio_api/mcp") and bool(_POSTED.fullmatch(path))
         else:
             listed = _READ if method in {"GET", "HEAD", "OPTIONS"} else _POSTED
             known = bool(listed.fullmatch(path)) or (listed is _READ and path in self._own)

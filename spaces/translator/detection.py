@@ -11,7 +11,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from translator import languages
@@ -101,7 +101,7 @@ def _ranked(text: str) -> list[Guess]:
     return [Guess(code, count / scripts.total())] if code else []
 
 
-@cache
+@lru_cache(maxsize=10_000)
 def _script(letter: str) -> str:
     """Return the first word of a letter's Unicode name, which is its script; empty for others."""
     if not letter.isalpha():

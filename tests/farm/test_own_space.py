@@ -197,6 +197,11 @@ def test_tarball_that_was_not_packed_here_is_not_published(
         pass
     with refused("TARBALL_CHANGED", PackError, str(tarball)):
         own_space.publish(released, places.parse(str(tmp_path / "place")))
+    # moved away at the moment in which the folder is listed
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(()))
+    with refused("TARBALL_CHANGED", PackError, str(tarball)):
+        own_space.publish(released, places.parse(str(tmp_path / "place")))
+    monkeypatch.undo()
     assert not list((tmp_path / "place").glob("*"))
 
 

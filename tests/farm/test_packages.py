@@ -331,6 +331,13 @@ def test_headers_of_an_archive_are_bounded_together_and_its_members_are_not_kept
     assert len(alive) < 4
 
 
+def test_link_of_many_names_costs_no_time(tmp_path: Path) -> None:
+    link = Entry("top/sub/a", kind=tarfile.SYMTYPE, target="x/" * 40_000)
+    archive = archive_of(tmp_path / "a.tar.gz", link)
+    with refused("ARCHIVE_UNSAFE", SourceError, "a is a link of more than 32 names"):
+        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree", durable.sha256(archive))
+
+
 def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", Entry("top/a", b"x" * 100_000))
     with pytest.raises(SourceError, match="no folder sub"):

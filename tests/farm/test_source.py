@@ -425,6 +425,14 @@ def test_git_folder_of_a_work_tree_or_submodule_is_elsewhere(
     (inner / ".git").write_text("gitdir: nowhere", "utf-8")
     with refused("GIT_UNREADABLE", SourceError, "inner/.git: ", hint="without .git"):
         source.from_folder(upstream)
+    secret = tmp_path / "token"
+    secret.write_text("a secret of the person's", "utf-8")
+    for place in (inner / ".git", upstream / ".git" / "packed-refs"):
+        place.unlink(missing_ok=True)
+        place.symlink_to(secret)
+        with refused("GIT_UNREADABLE", SourceError) as caught:
+            source.from_folder(place.parents[place.parent.name == ".git"])
+        assert "secret" not in caught.value.render()
 
 
 @pytest.mark.parametrize(

@@ -442,6 +442,7 @@ def test_begun_download_that_is_no_file_of_this_user_alone_is_not_gone_on_with(
         "CACHEDIR.TAG",
         FOLDER,
         *(f"{FOLDER}/{one}" for one in ("refs", "snapshots", "blobs", f"snapshots/{COMMIT}/sub")),
+        *(f"{FOLDER}/{one}" for one in ("trees", f"trees/{COMMIT}.json")),
     ],
 )
 def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, place: str) -> None:
@@ -493,6 +494,23 @@ def test_file_that_is_not_the_pinned_one_is_not_kept(
                 with refusals.refused(code, LoaderError, "pinned"):
                     model.get(wanted)
                 assert len(hub.bodies) == len(named)
+
+
+def test_file_of_a_person_to_which_a_link_in_the_cache_leads_stays(tmp_path: Path) -> None:
+    """Another user put the link there; what it leads to is not the pinned model."""
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(TINY + b"mine")
+    link = tmp_path / "hub" / FOLDER / "snapshots" / COMMIT / "m.gguf"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine)
+    pin = hashlib.sha256(TINY).hexdigest()
+    with serving(Hub(files={"m.gguf": TINY})) as hub:
+        asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", "gguf_sha256": pin}
+        wanted = load({}, {"HOME": str(tmp_path)}, hf_endpoint=hub.url, **asked)
+        with refusals.refused("MODEL_SHA256_MISMATCH", LoaderError, "pinned"):
+            model.get(wanted)
+        assert (mine.read_bytes(), link.is_symlink()) == (TINY + b"mine", False)
+        assert model.get(wanted).read_bytes() == TINY
 
 
 def test_ref_of_gigabytes_is_not_read(tmp_path: Path) -> None:

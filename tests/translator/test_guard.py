@@ -135,7 +135,7 @@ def stranger() -> Iterator[tuple[str, list[str]]]:
             "deep_link",
             "vibe-code",
             "%0A",
-            "mcp/x",
+            *("mcp/x", "mcp/sse", "mcp/messages/?session_id=x"),
             "call/detect/a/b",
             "heartbeat/a%0Ab",
             "mcp/../file={}/x",
