@@ -107,7 +107,8 @@ def verb(function: Callable[..., None]) -> Callable[..., Any]:
 
 def _default(default: Any) -> str:
     """Return a default as help shows it: of what a person types, not of switches."""
-    return "" if isinstance(default, bool) or not _typed(default) else f" (default: {default})"
+    shown = isinstance(_typed(default), str) and _typed(default)
+    return f" (default: {default})" if shown else ""
 
 
 class _Option(NamedTuple):

@@ -225,7 +225,9 @@ from invoke.collection import Collection
 for name, task in Collection.from_module(tasks).tasks.items():
     for argument in task.get_arguments():
         default = argument.default if isinstance(argument.default, str) else ""
-        if not argument.help or (default and f"default: {default})" not in argument.help):
+        if "_empty" in (argument.help or "_empty") or (
+            default and f"default: {default})" not in argument.help
+        ):
             print(f"{name} --{argument.name}")
 """
     told = heard([sys.executable, "-c", asked], cwd=PROJECT)
