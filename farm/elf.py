@@ -224,6 +224,8 @@ def _code(elf: ElfFile) -> fatbin.Contents:
             raise elf.corrupt(f"section {section.name} runs past the end of the file")
     if sum(section.size for section in (*sections, *registration)) > elf.size:
         raise elf.corrupt("its sections of CUDA code overlap")
+    if (size := sum(section.size for section in registration)) > fatbin.MOST_REGISTRATION:
+        raise elf.corrupt(f"{_REGISTRATION} has {size} bytes, more than any has")
     registered = fatbin.read_registration(b"".join(map(elf.contents, registration)))
     spans = [(section.offset, section.size) for section in sections]
     found = fatbin.read(elf.stream, spans, what=elf.what, links=registered.links)

@@ -399,9 +399,12 @@ def test_truncated_library_and_damaged_cuda_section(made: Path) -> None:
 def test_registered_code_that_is_gone_or_zeros_from_the_second_container_on(
     tmp_path: Path,
 ) -> None:
-    text = '__asm__(".section .nvFatBinSegment,\\"aw\\"\\n.fill 24\\n.text");'
-    path = compile_c(tmp_path / "gone.so", text, "-shared")
+    text = '__asm__(".section .nvFatBinSegment,\\"aw\\"\\n.fill {}\\n.text");'
+    path = compile_c(tmp_path / "gone.so", text.format(24), "-shared")
     with pytest.raises(InspectError, match="registers 1 CUDA objects; 0 are there"):
+        elf.inspect(path)
+    path = compile_c(tmp_path / "endless.so", text.format(9 << 20), "-shared")
+    with pytest.raises(InspectError, match="nvFatBinSegment has 9437184 bytes, more than any has"):
         elf.inspect(path)
     code = (FATBINS / "sass-90.fatbin").read_bytes()
     path = library_of_objects(tmp_path, "libtwo.so", [code, code])
