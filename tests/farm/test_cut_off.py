@@ -201,7 +201,7 @@ def test_packing_that_is_killed_anywhere_leaves_a_tarball_that_other_runs_list(
         shutil.copytree(start, now)
         done = not killed(number, work)
         records.write_manifest(now / "out", now / "s")
-        assert work() in records.packed(now / "out", now / "s").popitem()[1]
+        assert work() in records.packed(now / "out", (), now / "s").popitem()[1]
         if done:
             break
     assert number > 8
