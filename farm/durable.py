@@ -33,9 +33,7 @@ MOST_FILES: Final = 50_000
 MOST_NAMES: Final = 32
 """Of a path in a tree; llama.cpp's longest has 9. ``shutil`` and the like call themselves for each
 folder, and Python ends at 1,000 calls."""
-
-
-MOST: Final = 8 << 30
+MOST_ARCHIVE: Final = 8 << 30
 """Bytes of a pinned archive that are copied; the largest wheel of CUDA has less than 1 GB."""
 
 
@@ -326,9 +324,9 @@ def verified(path: Path, digest: str) -> Iterator[IO[bytes]]:
     Raises:
         SourceError: ``SOURCE_CHANGED``: it has another one.
         PackError: ``WRITE_FAILED``: the temporary folder's disk is full.
-        OSError: the file cannot be read, or is larger than ``MOST``.
+        OSError: the file cannot be read, or is larger than ``MOST_ARCHIVE``.
     """
-    with open_regular(path, most=MOST) as stream, tempfile.TemporaryFile() as copy:
+    with open_regular(path, most=MOST_ARCHIVE) as stream, tempfile.TemporaryFile() as copy:
         with writing(Path(tempfile.gettempdir()), hint="TMPDIR names a folder with more space"):
             shutil.copyfileobj(stream, copy)
             copy.flush()

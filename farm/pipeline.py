@@ -187,21 +187,7 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
         notes: tuple[str | None, ...] = (table.unchecked(line, listed=False),)
         line = promise_of_this_host(line, report)
     elif isinstance(engine, DockerEngine):
-        try:
-            tools = engine.tools()
-        except EngineError as error:
-            if (
-                error.code == "IMAGE_UNAVAILABLE"
-                and not request.image
-                and line
-                and line.name in images.TAGS
-            ):
-                tag = images.TAGS[line.name]
-                error.hint = (
-                    f"is its registry in reach? Without one: invoke base-image --line {line.name};"
-                    f" then the same command with --image {tag}"
-                )
-            raise
+        tools = _tools(engine, request, line)
         report.say(f"image: {tools}")
         if line is None or (request.image and request.line is None):
             line, notes = images.line_of_tools(table, tools)
@@ -213,6 +199,20 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
     for note in filter(None, notes):
         report.say(note)
     return line
+
+
+def _tools(engine: DockerEngine, request: BuildRequest, line: Line | None) -> images.ImageTools:
+    """Return the tools of the engine's image; if it is out of reach, the hint names this line's."""
+    try:
+        return engine.tools()
+    except EngineError as error:
+        tag = images.TAGS.get(line.name) if line and not request.image else None
+        if line and tag and error.code == "IMAGE_UNAVAILABLE":
+            error.hint = (
+                f"is its registry in reach? Without one: invoke base-image --line {line.name};"
+                f" then the same command with --image {tag}"
+            )
+        raise
 
 
 def _reference(request: BuildRequest, line: Line | None, report: BuildReport) -> str:
