@@ -44,8 +44,7 @@ def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -
     """
     if durable.sha256(first) == durable.sha256(second):
         return ()
-    if kept.exists():
-        shutil.rmtree(kept)
+    durable.remove(kept)
     one, other = (
         _unpack(tarball, kept / side) for tarball, side in zip((first, second), SIDES, strict=True)
     )

@@ -136,8 +136,7 @@ class KeptTree:
         self.journal.write(self.plan.key, entry)
         try:
             with durable.writing(self.folder):
-                if self.folder.exists():
-                    shutil.rmtree(self.folder)
+                durable.remove(self.folder)
                 shutil.copytree(products, self.folder / "bin", symlinks=True)
                 (self.folder / BUILD_RECORD).write_bytes(build_json)
                 (self.folder / LICENCES).mkdir()
@@ -145,7 +144,7 @@ class KeptTree:
                     (self.folder / LICENCES / name).write_bytes(text)
                 whole = folder_digest(self.folder)
         except PackError:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            durable.remove(self.folder)
             raise
         self.journal.write(self.plan.key, msgspec.structs.replace(entry, tree=whole))
 
@@ -254,8 +253,11 @@ def _write(place: Path, content: Entry | _Record) -> None:
 
 
 def _place(tarball: Path, state: Path) -> tuple[Path, str]:
-    """Return the file of a tarball's record, and the tarball's way from the state folder."""
-    way = os.path.relpath(tarball.absolute(), state.absolute())
+    """Return the file of a tarball's record, and the tarball's way from the state folder.
+
+    Links to its folder are resolved: it is one tarball, whatever the folder is called.
+    """
+    way = os.path.relpath(tarball.parent.resolve() / tarball.name, state.resolve())
     return state / "tarballs" / f"{hashlib.sha256(os.fsencode(way)).hexdigest()[:32]}.json", way
 
 

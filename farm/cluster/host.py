@@ -24,7 +24,7 @@ from distributed.core import Status
 from rich.console import Console
 
 from farm import PROJECT_ROOT, pipeline, run_lock
-from farm.durable import folder_digest, new_folder, write_tar
+from farm.durable import folder_digest, new_folder, remove, write_tar
 from farm.errors import BuildError, EngineError, FarmError, PackError
 from farm.execute import BuiltTree, execute
 from farm.inputs.packages import cache_folder
@@ -141,8 +141,8 @@ def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
     try:
         folder = _source_folder(digest)
         with run_lock.turn(folder.parent, folder.name):
-            if folder.is_dir() and folder_digest(folder) != digest:
-                shutil.rmtree(folder)
+            if folder.is_dir() and folder_digest(folder) != digest and (why := remove(folder)):
+                return EngineError("CACHE_UNUSABLE", error=why)
             if packed is not None and not folder.is_dir():
                 with (
                     new_folder(folder) as staging,
