@@ -55,7 +55,7 @@ _LARGEST: Final = 16 << 20
 """Bytes of an answer that is no file; GitHub lists the files of a hundred releases on a page."""
 _SHOWN: Final = 64 << 10
 _LARGEST_PAGE: Final = 4 << 20
-"""Bytes of a project's page; the largest of a pinned package has 0.5 MB."""
+"""Bytes of a project's page, and of its files' addresses; the largest page has 0.5 MB."""
 _LINK: Final = re.compile(rb"""\bhref\s*=\s*["']([^"']*)""", re.IGNORECASE)
 _RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
 """Waits 0.5, 1 and 2 seconds, or as long as Retry-After asks for."""
@@ -334,7 +334,7 @@ def project_files(web: requests.Session, project: str) -> list[IndexFile]:
         )
         page.raise_for_status()
         files = _listed(page.content, page.headers.get("Content-Type", ""))
-        return [_placed(one, page.url) for one in files]
+        return list(_placed(files, page.url))
     except (requests.RequestException, ValueError, RecursionError) as error:
         raise SourceError(
             "PACKAGE_UNREACHABLE",
@@ -353,12 +353,17 @@ def _listed(page: bytes, kind: str) -> Iterable[IndexFile]:
     return (IndexFile(PurePosixPath(unquote(urlsplit(link).path)).name, link) for link in links)
 
 
-def _placed(file: IndexFile, page: str) -> IndexFile:
-    """Return a file with its whole address, which is https unless the page's is not."""
-    url = urljoin(page, file.url)
-    if not url.startswith(("https://", f"{urlsplit(page).scheme}://")):
-        raise ValueError(f"it names {shown(url)}, which is not https")
-    return msgspec.structs.replace(file, url=url)
+def _placed(files: Iterable[IndexFile], page: str) -> Iterator[IndexFile]:
+    """Yield files with their whole addresses, which are https unless the page's is not."""
+    left = _LARGEST_PAGE
+    for file in files:
+        url = urljoin(page, file.url)
+        left -= len(url)
+        if left < 0:
+            raise ValueError(f"its addresses have more than {_LARGEST_PAGE >> 20} MiB")
+        if not url.startswith(("https://", f"{urlsplit(page).scheme}://")):
+            raise ValueError(f"it names {shown(url)}, which is not https")
+        yield msgspec.structs.replace(file, url=url)
 
 
 def _endpoint() -> str:

@@ -141,19 +141,11 @@ class Api:
 
     def pages(self, path: str, kind: type[T]) -> Iterator[T]:
         """List something to its end, page by page."""
-        url: str | None = f"{self._root}{path}?per_page=100"
-        left = places.MOST_ENTRIES
-        for _ in range(places.MOST_PAGES):
-            if url is None:
-                return
-            with self._patiently(partial(self._once, "GET", url)) as answer:
-                found: list[T] = places.understood(list[kind], answer)  # type: ignore[valid-type]
-                url = places.next_page(answer, *self._own)
-            left -= len(found)
-            if left < 0:
-                break
-            yield from found
-        raise places.unusable(self._root + path, "its list does not end")
+
+        def ask(url: str) -> requests.Response:
+            return self._patiently(partial(self._once, "GET", url))
+
+        return places.listed(kind, f"{self._root}{path}?per_page=100", ask, *self._own)
 
     @contextmanager
     def asset(self, asset: Asset) -> Iterator[Iterator[bytes]]:

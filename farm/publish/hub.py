@@ -289,21 +289,10 @@ def tree(
         PublishError: ``PLACE_UNUSABLE``: the Hub answers otherwise than its API.
     """
     below = f"/{quote(folder, safe='')}" if folder else ""
-    listing = f"{api.endpoint}/api/{repo_type}s/{repository}/tree/{revision}{below}"
-    url: str | None = f"{listing}?recursive=true"
-    found: dict[str, File] = {}
+    listing = f"{api.endpoint}/api/{repo_type}s/{repository}/tree/{revision}{below}?recursive=true"
     with _session(api) as web:
-        for _ in range(places.MOST_PAGES):
-            if url is None:
-                return found
-            answer = web.get(url)
-            answer.raise_for_status()
-            listed = places.understood(list[File], answer)
-            found |= {one.path: one for one in listed if one.type == "file"}
-            if len(found) > places.MOST_ENTRIES:
-                raise places.unusable(listing, f"it has more than {places.MOST_ENTRIES} files")
-            url = places.next_page(answer, f"{api.endpoint}/")
-    raise places.unusable(listing, "its list does not end")
+        found = places.listed(File, listing, web.get, f"{api.endpoint}/")
+        return {one.path: one for one in found if one.type == "file"}
 
 
 def content(

@@ -29,6 +29,8 @@ MOST_PAGES: Final = 1000
 """Pages of a list that a server may send; GitHub's have 100 entries, the Hub's 1,000."""
 MOST_ENTRIES: Final = 100_000
 """Of a list, on all its pages."""
+MOST_LISTED: Final = 128 << 20
+"""Bytes of a list's pages together; GitHub describes a release of 25 files in 40 kB."""
 SIGNATURE: Final = f"{MANIFEST}.minisig"
 _SERIAL: Final = re.compile(r"([1-9][0-9]{0,15})\.json", re.ASCII)
 _TOKEN: Final = re.compile(r"[!-~]+")
@@ -225,14 +227,36 @@ def understood(kind: type[T], answer: requests.Response) -> T:
         raise unusable(shown(answer.url), str(error)) from error
 
 
-def next_page(answer: requests.Response, *own: str) -> str | None:
-    """Return the address of a list's next page; None at the end of the list.
+def listed(
+    kind: type[T], first: str, ask: Callable[[str], requests.Response], *own: str
+) -> Iterator[T]:
+    """Yield the entries of a list on the pages of a server, whose addresses begin with ``own``.
+
+    Args:
+        kind: of an entry.
+        first: the address of the first page.
+        ask: asks for a page.
+        own: as for ``require_own``.
 
     Raises:
-        PublishError: ``PLACE_UNUSABLE``, as ``require_own``.
+        PublishError: ``PLACE_UNUSABLE``: the list has no end, or as ``understood`` and
+            ``require_own``.
+        HTTPError: the server refuses.
     """
-    url = answer.links.get("next", {}).get("url")
-    return None if url is None else require_own(url, *own)
+    url, entries, size = first, MOST_ENTRIES, MOST_LISTED
+    for _ in range(MOST_PAGES):
+        with ask(url) as answer:
+            answer.raise_for_status()
+            found: list[T] = understood(list[kind], answer)  # type: ignore[valid-type]
+        entries -= len(found)
+        size -= len(answer.content)
+        if min(entries, size) < 0:
+            break
+        yield from found
+        if "next" not in answer.links:
+            return
+        url = require_own(answer.links["next"]["url"], *own)
+    raise unusable(shown(first), "its list does not end")
 
 
 def require_own(url: str, *own: str) -> str:

@@ -479,10 +479,10 @@ def test_file_of_an_https_index_has_an_https_address(
 ) -> None:
     file = packages.IndexFile("x", link)
     if place is not None:
-        assert packages._placed(file, page).url == place
+        assert next(packages._placed([file], page)).url == place
         return
     with pytest.raises(ValueError, match="is not https") as caught:
-        packages._placed(file, page)
+        next(packages._placed([file], page))
     assert "S3cret" not in str(caught.value)
 
 
@@ -519,6 +519,17 @@ def test_redirect_to_what_is_no_url_is_refused(monkeypatch: pytest.MonkeyPatch, 
     with http_served.serving(lambda _: redirect) as url, packages.session() as web:
         monkeypatch.setenv("PIP_INDEX_URL", url)
         with refused("PACKAGE_UNREACHABLE", SourceError, "redirected to no URL"):
+            packages.project_files(web, "thing")
+
+
+def test_long_address_of_a_page_is_not_kept_for_each_of_its_links(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    redirect = http_served.Answer(302, None, {"Location": f"/{'x' * 60_000}/"})
+    page = http_served.Answer(200, b"<a href=''>" * 10_000, {"Content-Type": "text/html"})
+    with http_served.serving(lambda asked: page if "xx" in asked.path else redirect) as url:
+        monkeypatch.setenv("PIP_INDEX_URL", url)
+        with packages.session() as web, refused("PACKAGE_UNREACHABLE", SourceError, "addresses"):
             packages.project_files(web, "thing")
 
 

@@ -420,7 +420,10 @@ def test_list_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked) == 6
 
 
-def test_list_of_more_than_any_place_has_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bound", "most"), [("MOST_ENTRIES", 8), ("MOST_LISTED", 900)])
+def test_list_of_more_than_any_place_has_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "token")
     entry = {"id": 1, "tag_name": "a", "draft": False, "upload_url": "", "assets": []}
     listed = [
@@ -430,7 +433,7 @@ def test_list_of_more_than_any_place_has_is_not_kept(monkeypatch: pytest.MonkeyP
         for variable, place in (("GITHUB_API_URL", "github:a/b"), ("HF_ENDPOINT", "hf:a/b")):
             monkeypatch.setenv(variable, url)
             with monkeypatch.context() as patch, refused("PLACE_UNUSABLE", PublishError):
-                patch.setattr(places, "MOST_ENTRIES", 8)
+                patch.setattr(places, bound, most)
                 places.parse(place).releases()
             places.parse(place).releases()
 
