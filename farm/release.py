@@ -231,7 +231,10 @@ def _check_schema(described: bytes, note: Callable[[str], None]) -> None:
     named = {key: found.get(key) for key in _OF_SCHEMA} if isinstance(found, dict) else {}
     if named != {key: own[key] for key in _OF_SCHEMA}:
         raise _mismatch(f"{SCHEMA} is no schema of a release manifest")
-    note(f"note[SCHEMA_ANOTHER]: {SCHEMA} is another farm's; no digest of the manifest covers it")
+    note(
+        f"note[SCHEMA_ANOTHER]: {SCHEMA} is another farm's; that is harmless: it only describes"
+        " the manifest, and no loader reads it"
+    )
 
 
 def verify_artifact(

@@ -173,14 +173,15 @@ def renew(
     due, failed = channels.due(place, within, channel)
     for name, current in due.items():
         show.note(f"channel {name} names {current.release}, serial {current.serial}")
+    if not due:
+        raise_all(failed)
+        show.note(f"no channel of {place.where} ends within {within} days: nothing to renew")
+        return
     if dry_run:
-        for error in failed:
+        for error in failed:  # the others can be renewed: the next call raises them
             show.note(error.line)
         show.line(" ".join(f"{name}={current.sha256}" for name, current in due.items()))
-        raise_all(() if due else failed)  # the others can be renewed: the next call says so
         return
-    if not due:
-        show.note(f"no channel of {place.where} ends within {within} days: nothing to renew")
     signer = trust.signer(key)
     approved = None if sha256 is None else sha256.split()
     for name, current in due.items():
@@ -246,11 +247,7 @@ def pin_space(
     options.require_beside(chosen, pins_of.BESIDE[chosen], beside)
     if url is not None:
         hosts = (suppose,) if suppose else own_space.ZEROGPU
-        found = pins_of.archive(url, hosts, ("--allow-cpu",) if allow_cpu else ())
-        show.archive(found)
-        for name, value in found.variables().items():
-            show.line(f"{name}={value}")
-        show.note("set both as variables of the Space, or: invoke space --to OWNER/NAME --url URL")
+        show.archive(pins_of.archive(url, hosts, ("--allow-cpu",) if allow_cpu else ()))
         return
     if manifest is not None:
         pin = pins_of.url(manifest)

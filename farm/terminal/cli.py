@@ -7,11 +7,13 @@ import functools
 import inspect
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from inspect import Parameter, Signature, signature
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import (
@@ -221,9 +223,24 @@ def _near(program: Program, error: ParseError) -> list[str]:
         wrong = "check"
     begun = [name for name in known if wrong and name.startswith(wrong)]
     near = [f"{dashes}{name}" for name in begun or difflib.get_close_matches(wrong, known, 1)]
-    verb = error.context if error.context and error.context.name and not dashes else None
-    given = verb.args.values() if verb else ()
-    return near or [f"--{one.name} {wrong}" for one in given if wrong and one.takes_value][:1]
+    verb = error.context if error.context and error.context.name and wrong and not dashes else None
+    return near or (_with_options(program.core.unparsed, verb) if verb else [])
+
+
+def _with_options(words: list[str], verb: Any) -> list[str]:
+    """Return the command with an option before each value that stands alone, if there is one."""
+    words = words[words.index(str(verb.name)) :]
+    taken = [one for one in verb.args.values() if one.takes_value]
+    taking = {f"--{one.name.replace('_', '-')}": one.positional for one in taken}
+    given = {word.partition("=")[0] for word in words}
+    ordered = sorted(taking, key=lambda name: not taking[name])
+    left = iter(["" if taking[name] else name for name in ordered if name not in given])
+    whole = ["invoke", *words[:1]]
+    for before, word in pairwise(words):
+        alone = not word.startswith("-") and before not in taking
+        whole += [next(left, "") if alone else "", word]
+    whole = [word for word in whole if word]
+    return [shlex.join(whole)] if whole[1:] != words else []
 
 
 def _help_first(program: Program) -> None:

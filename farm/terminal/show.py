@@ -189,16 +189,24 @@ def pin(written: Pin, file: Path) -> None:
     """Print the content of ``release.json``, and a note with its path and what it cannot run on."""
     for told in json.dumps(written.content, indent=2).split("\n"):
         line(told)
-    cuda = any(artifact.cuda for artifact in written.manifest.artifacts)
-    cpu = f"; {written.manifest.release} has no CUDA set: it runs on a Space's CPU alone, with"
-    cpu += " the variable YAKULINGO_SPACES_ALLOW_CPU=1"
-    local = "; only this machine can read its file:// address, and no Space"
-    is_local = written.content["manifest_url"].startswith("file:")
-    note(f"wrote {file}{'' if cuda else cpu}{local if is_local else ''}")
+    listed, url = written.manifest, written.content["manifest_url"]
+    note(f"wrote {file}{_remarks(listed.release, url, listed.artifacts)}")
+
+
+def _remarks(name: str, url: str, artifacts: Iterable[Artifact]) -> str:
+    """Return what a Space needs, or cannot do, with the release or archive at a URL."""
+    told = f"; {name} has no CUDA code: it runs on a Space's CPU alone, with the variable"
+    told = "" if any(one.cuda for one in artifacts) else f"{told} YAKULINGO_SPACES_ALLOW_CPU=1"
+    is_local = not url.startswith(("https:", "hf:"))
+    return f"{told}; only this machine can read its address, and no Space" if is_local else told
 
 
 def archive(found: Archive) -> None:
-    """Print what an archive contains and needs, and the verdict for each supposed host."""
+    """Print what an archive contains and needs, the verdict for each host, and what pins it.
+
+    Raises:
+        PublishError: no host can run it.
+    """
     artifact, cuda = found.artifact, found.artifact.cuda
     line(f"{artifact.name}: {decimal(found.size)}, sha256 {found.sha256}")
     if cuda is None:
@@ -212,6 +220,10 @@ def archive(found: Archive) -> None:
         line(f"  {'can run' if can_run else 'CANNOT run'} on {host}")
         for told in said.splitlines():
             line(f"    {told.strip()}")
+    for name, value in found.variables().items():
+        line(f"{name}={value}")
+    told = "set both as variables of the Space, or: invoke space --to OWNER/NAME --url URL"
+    note(f"{told}{_remarks(artifact.name, found.url, (artifact,))}")
 
 
 def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:

@@ -295,7 +295,7 @@ def test_there_must_be_something_before(signed: Signed) -> None:
     with refused("CHANNEL_MISSING", PublishError):
         signed.own.rollback()
     signed.promote(11549)
-    with refused("NOTHING_BEFORE", PublishError):
+    with refused("NOTHING_BEFORE", PublishError, hint="publish another one"):
         signed.own.rollback()
 
 
@@ -470,6 +470,7 @@ def test_renewal_signs_the_promotion_that_a_person_approved_alone(
     """Between the workflow's two jobs the newer promotion is removed."""
     asked = ("renew", "--to", signed.to.where, "--key", str(tmp_path / "key"), "--within", "100")
     signed.promote(11549)
+    assert verbs.invoke(*asked[:3], "--dry-run").stdout == ""
     before = {path.name: path.read_bytes() for path in signed.stable.iterdir()}
     signed.promote(11550)
     approved = verbs.invoke(*asked, "--dry-run").stdout.strip()
@@ -506,6 +507,9 @@ def test_bad_channel_keeps_no_other_one_from_being_renewed(
     assert "channel stable" in stdout
     assert re.search(r"^error\[\w+\]: .*(bad|fake|b11550-1)", stderr, re.MULTILINE)
     assert "error[X]: fake" not in stderr.splitlines()
+    again = verbs.invoke("renew", "--to", where, "--dry-run")
+    assert again.stdout != "\n"
+    assert "nothing to renew" not in again.stderr
     assert ("stable" in channels.due(signed.to, 30)[0]) is False
     show.overview(overview.of(signed.to))
     said = capsys.readouterr().out

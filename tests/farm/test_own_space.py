@@ -364,7 +364,9 @@ def test_archive_says_beforehand_whether_a_host_can_run_it(
         assert "invoke pin-space --url URL --suppose" in caught.value.hint
     if said == "NO_GPU":
         release_verbs.pin_space(Context(), url=archive.as_uri(), suppose=facts, allow_cpu=True)
-        assert "YAKULINGO_SPACES_LLAMA_CPP_SHA256=" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "YAKULINGO_SPACES_LLAMA_CPP_SHA256=" in told.out
+        assert "only this machine can read its address, and no Space" in told.err
     monkeypatch.setattr(pin_space, "_CHUNK", 1 << 40)
     with pytest.raises(IntegrityError, match="that the farm wrote"):
         pin_space.archive(archive.as_uri(), (facts,))

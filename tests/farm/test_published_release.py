@@ -115,7 +115,8 @@ def test_a_pin_holds_for_folders_and_urls(folder: Path) -> None:
 def test_a_body_longer_than_the_manifest_says_is_not_read_to_its_end(folder: Path) -> None:
     tarball = next(folder.glob("*.tar.zst"))
     tarball.write_bytes(TARBALL + b"!")
-    with pytest.raises(FarmError, match=f"is longer than {len(TARBALL)} bytes"):
+    says = f"is longer than {len(TARBALL)} bytes"
+    with refused("RELEASE_MISMATCH", FarmError, says, hint="is the address right"):
         read(folder)
 
 
