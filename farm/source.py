@@ -360,24 +360,10 @@ def _history(tree: Path) -> tuple[int, str | None, str | None]:
     with git.foreign(tree) as at:
         commit = git.call("rev-parse", "HEAD", at=at)
         build, note = _proven_build(tree, at)
-        return build, commit + ("-dirty" if _is_changed(tree, at) else ""), note
-
-
-def _is_changed(tree: Path, at: tuple[str, ...]) -> bool:
-    """Whether files, or commits of submodules, are others than in HEAD.
-
-    ``git status`` would read the settings of the submodules.
-    """
-    changes = ("--porcelain", "--untracked-files=no", "--ignore-submodules=all")
-    if git.call("status", *changes, at=at):
-        return True
-    listed = git.call("ls-tree", "-r", "-z", "HEAD", at=at)
-    for commit, name in re.findall(r"160000 commit ([0-9a-f]+)\t([^\0]+)", listed):
-        if (tree / name / ".git").exists():
-            with git.foreign(tree / name) as inside:
-                if git.call("rev-parse", "HEAD", at=inside) != commit:
-                    return True
-    return False
+        # `dirty`: of a submodule only its HEAD is read, not its settings
+        changes = ("--porcelain", "--untracked-files=no", "--ignore-submodules=dirty")
+        changed = git.call("status", *changes, at=at)
+        return build, commit + ("-dirty" if changed else ""), note
 
 
 def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:

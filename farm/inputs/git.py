@@ -29,8 +29,17 @@ _ONLINE: Final = ("fetch", "ls-remote", "worktree")
 """The verbs that may go to a server."""
 _PROTOCOLS: Final = "https:http:ssh:git:file"
 """By which a mirror may be reached; ``ext::`` and the like run a program."""
+_INHERITED: Final = (
+    *("GIT_ASKPASS", "GIT_CONFIG_", "GIT_EXEC_PATH", "GIT_HTTP_", "GIT_PROXY_"),
+    *("GIT_SSH", "GIT_SSL_", "GIT_TERMINAL_PROMPT"),
+)
+"""The person's own settings and ways to a server; a hook's ``GIT_DIR`` names its repository."""
 _MOST: Final = 16 << 20
 """Bytes that git may print; all paths of a source of 50,000 files take some 5 MB."""
+_BORROWED: Final = 32 << 20
+"""Bytes of all that is copied of a foreign ``.git``; an index of 50,000 files takes some 6 MB."""
+_BESIDE: Final = 256
+"""Bytes that a file counts beside its content."""
 _LIMITED: Final = 'ulimit -Sd 1048576; ulimit -Sf 4194304; exec "$0" "$@"'
 """git, with at most 1 GiB of memory of its own (KiB), and 2 GiB in a file (blocks of 512 bytes)."""
 _HARMLESS: Final = re.compile(
@@ -93,9 +102,14 @@ def _borrow(tree: Path, own: Path) -> None:
     for folder in filter(Path.is_dir, (shared / "refs", shared / "reftable")):
         found = durable.files(folder, durable.SMALL)
         copied.update({own / one.relative_to(shared): one for one in found})
+    left = _BORROWED
     for to, one in copied.items():
+        content = durable.read_small(one, follow=False)
+        left -= len(content) + _BESIDE
+        if left < 0:
+            raise ValueError(f"its references and index have more than {_BORROWED >> 20} MiB")
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(durable.read_small(one, follow=False))
+        to.write_bytes(content)
 
 
 def _line(path: Path) -> str:
@@ -125,6 +139,11 @@ def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     if (program := shutil.which("git")) is None:
         raise SourceError("GIT_MISSING")
     options = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *at)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith(_INHERITED)
+    }
     limits = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": str(_SILENCE)}
     allowed = os.environ.get("GIT_ALLOW_PROTOCOL", _PROTOCOLS) if argv[0] in _ONLINE else ""
     try:
@@ -133,7 +152,7 @@ def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **limits, "GIT_ALLOW_PROTOCOL": allowed},
+            env={**inherited, **limits, "GIT_ALLOW_PROTOCOL": allowed},
         ) as process:
             try:
                 told, problem = _heard(process)

@@ -409,7 +409,7 @@ def test_settings_of_a_foreign_work_tree_start_no_program(upstream: Path, tmp_pa
 
 
 def test_git_folder_of_a_work_tree_or_submodule_is_elsewhere(
-    upstream: Path, tmp_path: Path
+    upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(upstream, "worktree", "add", "--quiet", str(tmp_path / "other"), "b2")
     other = source.from_folder(tmp_path / "other")
@@ -419,11 +419,21 @@ def test_git_folder_of_a_work_tree_or_submodule_is_elsewhere(
     git(upstream, "add", "inner")
     git(upstream, "commit", "--quiet", "-m", "a submodule")
     assert source.from_folder(inner).build == 3
-    assert source.from_folder(upstream).commit == git(upstream, "rev-parse", "HEAD")
+    head = git(upstream, "rev-parse", "HEAD")
+    with monkeypatch.context() as hook:  # which git sets for a hook of another repository
+        for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"):
+            hook.setenv(name, str(tmp_path / "none"))
+        assert source.from_folder(upstream).commit == source.from_ref("master").commit == head
     git(inner, "commit", "--quiet", "--allow-empty", "-m", "of its own")
     assert source.from_folder(upstream).short_commit.endswith("-dirty")
     (inner / ".git").write_text("gitdir: nowhere", "utf-8")
     with refused("GIT_UNREADABLE", SourceError, "inner/.git: ", hint="without .git"):
+        source.from_folder(inner)
+    shared = [upstream / ".git" / f"sharedindex.{number}" for number in range(4)]
+    for place in shared:
+        place.touch()
+        os.truncate(place, durable.SMALL)
+    with refused("GIT_UNREADABLE", SourceError, "have more than 32 MiB"):
         source.from_folder(upstream)
     secret = tmp_path / "token"
     secret.write_text("a secret of the person's", "utf-8")
