@@ -26,8 +26,10 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.mcp import GradioMCPServer
+from gradio.queueing import Queue
 from gradio.route_utils import FnIndexInferError
 from gradio.routes import App
+from gradio.server_messages import ProcessCompletedMessage
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -62,6 +64,7 @@ def _describe(_: object, told: Any) -> None:
 # the description has the address of whoever asks: gradio would keep the first one's for all
 App.api_info = property(lambda _: _described.get(), _describe)  # type: ignore[assignment]
 _mcp_server: Final = GradioMCPServer.create_mcp_server
+_send: Final = Queue.send_message
 
 
 def _bounded(self: Any) -> Any:
@@ -88,8 +91,21 @@ async def _result(_: object, job: Any) -> list[Any]:
         raise
 
 
+def _keep(queue: Any, event: Any, message: Any) -> None:
+    """Keep a message for its reader, or end all events of a session that reads none."""
+    name, late = event.session_hash, {"error": "its answers were not read in time"}
+    if event.alive and (kept := queue.pending_messages_per_session[name]).qsize() >= _MESSAGES:
+        while kept.qsize():
+            kept.get_nowait()
+        for one in {event._id, *queue.pending_event_ids_session.get(name, ())}:  # noqa: SLF001
+            queue.event_ids_to_events.get(one, event).alive = False
+            kept.put_nowait(ProcessCompletedMessage(output=late, success=False, event_id=one))
+    _send(queue, event, message)
+
+
 _GRADIOS: Any = GradioMCPServer
 _GRADIOS.create_mcp_server, _GRADIOS._execute_tool_without_progress = _bounded, _result  # noqa: SLF001
+Queue.send_message = _keep  # type: ignore[method-assign, assignment]
 
 _MCP: Final = r"mcp(?:/(?:schema)?)?"
 _NAME: Final = r"[^/\s]{1,100}"
@@ -132,6 +148,8 @@ _UNREAD: Final = 20
 """Events of a session whose answers its client has not fetched."""
 _UNREAD_BY_ALL: Final = 400
 """Such events of all sessions together; each takes up to some 400 kB, the translation of a file."""
+_MESSAGES: Final = 500
+"""Such messages of a session: 4 a second while its event waits, 25 while it is answered."""
 _TOOLS: Final = 16
 """MCP calls at the same time: less than ``_UNREAD``, because gradio makes them in one session."""
 _THREADS: Final = 41
@@ -361,7 +379,7 @@ def _require_read(scope: Scope, asked: Any) -> None:
     """Refuse a further event of a session that fetches no answers: gradio keeps all of them.
 
     What it still knows of a session without any is forgotten here, and the oldest answers are when
-    there are too many. A second cancellation of an event would be one more answer.
+    there are too many. A cancellation that ends no running event would be one more answer.
     """
     if scope["method"] != "POST" or not isinstance(asked, dict):
         return
@@ -372,8 +390,11 @@ def _require_read(scope: Scope, asked: Any) -> None:
     lines += [one.queue for one in queue.event_queue_per_concurrency_id.values()]
     for name in known.keys() - {event._id for line in lines for event in line}:  # noqa: SLF001
         del known[name]  # where its end was cancelled, too
-    if path.startswith("/gradio_api/cancel") and asked["event_id"] not in known:
-        raise HTTPException(404, "this event has ended")
+    if path.startswith("/gradio_api/cancel"):
+        event = known.get(asked["event_id"])
+        named = asked["session_hash"], asked["fn_index"]
+        if event is None or named != (event.session_hash, event.fn._id):  # noqa: SLF001
+            raise HTTPException(404, "this event has ended")
     for name in [name for name, events in unread.items() if not events or name not in answers]:
         del unread[name]
     total = sum(map(len, unread.values()))
