@@ -181,7 +181,7 @@ class _Visit:
         for note in self.settings.unknown:
             self._sink(note)
         shown = asdict(self.settings)
-        for name in ("inherited", "unknown", "prefix", "keywords", "bare"):
+        for name in ("inherited", "unknown", "prefix", "keywords"):
             del shown[name]
         shown["hf_token"] = "set" if self.settings.hf_token else None
         self.found.settings = {name: _plain(value) for name, value in shown.items()}

@@ -272,7 +272,9 @@ class Mirrors:
 def _opened_file(path: Path, start: int) -> Iterator[Body]:
     with _local_errors():
         if path.exists() and not path.is_file():  # a FIFO would be waited for without end
-            raise AttemptError("it is not a file", final=True)
+            named = f"; a release's manifest in it is {(path / 'manifest.json').as_uri()}"
+            why = f"it is not a file{named if path.is_dir() else ''}"
+            raise AttemptError(why, final=True)
         stream = path.open("rb")
     with stream:
         stream.seek(start)

@@ -270,9 +270,10 @@ def failure(name: str, settings: Settings, reason: str = "", how: str = "") -> N
     """Return the error of a Hub that does not give a model; ``how`` says how to try again."""
     if settings.hf_endpoint != locations.HUB:
         how += ", or correct HF_ENDPOINT"
+    named = "" if settings.model_named else " (the default, as no model is named)"
     return NetworkError(
         name,
-        model=settings.model,
+        model=settings.model + named,
         endpoint=settings.hf_endpoint,
         repo=settings.gguf_repo_id,
         reason=reason,

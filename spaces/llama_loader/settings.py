@@ -93,7 +93,6 @@ class Settings:
         unknown: a note for each variable with a prefix of ours that is no setting.
         prefix: that of the variables that are set, for messages.
         keywords: what the code has given, by the names of keywords.
-        bare: a remark if a release is named by a variable without its prefix, else empty.
     """
 
     zerogpu: bool
@@ -102,7 +101,6 @@ class Settings:
     unknown: tuple[Note, ...]
     prefix: str
     keywords: frozenset[str]
-    bare: str
     backend: str = _setting(
         "BACKEND", kinds.like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
     )
@@ -245,15 +243,30 @@ def load(
         unknown=tuple(_unknown(environ)),
         prefix=prefix,
         keywords=keywords,
-        bare=_bare(environ),
     )
 
 
 def named(text: str, settings: Settings | None = None) -> str:
     """Return a message that names settings as their owner did: by keyword, or with that prefix.
 
-    Without ``settings``, which cannot be read or are not at hand, the variables alone tell.
+    It tells, too, which of the variables that it names are set, but without a prefix. Without
+    ``settings``, which cannot be read or are not at hand, the variables alone tell.
     """
+    prefix, told = settings.prefix if settings else _prefix(os.environ), prefixed(text, settings)
+    keywords = settings.keywords if settings else ()
+    found = dict.fromkeys(re.findall(rf"{PREFIX}(\w+)", text))
+    bare = [name for name in found if name.lower() not in keywords and _is_bare(name)]
+    remark = f"; set without the prefix {prefix}: {', '.join(bare)}"
+    return told + remark if bare and remark not in told else told
+
+
+def _is_bare(name: str) -> bool:
+    given = [bool(os.environ.get(prefix + name)) for prefix in ("", *_PREFIXES)]
+    return name.lower() in _KEYWORDS and given == [True, False, False]
+
+
+def prefixed(text: str, settings: Settings | None = None) -> str:
+    """Return a text that names settings as ``named`` does, without its remark."""
     prefix = settings.prefix if settings else _prefix(os.environ)
     keywords = settings.keywords if settings else ()
 
@@ -313,11 +326,6 @@ def renewed(settings: Settings) -> Settings:
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in _INHERITED if name in environ}
-
-
-def _bare(environ: Mapping[str, str]) -> str:
-    name = "LLAMA_CPP_MANIFEST_URL"
-    return f"; {name} is set, but without its prefix" if environ.get(name) else ""
 
 
 def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:

@@ -143,9 +143,10 @@ class Store:
             ) from error
         digest = hashlib.sha256(data).hexdigest()
         _require_pin(what, digest, sha256, "MANIFEST_PIN_MISMATCH")
-        if sha256 is None:
-            self._sink(Note.of("MANIFEST_NOT_PINNED", what=what, digest=digest))
         manifest = schema.parse(data, what=what)
+        if sha256 is None:  # a release's manifest never expires
+            code = "MANIFEST_NOT_PINNED/channel" if manifest.expires else "MANIFEST_NOT_PINNED"
+            self._sink(Note.of(code, what=what, digest=digest))
         if last != digest.encode():
             self.write("manifests", f"{digest}.json", data=data)
             if sha256 is None:

@@ -91,7 +91,7 @@ def manifest(
     if settings.manifest_url is not None:
         pin = Pin(manifest_url=settings.manifest_url)
     else:
-        pin = read(release_file(), settings.bare)
+        pin = read(release_file())
     url, sha256 = pin.manifest_url, settings.manifest_sha256 or pin.manifest_sha256
     if pin.public_key and sha256 is None:
         return Channel(pin, store=store, sink=sink).manifest(fetcher), url
@@ -106,8 +106,8 @@ def release_file() -> Path:
     return Path(app).resolve().with_name(RELEASE_FILE.name)
 
 
-def read(path: Path, bare: str = "") -> Pin:
-    """Read ``release.json``; ``bare`` is the settings' remark, for the error.
+def read(path: Path) -> Pin:
+    """Read ``release.json``.
 
     Raises:
         SettingError: the file cannot be read, so nothing says which release to trust.
@@ -118,7 +118,7 @@ def read(path: Path, bare: str = "") -> Pin:
         data = path.read_bytes()
     except OSError as error:
         raise SettingError(
-            "RELEASE_NOT_CHOSEN", file=path.name, why=error.strerror, bare=bare
+            "RELEASE_NOT_CHOSEN", path=path, file=path.name, why=error.strerror
         ) from error
     tree = schema.strict_json(data, what=path.name, max_bytes=_MAX_RELEASE_FILE)
     pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID")

@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from llama_loader.events import size
-from llama_loader.settings import named
+from llama_loader.settings import prefixed
 from translator import advice, texts
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def advices(names: Iterable[str], words: Mapping[str, str]) -> str:
     parts = []
     for name in names:
         title, text = words[f"advice_{name}_title"], words[f"advice_{name}"]
-        lines = named("\n".join(advice.ADVICES[name].settings))
+        lines = prefixed("\n".join(advice.ADVICES[name].settings))
         shown = f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
         parts.append(
             f'<section class="advice"><h3>{escape(title)}</h3><p>{escape(text)}</p>'

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader.events import Downloading, size
-from llama_loader.settings import named
+from llama_loader.settings import prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +51,7 @@ def say(one: Failure | Note, locale: str) -> tuple[str, str, str]:
     known = read("sentences_ja.json").get(one.code) if locale == "ja" else None
     if known is None:
         return one.message, one.hint, ""
-    return known["what"], named(known["hint"]), f"{one.message}\n{one.hint}"
+    return known["what"], prefixed(known["hint"]), f"{one.message}\n{one.hint}"
 
 
 def patience(one: Progress, locale: str) -> str:

@@ -390,12 +390,15 @@ def test_an_option_before_the_command_is_told_its_place(command: Command, wrong:
     assert "hint: options come after the command: " in told
 
 
-def test_a_host_without_gpu(command: Command, release: Path) -> None:
+def test_a_host_without_gpu(command: Command, release: Path, home: dict[str, str]) -> None:
     if Path("/proc/driver/nvidia/gpus").exists():
         pytest.skip("this machine has an NVIDIA GPU")
+    home["ALLOW_CPU"] = "1"
     for argv in (["fetch"], ["devices"], ["serve", "--model", "/m"]):
         done = command(*argv, *manifest_options(release))
-        assert "--allow-cpu" in refused(done, 5, "NO_GPU")
+        hint = refused(done, 5, "NO_GPU")
+        assert "--allow-cpu" in hint
+        assert "; set without the prefix YAKULINGO_SPACES_: ALLOW_CPU\n" in hint
     page = command("doctor", *manifest_options(release))
     assert page.returncode == 5
     assert "FAIL gpu: no NVIDIA GPU found" in page.stdout

@@ -214,6 +214,7 @@ def test_no_secret_is_on_the_page(clinic: Clinic) -> None:
         ("me/none", "m.gguf", "REPOSITORY_NOT_FOUND", "YAKULINGO_SPACES_GGUF_REPO_ID"),
         ("me/model", "x.gguf", "FILE_NOT_FOUND", "YAKULINGO_SPACES_GGUF_FILENAME"),
         ("me/model", "", "HUB_UNREACHABLE", ""),
+        ("", "", "HUB_UNREACHABLE", ""),
         ("me/model", "m.gguf", "OFFLINE", "YAKULINGO_SPACES_OFFLINE=0"),
     ],
 )
@@ -228,6 +229,7 @@ def test_the_hub_is_asked_for_a_model_that_is_not_here(
     assert failures(found) == {"model": code}
     assert found.exit_status == (2 if code.endswith("NOT_FOUND") else 3)
     assert setting in found.checks[-1].hint
+    assert ("as no model is named" in found.checks[-1].detail) is (not repo)
     assert "cannot be served" in found.as_text()
 
 

@@ -187,6 +187,18 @@ def test_every_variable_may_have_the_neutral_prefix() -> None:
         assert bool(prefixes) == row.variable.startswith(PREFIX)
 
 
+def test_message_tells_which_of_its_variables_are_set_without_a_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environ = {"GGUF_PATH": "m.gguf", "ALLOW_CPU": "1", "LLAMA_SPACE_ALLOW_CPU": "1"}
+    monkeypatch.setattr(os, "environ", environ)
+    told = settings.named(f"set {PREFIX}ALLOW_CPU or {PREFIX}GGUF_PATH")
+    assert told.endswith("_GGUF_PATH; set without the prefix LLAMA_SPACE_: GGUF_PATH")
+    assert settings.named(told) == told
+    given = load(environ={}, gguf_path="m.gguf")
+    assert settings.named(f"{PREFIX}GGUF_PATH", given) == "gguf_path"
+
+
 def test_both_prefixes_with_different_values_are_an_error_that_names_both() -> None:
     both = {
         "YAKULINGO_SPACES_LLAMA_CPP_URL": "https://u:s3cret@h/a",

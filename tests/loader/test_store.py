@@ -154,6 +154,12 @@ def test_a_manifest_without_a_pin_is_fetched_every_time_and_said(release: Releas
     assert isinstance(note, Note)
     assert release.manifest_sha256 in note.hint
     assert len(release.server.requests) == 2
+    expiring = {**json.loads(release.manifest), "expires": "2999-01-01T00:00:00Z"}
+    channel = release.server.put("/channel", json.dumps(expiring).encode())
+    release.store().manifest(channel, None, release.fetcher())
+    note = release.events[-1]
+    assert isinstance(note, Note)
+    assert "pin-space --channel" in note.hint
     offline = release.fetcher(offline=True)
     with refused("OFFLINE", NetworkError, hint=f"_SHA256={release.manifest_sha256} (--manifest"):
         release.store().manifest(release.manifest_url, None, offline)
