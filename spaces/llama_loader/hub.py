@@ -103,7 +103,12 @@ class _Remote:
     etag: str
     size: int | None
     by_xet: bool
-    blobs: Path
+    settings: Settings
+
+    @property
+    def blobs(self) -> Path:
+        """Where the Hub's cache keeps it, also after ``_require_own_cache`` chose another cache."""
+        return _folder(self.settings) / "blobs"
 
     @property
     def begun(self) -> Path:
@@ -146,7 +151,7 @@ def _on_hub(settings: Settings) -> list[_Remote]:
                 *named_by,
                 answer.size or None,  # some mirrors answer HEAD with a length of 0
                 answer.xet_file_data is not None,
-                _folder(settings) / "blobs",
+                settings,
             )
         )
     return found
@@ -189,12 +194,21 @@ def fetch(settings: Settings, sink: Sink) -> Path:
     model_file.require_first(settings.gguf_filename, settings.model)
     client, here = hub_client.of(settings), [one for one in cached(settings) if one]
     names = [*gguf_header.parts(settings.gguf_filename)]
-    if len(here) == len(names) and _is_newest(settings, here):
+    commits = {part.parents[name.count("/")].name for part, name in zip(here, names, strict=False)}
+    is_whole = len(here) == len(names)
+    if is_whole and (settings.offline or commits == {settings.gguf_revision}):
         return here[0]
     if settings.offline:
         raise hub_client.failure("OFFLINE/model", settings)
+    try:
+        remote = _on_hub(settings)
+    except LoaderError:
+        if is_whole:
+            return here[0]
+        raise
+    if is_whole and commits == {one.commit for one in remote}:
+        return here[0]
     _require_own_cache(settings, sink)
-    remote = _on_hub(settings)
     for one in remote:
         _require_pinned(settings, one)
     _require_room(settings, remote)
@@ -204,18 +218,6 @@ def fetch(settings: Settings, sink: Sink) -> Path:
         transfer = _Transfer(settings.gguf_filename, done, _size(remote), sink)
         found.append(_fetched(client, replace(settings, gguf_filename=name), one, transfer))
     return found[0]
-
-
-def _is_newest(settings: Settings, here: list[Path]) -> bool:
-    """Return whether the cache has what a revision is; also where the Hub cannot tell."""
-    names = gguf_header.parts(settings.gguf_filename)
-    commits = {part.parents[name.count("/")].name for part, name in zip(here, names, strict=True)}
-    if settings.offline or commits == {settings.gguf_revision}:
-        return True
-    try:
-        return commits == {one.commit for one in _on_hub(settings)}
-    except LoaderError:
-        return True
 
 
 def forget(settings: Settings, path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -116,6 +117,8 @@ def _bounded(make: Callable[[], Any]) -> Callable[[], Any]:
 
     def made() -> Any:
         client = make()
+        # one cookie that is no ASCII would make an error of each later request
+        client.cookies.jar.set_policy(DefaultCookiePolicy(netscape=False))
         # only files are streamed; everything else is taken into memory as a whole
         client.stream = partial(client.stream, extensions={"is_streamed": True})
         client.event_hooks["request"].append(_begin_request)

@@ -31,6 +31,7 @@ class Hub:
         ranges: the Range of each request for content.
         changed: headers of a file that differ from the Hub's; None for one that is not sent.
         listed: answered for the list of files, if it is not the true one.
+        count: how many requests for files came, by HEAD and GET.
         halt: after so many bytes of a file no more come, until ``resumed``.
     """
 
@@ -44,12 +45,14 @@ class Hub:
     ranges: list[str | None] = field(default_factory=list)
     changed: dict[str, str | None] = field(default_factory=dict)
     listed: object = None
+    count: int = 0
     halt: int | None = None
     resumed: Event = field(default_factory=Event)
 
     def judge(self, path: str, authorization: str | None) -> tuple[int, str, bytes]:
         """Return status, error code and body for a request."""
         self.tokens_seen.add(authorization)
+        self.count += 1
         repo, _, rest = path.lstrip("/").partition("/resolve/")
         revision, _, name = rest.partition("/")
         if repo != self.repo:
