@@ -336,7 +336,9 @@ def verified(path: Path, digest: str) -> Iterator[IO[bytes]]:
         yield copy
 
 
-def folder_digest(folder: Path, most: int | None = None) -> str:
+def folder_digest(
+    folder: Path, most: int | None = None, without: frozenset[Path] = frozenset()
+) -> str:
     """Return the sha256 of a folder's names, modes, links and contents, ``.git`` left out.
 
     Only files and links are read, because reading a pipe would wait for ever.
@@ -345,7 +347,7 @@ def folder_digest(folder: Path, most: int | None = None) -> str:
         UsageError: as ``files``.
     """
     whole = hashlib.sha256()
-    for path in files(folder, most):
+    for path in files(folder, most, without):
         name = str(path.relative_to(folder))
         if path.is_symlink():
             kind, content = "link", _encodable(str(path.readlink()))
@@ -363,18 +365,21 @@ def _encodable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def files(folder: Path, most: int | None = None) -> Iterator[Path]:
+def files(
+    folder: Path, most: int | None = None, without: frozenset[Path] = frozenset()
+) -> Iterator[Path]:
     """Yield everything below a folder except folders, in order, without ``.git``.
 
     Args:
         folder: the folder.
         most: bytes of all files, each looked at before it is given; None for a tree of the farm's.
+        without: files and folders that are left out.
 
     Raises:
         UsageError: ``SOURCE_UNREADABLE``: there is more than a source has.
     """
     left = most
-    for number, path in enumerate(_below(folder, MOST_NAMES)):
+    for number, path in enumerate(_below(folder, MOST_NAMES, without)):
         if left is not None:
             left -= path.lstat().st_size
         if number >= MOST_FILES or (left is not None and left < 0):
@@ -383,14 +388,14 @@ def files(folder: Path, most: int | None = None) -> Iterator[Path]:
         yield path
 
 
-def _below(folder: Path, names: int) -> Iterator[Path]:
+def _below(folder: Path, names: int, without: frozenset[Path]) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.name == ".git":
+        if path.name == ".git" or path in without:
             continue
         if names == 0:
             raise _beyond(folder, f"more than {MOST_NAMES} folders in one another")
         if path.is_dir() and not path.is_symlink():
-            yield from _below(path, names - 1)
+            yield from _below(path, names - 1, without)
         else:
             yield path
 

@@ -245,8 +245,7 @@ def room_findings(
     """Return the folders whose disk has too little room for the plans (rule: docs/building.md)."""
     if not plans:
         return []
-    tree = plans[0].source.tree
-    source = sum(path.lstat().st_size for path in tree.rglob("*") if not path.is_dir())
+    source = sum(path.lstat().st_size for path in plans[0].source.files())
     codes = [len(plan.arch_set.sass) + len(plan.arch_set.ptx) for plan in plans]
     building = _SOURCE_COPIES * source + _CODE_BYTES * max(codes)
     kept = sum(source + _KEPT_BYTES * count for count in codes)

@@ -28,7 +28,7 @@ from farm.inputs.archives import extract_subtree
 from farm.inputs.packages import cache_folder, fetch_package
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from farm.inputs.patches import Change
     from farm.inputs.pins import SourcePin
@@ -61,7 +61,8 @@ class Source:
     ``sha256`` is the archive's; ``note`` is a line that a person must see; ``defines`` are CMake's
     cache entries that this tree needs beside those of the plan; ``patches`` were applied to it;
     ``place`` is the folder or repository that it is from; ``digest`` is the tree's
-    (``folder_digest``), before anything else was read of it.
+    (``folder_digest``), before anything else was read of it; ``ignored`` is what is no part of the
+    source: what git ignores, such as models and build folders.
     """
 
     tree: Path
@@ -77,6 +78,11 @@ class Source:
     patches: tuple[Patch, ...] = ()
     place: str = ""
     digest: str = ""
+    ignored: frozenset[Path] = frozenset()
+
+    def files(self) -> Iterator[Path]:
+        """Yield what is part of the source; errors are those of ``durable.files``."""
+        return files(self.tree, durable.MOST_BYTES, self.ignored)
 
     @contextmanager
     def private(self) -> Iterator[Source]:
@@ -99,13 +105,13 @@ class Source:
         """
         with durable.writing(folder):
             folder.mkdir(exist_ok=True)
-            for path in files(self.tree, durable.MOST_BYTES):
+            for path in self.files():
                 place = folder / path.relative_to(self.tree)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 durable.copy(path, place)
         if folder_digest(folder) != self.digest:
             raise SourceError("SOURCE_CHANGED", tree=self.tree)
-        _require_own(folder)
+        _require_own(folder, files(folder))
 
     @property
     def cache(self) -> str:
@@ -182,26 +188,32 @@ def from_folder(folder: Path) -> Source:
     """
     tree = folder.resolve()
     _require_layout(tree, str(folder))
-    digest = folder_digest(tree, durable.MOST_BYTES)
+    ignored = frozenset(git.ignored(tree) if (tree / ".git").exists() else ())
+    digest = folder_digest(tree, durable.MOST_BYTES, ignored)
     build, commit, note = _history(tree)
-    found = _source(tree, digest, build, commit, f"folder:{tree.name}", note)
+    found = _source(tree, digest, build, commit, f"folder:{tree.name}", note, ignored)
     return replace(found, place=str(tree))
 
 
 def _source(
-    tree: Path, digest: str, build: int, commit: str | None, origin: str, note: str | None
+    tree: Path,
+    digest: str,
+    build: int,
+    commit: str | None,
+    origin: str,
+    note: str | None,
+    ignored: frozenset[Path] = frozenset(),
 ) -> Source:
     """Return a source; the other facts are read from the tree.
 
     A tree of 2025 looks for libcurl; with it the server would need libcurl on the host, too.
     """
-    _require_own(tree)
+    _require_own(tree, files(tree, None, ignored))
     needs = _CURL_OPTION.search(durable.head(tree / "CMakeLists.txt"))
     defines = (("LLAMA_CURL", "OFF"),) if needs else ()
     version = read_version(tree)
-    return Source(
-        tree, version, build, commit, origin, None, note=note, defines=defines, digest=digest
-    )
+    found = Source(tree, version, build, commit, origin, None, note=note, defines=defines)
+    return replace(found, digest=digest, ignored=ignored)
 
 
 def assume_build(found: Source, build: int) -> Source:
@@ -298,7 +310,7 @@ def _require_layout(tree: Path, named: str) -> None:
         raise UsageError("SOURCE_TOO_OLD", named=named, reason=reason)
 
 
-def _require_own(tree: Path) -> None:
+def _require_own(tree: Path, paths: Iterable[Path]) -> None:
     """Refuse a tree with pipes, sockets, devices, names that are not UTF-8, or links out of it.
 
     A link could bring a private file of the builder's into the tarball, also out of ``.git``, or
@@ -309,7 +321,7 @@ def _require_own(tree: Path) -> None:
         UsageError: ``SOURCE_UNREADABLE``, with the path and the reason.
     """
     root = tree.resolve()
-    for path in files(tree):
+    for path in paths:
         inside = _leads_inside(path, root)
         plain = path.is_symlink() or path.is_file()
         if plain and inside and os.fsencode(path).decode("utf-8", "replace") == str(path):

@@ -112,6 +112,18 @@ def _borrow(tree: Path, own: Path) -> None:
         to.write_bytes(content)
 
 
+def ignored(tree: Path) -> Iterator[Path]:
+    """Yield what git ignores of somebody else's work tree; of whole folders the folder alone.
+
+    Raises:
+        SourceError: as ``foreign`` and ``call``.
+    """
+    asked = ("ls-files", "--others", "--ignored", "--exclude-per-directory=.gitignore")
+    with foreign(tree) as at:
+        told = call(*asked, "--directory", "-z", at=at)
+    yield from (tree / name for name in told.split("\0") if name)
+
+
 def _line(path: Path) -> str:
     return os.fsdecode(durable.read_small(path, follow=False)).rstrip("\n")
 

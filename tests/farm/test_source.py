@@ -215,6 +215,20 @@ def test_a_folder_with_history_brings_it(upstream: Path) -> None:
     assert source.from_folder(upstream).short_commit.endswith("-dirty")
 
 
+def test_what_git_ignores_is_no_part_of_a_source(upstream: Path) -> None:
+    (upstream / ".gitignore").write_text("*.gguf\n/built/\n", "utf-8")
+    before = source.from_folder(upstream)
+    for name in ("models/big.gguf", "built/NUMBER"):
+        (upstream / name).parent.mkdir()
+        (upstream / name).touch()
+        os.truncate(upstream / name, 8 << 40)
+    found = source.from_folder(upstream)
+    assert found.digest == before.digest
+    with found.private() as own:
+        assert set(own.files()) == {own.tree / one.relative_to(upstream) for one in found.files()}
+        assert not {"models", "built"} & {path.name for path in own.tree.iterdir()}
+
+
 @pytest.mark.parametrize(
     ("options", "build", "note"),
     [
