@@ -16,6 +16,7 @@ import msgspec
 from farm import elf_file, fatbin
 from farm.elf_file import ElfFile
 from farm.errors import FarmError, InspectError, UsageError
+from llama_loader.errors import tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -348,7 +349,7 @@ def main(arguments: Sequence[str]) -> int:
         print(error.render(), file=sys.stderr)
         return error.exit_status
     text = msgspec.json.encode(found[0] if len(found) == 1 else found)
-    print(msgspec.json.format(text, indent=2).decode())
+    tell(sys.stdout, msgspec.json.format(text, indent=2).decode())
     return 0
 
 

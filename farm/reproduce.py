@@ -99,10 +99,12 @@ def _built(
     report.say(
         f"{line.name}-{arch_set.name}: {place.name} build, -j {request.jobs}, no compiler cache"
     )
-    with closing(pipeline.choose_engine(request, line, report)) as engine:
+    with (
+        closing(pipeline.choose_engine(request, line, report)) as engine,
+        choose_source(request).private() as own,
+    ):
         settled = pipeline.settled(engine, request, line, report)
-        plan = BuildPlan(arch_set, settled, choose_source(request))
-        return _tarball(plan, engine, request, report, place)
+        return _tarball(BuildPlan(arch_set, settled, own), engine, request, report, place)
 
 
 def _tarball(
@@ -121,13 +123,12 @@ def _tarball(
     # one build as the only set of a table; it is no run whose times are kept
     with (
         tempfile.TemporaryDirectory(prefix="llama-farm-tree-") as folder,
-        plan.source.private() as own,
         Fleet(report, {plan.key: None}, many=False) as fleet,
     ):
-        kept = KeptTree(replace(plan, source=own), "", Path(folder))
+        kept = KeptTree(plan, "", Path(folder))
         fleet.begin(plan.key, engine.name)
         logs, reporter = _LOGS / place.name, partial(fleet.hear, plan.key)
-        with execute.execute(kept.plan, engine, logs=logs, reporter=reporter) as built:
+        with execute.execute(plan, engine, logs=logs, reporter=reporter) as built:
             tools = built.toolchain
             if recorded and tools.image_digest and tools.image_digest == recorded.image_digest:
                 tools = replace(tools, image=recorded.image)
@@ -199,25 +200,26 @@ def _build(
         raise UsageError(
             "ENGINE_DIFFERS", name=listed.name, engine=record.toolchain.engine, asked=asked.engine
         )
-    tree = source_of(record.source, asked.source, remote=asked.remote)
-    for note in (tree.note or "").splitlines():
-        report.say(note)
-    _require_parts(record, tree.tree)
-    plan = plan_of(record, tree, listed.format)
-    report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
-    is_of_wheels = record.toolchain.engine == "local" and bool(record.inputs)
-    request = BuildRequest(
-        line=plan.line.name,
-        engine=record.toolchain.engine,
-        image=_image(record.toolchain, asked, report),
-        toolkit=asked.toolkit or (toolkit.WHEELS if is_of_wheels else None),
-        jobs=asked.jobs,
-        fresh=True,
-    )
-    with closing(pipeline.choose_engine(request, plan.line, report)) as engine:
-        strict = asked.image is None
-        _require_same_compilers(plan, engine, record.toolchain, report, strict=strict)
-        return _tarball(plan, engine, request, report, OUT, record.toolchain)
+    # a copy that no other user can write to: what is compared and built is one tree
+    with source_of(record.source, asked.source, remote=asked.remote).private() as tree:
+        for note in (tree.note or "").splitlines():
+            report.say(note)
+        _require_parts(record, tree.tree)
+        plan = plan_of(record, tree, listed.format)
+        report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
+        is_of_wheels = record.toolchain.engine == "local" and bool(record.inputs)
+        request = BuildRequest(
+            line=plan.line.name,
+            engine=record.toolchain.engine,
+            image=_image(record.toolchain, asked, report),
+            toolkit=asked.toolkit or (toolkit.WHEELS if is_of_wheels else None),
+            jobs=asked.jobs,
+            fresh=True,
+        )
+        with closing(pipeline.choose_engine(request, plan.line, report)) as engine:
+            strict = asked.image is None
+            _require_same_compilers(plan, engine, record.toolchain, report, strict=strict)
+            return _tarball(plan, engine, request, report, OUT, record.toolchain)
 
 
 def source_of(record: schema.Source, folder: Path | None, *, remote: str | None = None) -> Source:

@@ -280,12 +280,9 @@ def _single_files(tree: Path, texts: _Texts) -> list[Part]:
 
 def _licence_of(tree: Path, folder: Path, texts: _Texts) -> _Licence:
     """Read a part's licence: its own files, the tree's ``licenses/``, else its comments."""
-    beside = _licence_files(folder)
-    named = [
-        path
-        for path in (tree / "licenses").glob("LICENSE-*")
-        if path.name.removeprefix("LICENSE-") in {_plain(one.name) for one in _sources(folder)}
-    ]
+    beside, names = _licence_files(folder), {_plain(path.name) for path in _sources(folder)}
+    by_name = (tree / "licenses" / f"LICENSE-{name}" for name in sorted(names))
+    named = [path for path in by_name if path.is_file()]
     if beside or named:
         return _licence_in(tree, [*beside, *named], folder, texts)
     found: dict[bytes, str] = {}

@@ -337,7 +337,9 @@ def test_libraries(made: Path, needs: str, line: targets.Line, refusal: str | No
 
 
 def test_command_prints_one_object_for_one_file(made: Path) -> None:
-    done = heard([sys.executable, "-m", "farm.elf", made / "libcuda90.so"], check=True)
+    argv: list[str | Path] = [sys.executable, "-m", "farm.elf", made / "libcuda90.so"]
+    assert heard(["sh", "-c", '"$@" | true', "sh", *argv], check=True).stderr == ""
+    done = heard(argv, check=True)
     shown = json.loads(done.stdout)
     names = {"file", "sass", "ptx", "glibc", "glibcxx", "needs", "runpath", "soname", "rpath"}
     assert names <= shown.keys()

@@ -43,6 +43,10 @@ def test_source_s_texts_are_looked_through_at_once(tree: Path, variant: int) -> 
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text((texts[variant] * (300_000 // len(texts[variant]) + 1))[:300_000])
     (tree / "vendor/third/a.h").write_text("int a;")
+    for number in range(900):
+        (tree / f"vendor/x{number}").mkdir()
+        (tree / f"vendor/x{number}/x{number}.h").write_text("int a;")
+        (tree / f"licenses/LICENSE-x{number}").write_text("")
     began = time.process_time()
     assert {"vendor/hostile", "vendor/other"} <= by_path(tree).keys()
     source._source(tree, "0" * 64, 1, None, "folder:tree", None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -152,9 +153,20 @@ def test_a_folder_that_only_its_builder_has_is_asked_for(published: Path) -> Non
     assert "--source DIR" in said[-1]
 
 
-def test_another_source_is_refused_by_its_parts(published: Path, tmp_path: Path) -> None:
+def test_another_source_is_refused_by_its_parts(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
-    (tree / "plugin.c").write_text("int changed(void) { return 1; }\n", "utf-8")
+    choose = reproduce.source_of
+
+    def changed(*of: Any, **more: Any) -> source.Source:
+        found = choose(*of, **more)
+        (tree / "plugin.c").write_text("int changed(void) { return 1; }\n", "utf-8")
+        return found
+
+    with monkeypatch.context() as patch:  # after it was hashed, before it is looked at
+        patch.setattr(reproduce, "source_of", changed)
+        assert again(published, source=tree)[-2].startswith("error[SOURCE_CHANGED]: ")
     assert again(published, source=tree)[-1].startswith("error[SOURCE_DIFFERS]: ")
 
 
