@@ -34,7 +34,8 @@ MOST_NAMES: Final = 32
 """Of a path in a tree; llama.cpp's longest has 9. ``shutil`` and the like call themselves for each
 folder, and Python ends at 1,000 calls."""
 MOST_ARCHIVE: Final = 8 << 30
-"""Bytes of a pinned archive that are copied; the largest wheel of CUDA has less than 1 GB."""
+"""Bytes of a pinned archive that are copied, and of what is in a wheel. The largest wheel of CUDA
+has less than 1 GB."""
 
 
 class _Bounded(io.RawIOBase):

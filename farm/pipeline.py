@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import STATE_FOLDER, release, targets
+from farm import STATE_FOLDER, durable, release, targets
 from farm.elf import version_key
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
@@ -314,6 +314,8 @@ def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
 def pack_kept(kept: KeptTree, request: BuildRequest, report: BuildReport, *, began: float) -> Made:
     """Pack a set's tree, unless the same tarball is already in the request's folder."""
     compiled = time.monotonic()
+    for left in request.out.glob(f".{kept.plan.artifact_name}.????????"):
+        durable.remove(left)  # of a run that was killed while it packed; this one has the lock
     tarball = kept.packed(request.out)
     how = "packed" if tarball is None else "packed already"
     tarball = tarball or kept.pack(request.out)

@@ -197,6 +197,8 @@ def _bounded_zip(stream: IO[bytes]) -> zipfile.ZipFile:
     if end and end[zipfile._ECD_SIZE] > _MOST_DIRECTORY:  # type: ignore[attr-defined]  # noqa: SLF001
         raise zipfile.BadZipFile(f"its list of members has more than {_MOST_DIRECTORY} bytes")
     wheel = zipfile.ZipFile(stream)
+    if sum(one.file_size for one in wheel.infolist()) > durable.MOST_ARCHIVE:
+        raise zipfile.BadZipFile(f"it unpacks to more than {durable.MOST_ARCHIVE >> 30} GiB")
     for one in wheel.infolist():
         if one.compress_type not in _METHODS:
             raise zipfile.BadZipFile(f"{one.filename!r} is neither stored nor deflated")
