@@ -260,18 +260,7 @@ def _joined(*notes: str | None) -> str | None:
 
 
 def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str, str | None]:
-    """Return a tree of the cache; a missing or changed one is made again.
-
-    Args:
-        key: identifies everything that decides the tree's content.
-        make: makes the tree in the empty folder that it gets, which only this user can write to.
-
-    Returns:
-        The tree, its digest, and a note if a changed one was made again.
-
-    Raises:
-        FarmError: what ``make`` raises; ``OUT_NOT_WRITABLE`` or ``WRITE_FAILED``.
-    """
+    """Return a tree of the cache; a missing or changed one is made again."""
     sources = cache_folder("sources")
     tree, record = sources / key, sources / f"{key}.sha256"
     with run_lock.turn(sources, key):
@@ -294,11 +283,7 @@ def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str, str | None
 
 
 def _require_layout(tree: Path, named: str) -> None:
-    """Refuse a tree that is no llama.cpp, or older than the farm's options.
-
-    Raises:
-        UsageError: ``SOURCE_NOT_LLAMA_CPP`` or ``SOURCE_TOO_OLD``, with the reason.
-    """
+    """Refuse a tree that is no llama.cpp, or older than the farm's options."""
     old = (tree / "examples" / "server").is_dir() and not (tree / "tools").is_dir()
     if not (tree / "CMakeLists.txt").is_file() or not (old or (tree / "tools/server").is_dir()):
         raise UsageError("SOURCE_NOT_LLAMA_CPP", named=named)
@@ -316,9 +301,6 @@ def _require_own(tree: Path, paths: Iterable[Path]) -> None:
     A link could bring a private file of the builder's into the tarball, also out of ``.git``, or
     through links there, at which nobody looks. One that cannot be followed leads out, too, and so
     does an absolute one: out of any copy of the tree.
-
-    Raises:
-        UsageError: ``SOURCE_UNREADABLE``, with the path and the reason.
     """
     root = tree.resolve()
     for path in paths:

@@ -174,11 +174,7 @@ class Dispatcher:
         self._dropped[worker] = why.line if isinstance(why, FarmError) else repr(why)
 
     def _usable(self, hosts: list[str]) -> list[str]:
-        """Return the hosts that were not dropped; print a note of each that newly was.
-
-        Raises:
-            EngineError: ``HOSTS_UNUSABLE``: all of the hosts were dropped.
-        """
+        """Return the hosts that were not dropped; print a note of each that newly was."""
         good = [worker for worker in hosts if worker not in self._dropped]
         if hosts and not good and not self._builds:
             told = "; ".join(f"{place(worker)}: {self._dropped[worker]}" for worker in hosts)

@@ -118,12 +118,7 @@ def compilers(job: Job) -> str | FarmError:
 
 @contextmanager
 def _engine(job: Job) -> Iterator[tuple[Engine, Line]]:
-    """Open this host's engine, and check that it keeps the promises of the job's line.
-
-    Raises:
-        FarmError: ``FARM_DIFFERS``: this is another checkout than the job's; or as
-            ``pipeline.choose_engine`` and ``pipeline.settled``.
-    """
+    """Open this host's engine, and check that it keeps the promises of the job's line."""
     if job.farm != FARM:
         raise EngineError("FARM_DIFFERS", host=socket.gethostname())
     quiet, line = BuildReport(Console(quiet=True)), job.plan.line

@@ -186,11 +186,7 @@ class Connection:
 
 
 def _knock(address: str) -> None:
-    """Test whether a scheduler listens: Dask's own client fails with many more lines.
-
-    Raises:
-        OSError: none does.
-    """
+    """Test whether a scheduler listens: Dask's own client fails with many more lines."""
     scheme, _, rest = address.rpartition("://")
     if scheme == "inproc":
         return

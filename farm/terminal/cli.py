@@ -156,11 +156,7 @@ def _typed(default: Any) -> Any:
 
 
 def _value(option: Parameter, text: Any) -> Any:
-    """Return the value of what was typed.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """Return the value of what was typed."""
     if text is None and not isinstance(option.default, tuple):
         return None
     kind, *parse = _parts(option.annotation)

@@ -138,13 +138,7 @@ _SSH_OPTIONS: Final = (
 
 @contextmanager
 def _forwarded(address: str) -> Iterator[str]:
-    """Yield a ``unix://`` address that forwards to the engine of an ``ssh://`` address.
-
-    Raises:
-        EngineError: ``ENGINE_SSH_MISSING``: there is no ssh; ``ENGINE_NOT_RUNNING``: it cannot log
-            in there; the error has ssh's message.
-        ValueError: the address is invalid.
-    """
+    """Yield a ``unix://`` address that forwards to the engine of an ``ssh://`` address."""
     ssh = shutil.which("ssh")
     if ssh is None:
         raise EngineError("ENGINE_SSH_MISSING", address=address)
@@ -276,12 +270,7 @@ def _unusable(named: str, error: Exception) -> EngineError:
 
 
 def _knock(reached: Address) -> None:
-    """Open the engine's Unix socket once as a test: if that fails, docker-py would leak its own.
-
-    Raises:
-        OSError: no engine listens there, or this user has no access.
-        DockerException: the address cannot be read.
-    """
+    """Open the engine's Unix socket once as a test: if that fails, docker-py would leak its own."""
     scheme, _, path = str(parse_host(reached.url)).partition("://")
     if scheme == "http+unix":
         with closing(socket.socket(socket.AF_UNIX)) as knocking:

@@ -165,11 +165,7 @@ def _builder_tag(base: ImageFacts) -> str:
 
 
 def _copy_in(container: Any, tree: Path, layout: Layout) -> None:
-    """Copy a source tree and the recipe into a container, owned by root and without ``.git``.
-
-    Raises:
-        EngineError: the engine or a file failed.
-    """
+    """Copy a source tree and the recipe into a container, owned by root and without ``.git``."""
     with (
         engine_errors("ENGINE_LOST", "the source could not be copied in"),
         tempfile.TemporaryFile() as spool,
