@@ -14,7 +14,9 @@ import msgspec
 
 from farm import STATE_FOLDER, durable, release, targets
 from farm.elf import version_key
-from farm.engines.docker import DockerEngine, DockerImages, connect
+from farm.engines.docker import DockerEngine
+from farm.engines.docker.connection import connect
+from farm.engines.docker.inventory import DockerImages
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import BuiltTree, execute

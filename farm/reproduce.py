@@ -19,7 +19,8 @@ import msgspec
 
 from farm import execute, pipeline, release, source, targets
 from farm.compare import SIDES, compare
-from farm.engines.docker import DockerImages, connect
+from farm.engines.docker.connection import connect
+from farm.engines.docker.inventory import DockerImages
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
 from farm.inputs import images, patches, pins, recipe, toolkit
 from farm.kept import KeptTree

@@ -20,7 +20,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from farm import durable, source, targets
-from farm.engines.docker import connect
+from farm.engines.docker.connection import connect
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import archives, packages, patches, pins
 from llama_loader.errors import printable

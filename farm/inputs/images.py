@@ -37,7 +37,7 @@ from farm.plan import SOURCE_DATE_EPOCH
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from farm.engines.docker import DockerImages
+    from farm.engines.docker.inventory import DockerImages
     from farm.targets import Line, Targets
 
 RECIPES: Final = PROJECT_ROOT / "build" / "images"

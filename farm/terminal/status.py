@@ -21,7 +21,8 @@ from rich.filesize import decimal
 
 from farm import STATE_FOLDER, durable, loader, release, run_lock
 from farm.engines import shared_cache
-from farm.engines.docker import CACHE_VOLUME, Stored, cache_counters, connect, stored
+from farm.engines.docker.connection import connect
+from farm.engines.docker.inventory import CACHE_VOLUME, Stored, cache_counters, stored
 from farm.engines.local import ccache_dir
 from farm.errors import EngineError, UsageError
 from farm.inputs.packages import cache_root
