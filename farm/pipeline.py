@@ -250,12 +250,9 @@ def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
         return LocalEngine(jobs=request.jobs, cached=not request.fresh)
     found = toolkit.locate(request.toolkit)
     if line is not None and request.line and not line.accepts_toolkit(found.version):
+        asked, root, version = line.toolkit, found.root, found.version
         raise UsageError(
-            "TOOLKIT_NOT_OF_LINE/folder",
-            name=line.name,
-            toolkit=line.toolkit,
-            root=found.root,
-            version=found.version,
+            "TOOLKIT_NOT_OF_LINE/folder", name=line.name, toolkit=asked, root=root, version=version
         )
     return LocalEngine(cuda=found.root, jobs=request.jobs, cached=not request.fresh)
 
@@ -283,7 +280,7 @@ def keep(kept: KeptTree, built: BuiltTree, request: BuildRequest, report: BuildR
 
     Raises:
         BuildError: ``TOOLKIT_NOT_OF_LINE``: another nvcc compiled it than the line promises.
-        PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
+        PackError: ``WRITE_FAILED``.
     """
     plan = kept.plan
     survey = parts.survey(plan.source.tree, version=plan.source.version)
@@ -292,7 +289,12 @@ def keep(kept: KeptTree, built: BuiltTree, request: BuildRequest, report: BuildR
             report.say(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
     _check_nvcc(plan, built.toolchain.nvcc)
     found = _with_cub(survey, built.cub)
-    inputs = _inputs(request, built.toolchain.engine)
+    inputs = {}  # the digests of pinned files that neither the source nor an image's digest covers
+    if built.toolchain.engine == "docker":
+        inputs = {images.BUILDER_DOCKERFILE.name: images.builder_sha256()}
+    elif request.toolkit == toolkit.WHEELS:
+        wheels = pins.load().toolkit_of(toolkit.WHEELS_LINE)
+        inputs = {pin.filename: pin.sha256 for pin in wheels}
     record = build_record.of(plan, built.toolchain, parts=found.parts, inputs=inputs)
     kept.keep(built.folder, build_record.encode(record), found.texts, built.seconds)
 
@@ -343,12 +345,3 @@ def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
         raise BuildError(
             "TOOLKIT_NOT_OF_LINE/nvcc", name=plan.line.name, toolkit=plan.line.toolkit, nvcc=nvcc
         )
-
-
-def _inputs(request: BuildRequest, engine: str) -> dict[str, str]:
-    """Return the digests of pinned files that neither the source nor an image's digest covers."""
-    if engine == "docker":
-        return {images.BUILDER_DOCKERFILE.name: images.builder_sha256()}
-    if request.toolkit != toolkit.WHEELS:
-        return {}
-    return {pin.filename: pin.sha256 for pin in pins.load().toolkit_of(toolkit.WHEELS_LINE)}

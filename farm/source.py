@@ -168,8 +168,22 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
     at = ("-C", str(repository))
     git.call(*fetch, "+refs/heads/*:refs/remotes/origin/*", at=at)
-    commit = _resolve_ref(repository, ref)
-    tree, digest, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
+    for candidate in (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}", ref):
+        verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
+        resolved = git.run(*verify, at=at)
+        commit = resolved.stdout.strip()
+        if resolved.returncode == 0 and _is_reachable(commit, at):
+            break
+    else:
+        raise UsageError("REF_UNKNOWN", ref=ref)
+
+    def check_out(folder: Path) -> None:
+        # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
+        git.call("worktree", "add", "--detach", str(folder), commit, at=at)
+        (folder / ".git").unlink()
+        git.call("worktree", "prune", at=at)
+
+    tree, digest, note = _kept(commit, check_out)
     _require_layout(tree, ref)
     count = git.call("rev-list", "--count", commit, at=at)
     found = _source(tree, digest, int(count), commit, f"git+{remote}@{ref}", note)
@@ -239,20 +253,19 @@ def patched(found: Source, chosen: tuple[Change, ...]) -> Source:
         return found
     whole = replace(found, patches=tuple(one.patch for one in chosen))
     key = hashlib.sha256(msgspec.json.encode([found.digest, whole.patches])).hexdigest()
-    tree, digest, note = _kept(key, lambda folder: _patch(found, folder, chosen))
+
+    def apply(folder: Path) -> None:
+        found.copy(folder)
+        changed = patches.changed(folder, chosen)
+        with durable.writing(folder):
+            for name, content in changed.items():
+                place = folder / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                mode = place.stat().st_mode & 0o777 if place.exists() else 0o644
+                durable.replace(place, content, mode)
+
+    tree, digest, note = _kept(key, apply)
     return replace(whole, tree=tree, digest=digest, note=_joined(found.note, note))
-
-
-def _patch(found: Source, folder: Path, chosen: tuple[Change, ...]) -> None:
-    """Copy a source to an empty folder, and apply patches there."""
-    found.copy(folder)
-    changed = patches.changed(folder, chosen)
-    with durable.writing(folder):
-        for name, content in changed.items():
-            place = folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            mode = place.stat().st_mode & 0o777 if place.exists() else 0o644
-            durable.replace(place, content, mode)
 
 
 def _joined(*notes: str | None) -> str | None:
@@ -375,20 +388,15 @@ def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
         known = [f"--remotes={name.removeprefix('remote.').removesuffix('.url')}" for name in own]
         base = count - int(git.call("rev-list", "--count", "HEAD", "--not", *known, at=at))
     elif remotes:
-        base = _tagged_build(at)
+        base = _newest_tag(at)  # which counts if it has as many commits
+        counted = base and int(git.call("rev-list", "--count", f"b{base}", at=at))
+        base = base if base == counted else 0
     else:
         base = count  # as llama.cpp's own CMake counts
     if base == 0:
         return 0, _unknown_build(tree, "is a fork that no build of llama.cpp is known of")
     fork = f"note[SOURCE_IS_FORK]: {tree} is b{base} with {count - base} commits of its own"
     return base, fork if count > base else None
-
-
-def _tagged_build(at: tuple[str, ...]) -> int:
-    """Return the number of the newest tag ``bNNNN`` that has NNNN commits, else 0."""
-    number = _newest_tag(at)
-    counted = number and int(git.call("rev-list", "--count", f"b{number}", at=at))
-    return number if number == counted else 0
 
 
 def _newest_tag(at: tuple[str, ...], *options: str) -> int:
@@ -413,24 +421,7 @@ def _require_https(remote: str) -> None:
         raise UsageError("REMOTE_NOT_HTTPS", remote=remote)
 
 
-def _resolve_ref(repository: Path, ref: str) -> str:
-    for candidate in (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}", ref):
-        verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
-        found = git.run(*verify, at=("-C", str(repository)))
-        if found.returncode == 0 and _is_reachable(repository, found.stdout.strip()):
-            return found.stdout.strip()
-    raise UsageError("REF_UNKNOWN", ref=ref)
-
-
-def _is_reachable(repository: Path, commit: str) -> bool:
+def _is_reachable(commit: str, at: tuple[str, ...]) -> bool:
     """Whether a branch or tag has the commit: GitHub gives a fork's commits by number, too."""
     beyond = ("rev-list", "--max-count=1", commit, "--not", "--all")
-    return git.call(*beyond, at=("-C", str(repository))) == ""
-
-
-def _check_out(repository: Path, commit: str, tree: Path) -> None:
-    # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
-    at = ("-C", str(repository))
-    git.call("worktree", "add", "--detach", str(tree), commit, at=at)
-    (tree / ".git").unlink()
-    git.call("worktree", "prune", at=at)
+    return git.call(*beyond, at=at) == ""
