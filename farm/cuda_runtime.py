@@ -187,7 +187,14 @@ def read_with_record(
         InspectError: a library is not what its name and line say.
     """
     inventory = read_inventory(path, name=name, record_path=_RECORD_PATH, chunking=chunking)
-    record = _decode(inventory)
+    if not inventory.build_json:
+        raise PackError("RECORD_MISSING", name=inventory.name)
+    try:
+        record = msgspec.json.decode(inventory.build_json, type=RuntimeRecord)
+        expected = file_name(record, inventory.format)
+    except (ValueError, RecursionError, StopIteration) as error:
+        raise PackError("RECORD_INVALID/json", name=inventory.name, error=error) from error
+    inventory.require_name(expected)
     _check_files(inventory, record)
     _check_libraries(inventory, record.line)
     toolkit, driver = record.line.toolkit, record.line.min_driver
@@ -234,18 +241,6 @@ def _licences(pin: PackagePin, wheel: zipfile.ZipFile) -> list[_Taken]:
     if not found:
         raise SourceError("LICENCE_MISSING/wheel", filename=pin.filename)
     return found
-
-
-def _decode(inventory: Inventory) -> RuntimeRecord:
-    if not inventory.build_json:
-        raise PackError("RECORD_MISSING", name=inventory.name)
-    try:
-        record = msgspec.json.decode(inventory.build_json, type=RuntimeRecord)
-        expected = file_name(record, inventory.format)
-    except (ValueError, RecursionError, StopIteration) as error:
-        raise PackError("RECORD_INVALID/json", name=inventory.name, error=error) from error
-    inventory.require_name(expected)
-    return record
 
 
 def _check_files(inventory: Inventory, record: RuntimeRecord) -> None:

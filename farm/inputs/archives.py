@@ -64,15 +64,9 @@ def unpack(
 ) -> None:
     """Unpack the folder ``subdir`` of a tar, without its first component, to an empty folder.
 
-    File times and execute permissions are kept; owners and other modes are not.
-
-    Args:
-        stream: the tar; another machine or a foreign program may have made it.
-        into: where to.
-        what: its name in an error.
-        mode: how it is compressed.
-        most: bytes of all of its files.
-        subdir: the folder below the first one.
+    Another machine or a foreign program may have made the tar. File times and execute permissions
+    are kept; owners and other modes are not. ``what`` is its name in an error, ``most`` the bytes
+    of all of its files.
 
     Raises:
         SourceError: it is damaged, or contains something that is neither a file, a folder nor a
@@ -95,19 +89,16 @@ def unpack(
                 if content is None:
                     links[path] = member.linkname
                 else:
-                    _write_file(into / path, content, member)
+                    # ``tarfile``'s own way needs a filter, which Python 3.11.2 lacks
+                    place = into / path
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with place.open("wb") as out:
+                        shutil.copyfileobj(content, out, _BLOCK)
+                    place.chmod(0o755 if member.mode & _EXECUTABLE else 0o644)
+                    os.utime(place, (member.mtime, member.mtime))
             _write_links(into, links)
     except _DAMAGE as error:
         raise SourceError("ARCHIVE_UNSAFE", name=what, error=error) from error
-
-
-def _write_file(place: Path, content: IO[bytes], member: tarfile.TarInfo) -> None:
-    """Write a member's file. ``tarfile``'s own way needs a filter, which Python 3.11.2 lacks."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("wb") as out:
-        shutil.copyfileobj(content, out, _BLOCK)
-    place.chmod(0o755 if member.mode & _EXECUTABLE else 0o644)
-    os.utime(place, (member.mtime, member.mtime))
 
 
 def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
