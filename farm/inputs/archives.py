@@ -89,16 +89,19 @@ def unpack(
                 if content is None:
                     links[path] = member.linkname
                 else:
-                    # ``tarfile``'s own way needs a filter, which Python 3.11.2 lacks
-                    place = into / path
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    with place.open("wb") as out:
-                        shutil.copyfileobj(content, out, _BLOCK)
-                    place.chmod(0o755 if member.mode & _EXECUTABLE else 0o644)
-                    os.utime(place, (member.mtime, member.mtime))
+                    _write_file(into / path, content, member)
             _write_links(into, links)
     except _DAMAGE as error:
         raise SourceError("ARCHIVE_UNSAFE", name=what, error=error) from error
+
+
+def _write_file(place: Path, content: IO[bytes], member: tarfile.TarInfo) -> None:
+    """Write a member's file. ``tarfile``'s own way needs a filter, which Python 3.11.2 lacks."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("wb") as out:
+        shutil.copyfileobj(content, out, _BLOCK)
+    place.chmod(0o755 if member.mode & _EXECUTABLE else 0o644)
+    os.utime(place, (member.mtime, member.mtime))
 
 
 def _write_links(folder: Path, links: Mapping[PurePosixPath, str]) -> None:
