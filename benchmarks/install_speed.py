@@ -49,7 +49,7 @@ from llama_loader.store import Store
 if preload == "1":
     import requests, urllib3
     from llama_loader import unpack
-    unpack._zstd()
+    unpack._decoder("tar.zst", "")
 store, fetcher = Store(Path(root)), Fetcher()
 manifest = store.manifest(url, sha256, fetcher)
 artifact = manifest.artifacts[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import tempfile
@@ -103,7 +102,11 @@ class Connection:
         return bool(self._client.status == "closed")
 
     def reopen(self, until: float) -> None:
-        """Connect again, with retries until a time of the monotonic clock."""
+        """Connect again, with retries until a time of the monotonic clock.
+
+        Raises:
+            EngineError: ``SCHEDULER_UNREACHABLE``.
+        """
         while True:
             try:
                 self._client = self._connect()
@@ -146,15 +149,16 @@ class Connection:
         return self._known
 
     def ask(self, hosts: list[str], function: Callable[..., Any], *args: object) -> dict[str, Any]:
-        """Run a function on hosts, beside their builds; return each host's result.
+        """Run a function on hosts, beside their builds.
 
-        It is an ``OSError`` if the host or the scheduler is lost.
+        Returns:
+            Each host's result; an ``OSError`` if the host or the scheduler is lost.
         """
         where: dict[str, Any] = {"workers": hosts, "on_error": "return"}
         if not hosts:  # none would be all of them
             return {}
         try:
-            answers: dict[str, Any] = self._client.run(asyncio.to_thread, function, *args, **where)
+            answers: dict[str, Any] = self._client.run(host.aside, function, *args, **where)
         except (OSError, ValueError) as error:
             return dict.fromkeys(hosts, OSError(str(error)))
         return answers
@@ -182,7 +186,11 @@ class Connection:
 
 
 def _knock(address: str) -> None:
-    """Test whether a scheduler listens: Dask's own client fails with many more lines."""
+    """Test whether a scheduler listens: Dask's own client fails with many more lines.
+
+    Raises:
+        OSError: none does.
+    """
     scheme, _, rest = address.rpartition("://")
     if scheme == "inproc":
         return

@@ -67,12 +67,6 @@ _OPTIONS = (
     ("--no-test-run", "no_test_run", "", "do not try it with a tiny model"),
 )
 """Option, field of ``Settings``, what it takes (nothing: it stands for ``1``) and its help."""
-
-
-_PACKAGES = {"minisign": "py-minisign", "backports": "backports.zstd"}
-"""Packages whose modules have another name."""
-
-
 _MISPLACED = "comes before the command"
 
 
@@ -135,6 +129,8 @@ def _parsed(given: list[str]) -> argparse.Namespace:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if extra is not None and options.command != "serve":
         parser.error(f"'{options.command}' takes no arguments after --")
+    if getattr(options, "folder", None) == "":  # a variable of a script that is not set
+        options.parser.error("argument DIR: is empty")
     options.extra = tuple(extra or ())
     return options
 
@@ -144,15 +140,12 @@ def _missing_package(error: ImportError) -> SettingError:
     name = (error.name or "").partition(".")[0]
     if name in {"", "llama_loader"}:
         raise error
-    package = _PACKAGES.get(name, name)
+    package = {"minisign": "py-minisign", "backports": "backports.zstd"}.get(name, name)
     listed = Path(__file__).parent.parent / "requirements.txt"  # the installed wheel has none
     wanted = f"-r {shlex.quote(str(listed))}" if listed.is_file() else package
+    python = shlex.quote(sys.executable)
     return SettingError(
-        "PACKAGE_MISSING",
-        package=package,
-        error=error,
-        python=shlex.quote(sys.executable),
-        wanted=wanted,
+        "PACKAGE_MISSING", package=package, error=error, python=python, wanted=wanted
     )
 
 
@@ -229,7 +222,7 @@ def _fetch(options: argparse.Namespace, console: "Console") -> None:
         tested = loader.try_runtime(settings, prepared)
     for note in report.notes(prepared):
         console(note)
-    folder = printable(str(prepared.runtime))
+    folder = printable(str(prepared.installed.folder))
     _print(options, folder, report.fetched(settings, prepared, tested))
 
 
@@ -367,16 +360,8 @@ def _parser() -> _Parser:
                 " capability=12.0,driver=580,glibc=2.36,torch=cu128",
             )
         elif name == "verify":
-            command.add_argument(
-                "folder", type=_not_empty, metavar="DIR", help="the folder that fetch printed"
-            )
+            command.add_argument("folder", metavar="DIR", help="the folder that fetch printed")
     return parser
-
-
-def _not_empty(text: str) -> str:
-    if not text:  # a variable of a script that is not set; Path("") would be the working folder
-        raise argparse.ArgumentTypeError("is empty")
-    return text
 
 
 if __name__ == "__main__":

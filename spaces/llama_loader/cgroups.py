@@ -28,7 +28,13 @@ def processors(root: Path = Path("/")) -> int:
     ``os.cpu_count`` is the machine's number, which a container with two CPUs of 64 is given, too;
     as many compilers as that run out of memory.
     """
-    return max(1, min([len(os.sched_getaffinity(0)), *_quotas(root)]))
+    found = [len(os.sched_getaffinity(0))]
+    for folder in _folders(root):
+        first = " ".join(read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        told = read_text(folder / "cpu.max") or first
+        if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", told):
+            found.append(math.ceil(int(limit[1]) / int(limit[2])))
+    return max(1, min(found))
 
 
 def memory(root: Path = Path("/")) -> int:
@@ -48,15 +54,6 @@ def read_text(path: Path) -> str:
         return path.read_text("utf-8", "replace").strip()
     except (OSError, ValueError):  # ValueError: its name has a zero byte
         return ""
-
-
-def _quotas(root: Path) -> Iterator[int]:
-    """Yield CPU seconds in a second, rounded up, one for each group that limits them."""
-    for folder in _folders(root):
-        first = " ".join(read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-        told = read_text(folder / "cpu.max") or first
-        if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", told):
-            yield math.ceil(int(limit[1]) / int(limit[2]))
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -70,8 +70,7 @@ class Client:
     def health(self, *, timeout: float = 2.0) -> int | None:
         """Return the status of ``/health``: 200 ready, 503 loading; None without an answer.
 
-        200 says that the model was loaded once, not that anything works now: only a completion
-        proves life. The key is not sent.
+        200 says that the model was loaded once; only a completion proves life. No key is sent.
         """
         try:
             return Client(self.port, None).status("/health", timeout)
@@ -89,7 +88,7 @@ class Client:
             return _piece(response.read(_MOST))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> ChatStream:
-        """Return a chat's answer as a stream, which any thread may stop.
+        """Return a chat's answer as a stream.
 
         ``asked``: ``max_tokens`` of the answer, ``temperature`` (by default 0), and what else
         llama-server takes in a request, unchanged.
@@ -248,10 +247,6 @@ class _Answer(msgspec.Struct, frozen=True):
     timings: _Timings = _Timings()
 
 
-class _Refusal(msgspec.Struct, frozen=True):
-    error: dict[str, Any] | str
-
-
 def _piece(data: bytes) -> Piece:
     """Read an answer, or one event of a stream."""
     try:
@@ -269,9 +264,9 @@ def _piece(data: bytes) -> Piece:
 
 def _complaint(data: bytes) -> str:
     """Return the message of an answer that is an error; empty where it is none."""
-    with contextlib.suppress(ValueError, RecursionError):
-        told = msgspec.json.decode(data, type=_Refusal).error
-        return told if isinstance(told, str) else str(told.get("message", told))
+    with contextlib.suppress(ValueError, RecursionError, LookupError):
+        told = msgspec.json.decode(data, type=dict[str, Any])["error"]
+        return str(told.get("message", told) if isinstance(told, dict) else told)
     return ""
 
 

@@ -109,8 +109,8 @@ def linker_cache(environ: Mapping[str, str]) -> tuple[Path, ...]:
 def driver_folders(library_path: Iterable[Path], cache: Iterable[Path]) -> tuple[Path, ...]:
     """Return the folders of LD_LIBRARY_PATH that alone lead to NVIDIA's driver, each once.
 
-    On GKE and NixOS the dynamic linker's cache does not know it. A toolkit's ``stubs`` folder does
-    not count: its ``libcuda.so`` is for linking, and a program that loads it finds no GPU.
+    On GKE and NixOS the dynamic linker's cache does not know it. The ``libcuda.so`` of a toolkit's
+    ``stubs`` folder is for linking: a program that loads it finds no GPU.
     """
     known = {path.parent.resolve() for path in cache if path.name == _DRIVER}
     return tuple(
@@ -136,9 +136,8 @@ def packages(sonames: Iterable[str]) -> tuple[str, ...]:
 def read_needs(folders: tuple[Path, ...]) -> tuple[str, ...]:
     """Find the CUDA libraries that a foreign archive, which has no manifest, does not bring itself.
 
-    A soname lies in the file between two zero bytes, in the dynamic string table. A runtime is read
-    once: its path has the archive's digest, and reading it takes a second, which a ZeroGPU worker
-    need not spend on the GPU.
+    A soname lies between two zero bytes, in the dynamic string table. A runtime, whose path has the
+    archive's digest, is read once: that takes a second, also of a ZeroGPU worker's.
     """
     found: set[str] = set()
     for path in (path for folder in folders for path in folder.glob("*.so*")):
@@ -156,8 +155,7 @@ def split_needs(
 ) -> tuple[tuple[Library, ...], tuple[str, ...]]:
     """Pair what an artifact needs with what there is: the libraries to take, the names missing.
 
-    Needs that are not CUDA toolkit libraries are not looked for: ``libcuda.so.1`` comes with the
-    driver, and the rest is the operating system's. cuBLAS and its cuBLASLt are from one folder or
+    What is not the CUDA toolkit's is not looked for. cuBLAS and its cuBLASLt are from one folder or
     of one version, or both are missing, and come first: no other folder may come before theirs.
     """
     taken: list[Library] = []

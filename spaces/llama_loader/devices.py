@@ -13,6 +13,7 @@ from typing import Final
 
 from llama_loader import processes, server_log
 from llama_loader.errors import HostError
+from llama_loader.gguf_header import COMPUTE_MARGIN
 from llama_loader.gpus import BY_BUS, Gpu
 from llama_loader.host import HostFacts
 
@@ -56,10 +57,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """Names for ``--device``; empty is the CPU.
-
-    ``every`` has all that could be used, where fewer were taken because they seem enough.
-    """
+    """Names for ``--device``, empty for the CPU; ``every`` has all, where fewer seem enough."""
 
     names: tuple[str, ...]
     reason: str
@@ -86,10 +84,7 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
 
 
 def parse(output: str) -> tuple[Device, ...]:
-    """Read ``Available devices:`` and its lines, such as ``  CUDA0: H200 (9 MiB, 8 MiB free)``.
-
-    Lines of another form are no devices, ``  (none)`` for one.
-    """
+    """Read ``Available devices:`` and its lines, such as ``  CUDA0: H200 (9 MiB, 8 MiB free)``."""
     _, heading, body = output.partition("Available devices:")
     if not heading:
         raise HostError("DEVICE_LIST_GARBLED/heading", printed=output.strip()[:_SHOWN])
@@ -109,10 +104,8 @@ def by_the_driver(host: HostFacts) -> Listing | None:
 
     Listing costs 0.4 s on an H200 and 0.9 s on two H100s, because it makes a context on every GPU.
     One visible GPU is always ``CUDA0``; several equal ones are listed as NVML lists them, where
-    CUDA counts as it does (docs/decisions/0044-several-equal-gpus.md).
-
-    Returns:
-        None where only the program knows: no GPU, different ones, or an amount that is unknown.
+    CUDA counts as it does (docs/decisions/0044-several-equal-gpus.md). None where only the program
+    knows: no GPU, different ones, or an amount that is unknown.
     """
     if host.visible_count == 1:
         name = host.visible[0].name if len(host.visible) == 1 else "by CUDA_VISIBLE_DEVICES"
@@ -148,7 +141,6 @@ def choose(
     *,
     needed: int | None,
     allow_cpu: bool,
-    each: int = 0,
     printed: str | None = None,
 ) -> DeviceChoice:
     """Choose devices: those that are named, else the fewest that hold the model.
@@ -158,14 +150,13 @@ def choose(
         wanted: names that a person gave; empty for ``auto``.
         needed: bytes that the model and its context take on all devices, None where unknown.
         allow_cpu: whether no device at all is fine.
-        each: bytes that are taken besides on every device.
         printed: what a verified CUDA build of ours printed with its list; None for other builds.
     """
     if wanted:
         return _named(found, wanted, ours=printed is not None)
     usable = [one for one in found if one.name.startswith("CUDA")] or list(found)
     if usable:
-        return _fewest(usable, needed, each)
+        return _fewest(usable, needed)
     if allow_cpu:
         return DeviceChoice((), "llama-server lists no device, and the CPU is allowed")
     if printed is None:
@@ -182,16 +173,13 @@ def _named(found: Sequence[Device], wanted: Sequence[str], *, ours: bool) -> Dev
     names = {device.name.lower(): device.name for device in found}
     unknown = [name for name in wanted if name.lower() not in names]
     if unknown:
+        code = "INVALID_DEVICE" if ours else "INVALID_DEVICE/foreign"
         there = ", ".join(names.values()) or "none"
-        raise HostError(
-            "INVALID_DEVICE" if ours else "INVALID_DEVICE/foreign",
-            names=", ".join(unknown),
-            there=there,
-        )
+        raise HostError(code, names=", ".join(unknown), there=there)
     return DeviceChoice(tuple(names[name.lower()] for name in wanted), "asked for by name")
 
 
-def _fewest(usable: Sequence[Device], needed: int | None, each: int) -> DeviceChoice:
+def _fewest(usable: Sequence[Device], needed: int | None) -> DeviceChoice:
     """Take the fewest devices, those with the most free memory, that hold the model.
 
     All where no number of them does: llama-server leaves to the CPU what it has no room for.
@@ -202,11 +190,11 @@ def _fewest(usable: Sequence[Device], needed: int | None, each: int) -> DeviceCh
         return DeviceChoice(every, only or "all: the sizes are not known")
     room, names = 0, set[str]()
     for device in sorted(usable, key=lambda device: -(device.free or 0)):
-        room += max(0, (device.free or 0) - each)
+        room += max(0, (device.free or 0) - COMPUTE_MARGIN)
         names.add(device.name)
         if room >= needed:
             break
-    free = f"{room / 1e9:.1f} GB free, {each / 1e9:.1f} GB apart on each to compute"
+    free = f"{room / 1e9:.1f} GB free, {COMPUTE_MARGIN / 1e9:.1f} GB apart on each to compute"
     if room < needed:
         return DeviceChoice(every, f"{only or 'all'}; {needed / 1e9:.1f} GB do not fit into {free}")
     chosen = tuple(name for name in every if name in names)

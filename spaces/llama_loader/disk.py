@@ -77,14 +77,10 @@ def reason(place: Path, error: OSError) -> str:
 @final
 @dataclass
 class Folder:
-    """An open folder. Use as a context manager.
+    """An open folder; ``path`` is what messages call it. Use as a context manager.
 
     All names are relative to its descriptor, so that a path that changes meanwhile leads nowhere
     else. Links are not followed; names have no slash. All methods raise ``OSError``.
-
-    Attributes:
-        handle: its descriptor, closed with this object.
-        path: what messages call it.
     """
 
     handle: int
@@ -317,11 +313,11 @@ def _is_own_file(status: os.stat_result) -> bool:
 def trusted(path: Path, hops: int = 40) -> Path:
     """Return a folder's real path if only this user and root can change what it leads to.
 
-    Every folder on the way counts, also on the way of a link, of which up to ``hops`` may lead to
-    one another. What does not exist yet is trusted.
+    Every folder on the way counts, also on the way of up to ``hops`` links that lead to one
+    another. What does not exist yet is trusted.
 
     Raises:
-        PermissionError: a folder belongs to another user, or others can write to it; or this user
+        PermissionError: a folder belongs to another user, or others can write to it, or this user
             may not look at it.
         OSError: the path leads through a file, or in a circle.
     """
@@ -381,20 +377,14 @@ def why_not(status: os.stat_result, forbidden: int) -> str:
 
 
 def nearest(path: Path) -> Path:
-    """Return the path itself, or the nearest folder above it that exists.
-
-    Raises:
-        OSError: this user may not look there.
-    """
+    """Return the path itself, or the nearest folder above it that exists; may raise ``OSError``."""
     return next(one for one in (path, *path.parents) if one.exists())
 
 
 def make_private_folder(kind: str = "llama-loader") -> Path:
     """Make this user's own folder among the temporary files, or find it; return its real path.
 
-    Raises:
-        PermissionError: another user can change what the path leads to.
-        OSError: it cannot be made.
+    Errors are those of ``mkdir`` and of ``trusted``.
     """
     folder = private_folder(kind)
     try:

@@ -42,7 +42,8 @@ _STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
 """CUDA libraries that come with every torch built for CUDA, and that llama-server needs."""
 _VERSION: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}")
 _DEFAULTS: Final = HostFacts("linux", "x86_64", glibc="2.36", gpu_source=SUPPOSED)
-"""Debian 12, as ZeroGPU's images have been; no GPU, no driver, no CUDA library."""
+"""Debian 12, as ZeroGPU's images have been; no GPU, no CUDA library. An unknown driver or GLIBCXX
+counts as new enough, as on ZeroGPU before a GPU is attached."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,13 @@ def examine(
     load: Callable[[], Settings],
     *,
     sink: Sink,
-    prepare: Callable[[Settings, Sink], Prepared] | None = None,
+    prepare: Callable[[Settings, Sink], Prepared] = lambda settings, sink: loader.prepare(
+        settings, sink=sink
+    ),
 ) -> Examination:
     """Look at everything; an error, also of ``load``, is a finding, and is not raised.
 
-    ``prepare`` returns the runtime to look at; None installs the one that the settings name.
+    ``prepare`` returns the runtime to look at, by default the one that the settings name.
     """
     return _Visit(load, sink, prepare).found
 
@@ -133,7 +136,6 @@ class _Visit:
     """The checks, each a method that returns its sentence; what one finds is there for the next."""
 
     settings: Settings
-    facts: HostFacts
     prepared: Prepared
     listing: Listing
 
@@ -141,7 +143,7 @@ class _Visit:
         self,
         load: Callable[[], Settings],
         sink: Sink,
-        prepare: Callable[[Settings, Sink], Prepared] | None,
+        prepare: Callable[[Settings, Sink], Prepared],
     ) -> None:
         self._load, self._pass_on, self._prepare = load, sink, prepare
         self.found = Examination()
@@ -184,17 +186,19 @@ class _Visit:
         for name in ("inherited", "unknown", "prefix", "keywords"):
             del shown[name]
         shown["hf_token"] = "set" if self.settings.hf_token else None
-        self.found.settings = {name: _plain(value) for name, value in shown.items()}
+        for name, value in shown.items():
+            if not isinstance(value, bool | int | float | None):
+                shown[name] = safe(",".join(value) if isinstance(value, tuple) else str(value))
+        self.found.settings = shown
         return "all variables can be read"
 
     def _gpu(self) -> str:
-        facts, settings = host.detect(self.settings), self.settings
-        self.facts = self.found.host = facts
+        self.found.host = facts = host.detect(self.settings)
         named = ", ".join(f"{gpu.name} ({report.dotted(gpu)})" for gpu in facts.gpus)
         if facts.gpus and facts.gpu_source != "zerogpu":
             return f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
         what = f"none attached now; ZeroGPU documents {named}" if named else "no NVIDIA GPU found"
-        if settings.cpu_allowed:
+        if self.settings.cpu_allowed:
             return f"{what}; the CPU is allowed"
         raise HostError("NO_GPU/here", found="; ".join([what, *facts.complaints]))
 
@@ -212,11 +216,7 @@ class _Visit:
         return f"{root}, {free / 1e9:.1f} GB free"
 
     def _runtime(self) -> str:
-        if self._prepare is None:
-            prepared = loader.prepare(self.settings, sink=self._sink)
-        else:
-            prepared = self._prepare(self.settings, self._sink)
-        self.prepared = prepared
+        self.prepared = prepared = self._prepare(self.settings, self._sink)
         self.found.release = prepared.release
         self.found.choice = report.choice(prepared.choice)
         self.found.timeline = prepared.timeline.stages  # it grows
@@ -267,18 +267,11 @@ class _Visit:
         return f"{name}, {told}from the Hub ({token} token)"
 
 
-def _plain(value: object) -> bool | int | float | str | None:
-    if isinstance(value, bool | int | float | None):
-        return value
-    return safe(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-
-
 @dataclass(frozen=True)
 class Supposition:
     """What a supposed machine would fetch of a release, and why each other artifact not.
 
-    Attributes:
-        failure: why nothing could be served there; None where a model could.
+    ``failure`` tells why nothing could be served there; None where a model could.
     """
 
     release: str
@@ -290,15 +283,13 @@ class Supposition:
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain data; the failure is in ``code``, ``detail`` and ``hint``."""
         failed = self.failure or HostError("", "")
+        names = ("release", "supposed", "choice", "verdicts")
         return {
             "ok": self.failure is None,
             "code": failed.code,
             "detail": failed.message,
             "hint": failed.hint,
-            "release": self.release,
-            "supposed": report.plain(self.supposed),
-            "choice": report.plain(self.choice),
-            "verdicts": report.plain(self.verdicts),
+            **{name: report.plain(getattr(self, name)) for name in names},
         }
 
     def as_text(self) -> str:
@@ -334,10 +325,7 @@ def suppose(text: str, settings: Settings, sink: Sink) -> Supposition:
 
 
 def supposed_host(text: str) -> HostFacts:
-    """Return the machine that a list of ``name=value`` describes.
-
-    What is not named is as on Debian 12 without a GPU; an unknown driver or GLIBCXX counts as new
-    enough, as on ZeroGPU before a GPU is attached.
+    """Return the machine that a list of ``name=value`` describes, else ``_DEFAULTS``.
 
     Raises:
         SettingError: names the part that cannot be read, and what can be given.

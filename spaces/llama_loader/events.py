@@ -28,12 +28,6 @@ class Downloading:
     done: int
     total: int | None
 
-    def is_news(self, told: "Downloading") -> bool:
-        """Return whether this is a new name, the end, or a step that can be seen."""
-        step = self.done - told.done
-        seen = step * _STEPS >= (self.total or self.done) or self.done == self.total
-        return self.name != told.name or step < 0 or (step > 0 and seen)
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -116,9 +110,12 @@ class Timeline:
     def __call__(self, event: Event) -> None:
         """Keep a stage; pass on what is news."""
         if isinstance(event, Downloading):
-            if self._told is not None and not event.is_news(self._told):
-                return
-            self._told = event
+            told, self._told = self._told, event
+            if told is not None and told.name == event.name and event.done >= told.done:
+                step, whole = event.done - told.done, event.total or event.done
+                if not step or (step * _STEPS < whole and event.done != event.total):
+                    self._told = told  # too small a step to be seen
+                    return
         if isinstance(event, Stage):
             self.stages.append(event)
         self._pass_on(event)

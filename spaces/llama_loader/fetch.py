@@ -44,9 +44,7 @@ class Fetcher:
         offline: refuse everything but ``file://`` before a connection is opened.
         token: for the Hugging Face Hub, never sent anywhere else.
         endpoint: the Hub's address, without a slash at its end.
-        sink: told of progress.
         sleep: waits between attempts.
-        patience: how long servers may take.
     """
 
     offline: bool = False
@@ -149,7 +147,7 @@ class Fetcher:
             OSError: ``kept`` cannot be read or written.
         """
         mirrors, done = self._mirrors(artifact.name, urls), 0
-        for chunk in ahead(_in_order(artifact, mirrors, kept), 1):
+        for chunk in ahead(_verified(artifact, mirrors, kept), 1):
             done += len(chunk)
             self.sink(Downloading(artifact.name, done, artifact.size))
             yield chunk
@@ -169,8 +167,7 @@ class Fetcher:
 class Mirror:
     """A URL, and how it did since the download last made progress on it.
 
-    ``wrong`` counts the failures with wrong bytes; ``ranges`` is whether it may be asked for a
-    part, ``wait`` the seconds before it is asked again.
+    ``wrong`` counts failures with wrong bytes; ``ranges``: it may be asked for a part.
     """
 
     name: str
@@ -182,10 +179,7 @@ class Mirror:
 
 
 class Mirrors:
-    """The URLs of one file: which to ask next and when, and the error if none is left.
-
-    Those that cannot be used are passed over.
-    """
+    """The usable URLs of one file: which to ask next and when, and the error if none is left."""
 
     def __init__(
         self, name: str, urls: Sequence[str], fetcher: Fetcher, places: Sequence[Web] = ()
@@ -297,19 +291,17 @@ def backoff(failures: int, asked: float | None, patience: Patience) -> float:
     return own if asked is None else min(asked, patience.longest_wait)
 
 
-def _in_order(
+def _verified(
     artifact: Artifact, mirrors: Mirrors, kept: IO[bytes] | None
 ) -> Generator[bytes, None, None]:
-    """Yield verified chunks in order, the last one only if the whole has the right digest."""
+    """Yield the chunks in order, the last one only if the whole has the right digest."""
     whole = hashlib.sha256()
     for number, chunk in enumerate(_each(artifact, mirrors, kept), 1):
         whole.update(chunk)
-        if number == len(artifact.chunks) and whole.hexdigest() != artifact.sha256:
+        digest, sha256 = whole.hexdigest(), artifact.sha256
+        if number == len(artifact.chunks) and digest != sha256:
             raise IntegrityError(
-                "SHA256_MISMATCH",
-                artifact=artifact.name,
-                digest=whole.hexdigest(),
-                sha256=artifact.sha256,
+                "SHA256_MISMATCH", artifact=artifact.name, digest=digest, sha256=sha256
             )
         yield chunk
 
@@ -320,7 +312,7 @@ def _each(artifact: Artifact, mirrors: Mirrors, kept: IO[bytes] | None) -> Itera
     while kept and done < count:
         kept.seek(done * size)
         chunk = kept.read(min(size, artifact.size - done * size))
-        if not _is_chunk(artifact, done, chunk):
+        if hashlib.sha256(chunk).hexdigest() != artifact.chunks[done]:
             break
         done += 1
         yield chunk
@@ -343,10 +335,6 @@ def _each(artifact: Artifact, mirrors: Mirrors, kept: IO[bytes] | None) -> Itera
                 yield chunk
 
 
-def _is_chunk(artifact: Artifact, index: int, data: bytes) -> bool:
-    return hashlib.sha256(data).hexdigest() == artifact.chunks[index]
-
-
 def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
     """Read and verify a chunk that begins where ``body`` stands."""
     start = index * artifact.chunk_size
@@ -359,7 +347,7 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
         begun.write(piece)
     chunk, got = begun.getvalue(), start + begun.tell()
     if got == start + length:
-        if _is_chunk(artifact, index, chunk):
+        if hashlib.sha256(chunk).hexdigest() == artifact.chunks[index]:
             return chunk
         raise AttemptError(f"the {length} bytes from {start} on are wrong", wrong="CHUNK_MISMATCH")
     from llama_loader import unpack

@@ -6,6 +6,7 @@ what would take more than bounded memory, files or bytes.
 """
 
 import posixpath
+import re
 import stat
 import struct
 import zipfile
@@ -41,10 +42,7 @@ _ZIP_DAMAGE: Final = (
 
 
 def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
-    """Unpack a ``tar.gz``, ``tar.xz``, ``tar.zst`` or ``zip`` into an empty folder.
-
-    Returns:
-        Every file that was written, sorted by path.
+    """Unpack a tarball or ``zip`` into an empty folder; return its files, sorted by path.
 
     Raises:
         IntegrityError: it is damaged, unsafe or too large, or of an unknown format.
@@ -117,16 +115,16 @@ class _Tree:
                     self._write(copy, _pieces(stream), executable=own[path].executable)
 
     def _write(self, path: str, content: Iterable[bytes | memoryview], *, executable: bool) -> None:
+        def counted() -> Iterator[bytes | memoryview]:
+            for piece in content:
+                self._size += len(piece)
+                if self._size > MAX_BYTES:
+                    raise refused(self._name, f"it unpacks to more than {MAX_BYTES} bytes")
+                yield piece
+
         # Old zip tools forget the bit; without it nothing can be started.
         starts = executable or path.rpartition("/")[2] == PROGRAM
-        self.files[path] = write(self._counted(content), path, self._into, executable=starts)
-
-    def _counted(self, content: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-        for piece in content:
-            self._size += len(piece)
-            if self._size > MAX_BYTES:
-                raise refused(self._name, f"it unpacks to more than {MAX_BYTES} bytes")
-            yield piece
+        self.files[path] = write(counted(), path, self._into, executable=starts)
 
     def _safe(self, member: str) -> str:
         """Return a member's path in one spelling, without ``.`` and double slashes."""
@@ -168,18 +166,16 @@ class _Tree:
 
     def _final(self, link: str) -> str:
         """Follow links, also those in the middle of a path."""
-        target, hops = self._links[link], 0
-        while (via := self._link_in(target)) is not None:
-            hops += 1
-            if hops > MAX_HOPS or len(target) > _MAX_PATH:
-                raise refused(self._name, f"{link!r} is a link that leads in a circle, or too far")
+        target = self._links[link]
+        for _ in range(MAX_HOPS + 1):
+            heads = [target[: found.end()] for found in re.finditer("[^/]+", target)]
+            via = next((head for head in heads if head in self._links), None)
+            if via is None:
+                return target
+            if len(target) > _MAX_PATH:
+                break
             target = self._links[via] + target[len(via) :]
-        return target
-
-    def _link_in(self, path: str) -> str | None:
-        parts = path.split("/")
-        heads = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
-        return next((head for head in heads if head in self._links), None)
+        raise refused(self._name, f"{link!r} is a link that leads in a circle, or too far")
 
 
 class _Bounded:
@@ -210,10 +206,8 @@ def _unpack_zip(archive: IO[bytes], name: str, tree: _Tree) -> None:
             if len(opened.infolist()) > MAX_MEMBERS:
                 raise refused(name, f"it has more than {MAX_MEMBERS} members")
             for info in opened.infolist():
-                if info.compress_type not in _ZIP_METHODS:
-                    raise refused(
-                        name, f"{info.filename!r} is compressed by method {info.compress_type}"
-                    )
+                if (method := info.compress_type) not in _ZIP_METHODS:
+                    raise refused(name, f"{info.filename!r} is compressed by method {method}")
                 with opened.open(info) as stream:
                     tree.add(_zip_member(info, stream), _pieces(stream))
     except _ZIP_DAMAGE as error:

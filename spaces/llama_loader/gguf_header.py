@@ -8,7 +8,6 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -57,24 +56,6 @@ _F16: Final = 2
 _SPLIT: Final = re.compile(r"-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf\Z")
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """Bytes: ``file`` of all parts, ``context`` of the key/value cache (an upper bound)."""
-
-    file: int
-    context: int
-
-    @property
-    def needed(self) -> int:
-        """Bytes of memory to hold all of it on one device."""
-        return self.stored + COMPUTE_MARGIN
-
-    @property
-    def stored(self) -> int:
-        """Bytes that are shared out among the devices, however many there are."""
-        return self.file + self.context
-
-
 class Header(NamedTuple):
     """What a header says, by its keys without the first word: ``block_count``, ``architecture``.
 
@@ -112,18 +93,24 @@ def _read(path: Path, *_state: int) -> Header:
         return _Reader(file).header()
 
 
-def measure(path: Path, n_ctx: int) -> ModelSize | None:
-    """Size a model for ``n_ctx`` tokens, 0 for as many as it was trained for.
+def measure(path: Path, n_ctx: int) -> int | None:
+    """Return the bytes of a model's parts and key/value cache, which devices share.
 
-    The cache is counted as if every layer attended to everything: Gemma's sliding windows need
-    less, so the figure errs to the safe side. None if the file cannot be read as GGUF.
+    ``n_ctx`` is the tokens of the cache, 0 for as many as the model was trained for. It is counted
+    as if every layer attended to everything: Gemma's sliding windows need less, so the figure errs
+    to the safe side. None if the file cannot be read as GGUF.
     """
     header = read(path)
+    if header is None:
+        return None
+    known = header.numbers.get
+    heads = known("attention.head_count", 0)
+    width = known("embedding_length", 0) // heads if heads else 0
+    each = known("attention.key_length", width) + known("attention.value_length", width)
+    values = known("block_count", 0) * known("attention.head_count_kv", heads) * each
     with suppress(OSError):
         size = sum(file.stat().st_size for file in files(path))
-        if header is not None:
-            n_ctx = n_ctx or header.numbers.get("context_length", 0)
-            return ModelSize(size, _cache(header.numbers, n_ctx))
+        return size + (n_ctx or known("context_length", 0)) * values * _F16
     return None
 
 
@@ -155,24 +142,6 @@ def parts(name: str) -> Iterator[str]:
 def files(path: Path) -> list[Path]:
     """Return the files of a model by the path of one of them: all parts, in order."""
     return [path.with_name(name) for name in parts(path.name)]
-
-
-def _cache(metadata: dict[str, int], n_ctx: int) -> int:
-    layers = metadata.get("block_count", 0)
-    heads = metadata.get("attention.head_count", 0)
-    width = metadata.get("embedding_length", 0) // heads if heads else 0
-    kv_heads = metadata.get("attention.head_count_kv", heads)
-    key = metadata.get("attention.key_length", width)
-    value = metadata.get("attention.value_length", width)
-    return n_ctx * layers * kv_heads * (key + value) * _F16
-
-
-def _stored(shape: list[int], kind: int) -> int:
-    """Return a tensor's bytes; 0 for a type that is not known."""
-    for values, sizes in _BLOCKS.items():
-        if kind in sizes:
-            return math.prod(shape) // values * sizes[kind]
-    return 0
 
 
 class _Reader:
@@ -211,7 +180,9 @@ class _Reader:
             if dimensions > _MAX_DIMENSIONS:
                 raise ValueError("too many dimensions")
             *shape, kind, offset = self._unpack(f"<{dimensions}QIQ")
-            last = max(last, offset + _stored(shape, kind))
+            known = [(values, sizes[kind]) for values, sizes in _BLOCKS.items() if kind in sizes]
+            values, size = known[0] if known else (1, 0)
+            last = max(last, offset + math.prod(shape) // values * size)
         end = self._file.tell()
         return end + -end % alignment + last if count else 0
 

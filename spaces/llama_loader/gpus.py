@@ -6,7 +6,6 @@ Capability" page. Nothing here does I/O.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,7 +86,10 @@ def visible(
         return there, len(entries)
     places: list[int] = []
     for entry in entries:
-        fitting = _places(entry, there, by_uuid=by_uuid)
+        index = None if by_uuid else _INDEX.match(entry)
+        fitting = [int(index[1])] if index and int(index[1]) < len(there) else []
+        if by_uuid and entry.startswith("GPU-"):  # the beginning of a UUID
+            fitting = [at for at, gpu in enumerate(there) if (gpu.uuid or "").startswith(entry)]
         if len(fitting) != 1:
             break
         places += fitting
@@ -96,11 +98,3 @@ def visible(
     if places and not by_uuid and order not in {None, BY_BUS}:
         return there, len(places)
     return tuple(there[place] for place in places), len(places)
-
-
-def _places(entry: str, there: Sequence[Gpu], *, by_uuid: bool) -> list[int]:
-    """Return where the GPUs are that an index or the beginning of a UUID names."""
-    if by_uuid and entry.startswith("GPU-"):
-        return [place for place, gpu in enumerate(there) if (gpu.uuid or "").startswith(entry)]
-    index = None if by_uuid else _INDEX.match(entry)
-    return [int(index[1])] if index and int(index[1]) < len(there) else []

@@ -99,7 +99,7 @@ class HostFacts:
 
     @property
     def visible_count(self) -> int:
-        """How many GPUs a program will see, also where it is unknown which; an upper bound."""
+        """How many GPUs a program will see, at most; also where it is unknown which."""
         return self._seen[1]
 
     @property
@@ -108,10 +108,7 @@ class HostFacts:
         return tuple(dict.fromkeys(gpu.capability for gpu in self.visible if gpu.capability))
 
     def only(self, names: Sequence[str]) -> HostFacts:
-        """Return the facts with the GPUs alone that names such as ``CUDA1`` mean, if that is known.
-
-        Otherwise these facts: what llama-server lists decides then.
-        """
+        """Return the facts with the GPUs alone that names such as ``CUDA1`` mean, if known."""
         indices = [int(one[4:]) for one in names if re.fullmatch("CUDA[0-9]{1,4}", one.upper())]
         there, count = self._seen
         counted = len(there) == count and self.device_order in {None, gpus.BY_BUS}
@@ -135,13 +132,9 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class Answer:
-    """What NVML or nvidia-smi says.
+    """What NVML or nvidia-smi says: the driver's version, the usable GPUs in PCI order.
 
-    Attributes:
-        driver: the driver's version.
-        gpus: the usable ones, in PCI order.
-        complaints: a sentence for each failure.
-        source: which of the two named the GPUs; empty for neither.
+    ``complaints`` has a sentence for each failure; ``source`` is the one that named the GPUs.
     """
 
     driver: str | None = None
@@ -155,15 +148,15 @@ class _Refused(Exception):  # noqa: N818 - an answer of NVML's; never leaves thi
 
 
 def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
-    """Gather the facts; takes some ten milliseconds, and never raises.
-
-    ``root`` is where ``/proc`` and ``/usr`` are looked for.
-    """
+    """Gather the facts, in some ten milliseconds; ``root`` is where ``/proc`` and ``/usr`` are."""
     inherited = settings.inherited
     cache = cuda_libraries.linker_cache(processes.environment(inherited))
     driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
-    here = root == Path("/")
-    told = ask(driver_folders, inherited) if here else Answer()
+    told = ask(driver_folders, inherited) if root == Path("/") else Answer()
+    # an empty entry is the working folder, too, where any user may put files
+    cwd, own = os.path.realpath("/proc/self/cwd"), site.getsitepackages()
+    used = [one for one in sys.path if one and (one in own or os.path.realpath(one) != cwd)]
+    packages = [*map(Path, used)]
     sources = (
         (told.source, told.gpus),
         (f"/{_PROC}", _gpus_of_proc(root)),
@@ -180,7 +173,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         driver=told.driver or _field(module, root / _PROC / "version"),
         gpus=found,
         gpu_source=source,
-        libraries=cuda_libraries.find_libraries(settings.library_path, cache, _python_path(), root),
+        libraries=cuda_libraries.find_libraries(settings.library_path, cache, packages, root),
         cpus=cgroups.processors(root),
         memory=cgroups.memory(root),
         machine_cpus=os.cpu_count() or 0,
@@ -190,13 +183,6 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         driver_folders=driver_folders,
         complaints=told.complaints,
     )
-
-
-def _python_path() -> list[Path]:
-    """Return where packages are installed; the working folder is where any user may put files."""
-    here, own = os.path.realpath("/proc/self/cwd"), site.getsitepackages()
-    given = [entry for entry in sys.path if entry]  # an empty one is the working folder, too
-    return [Path(one) for one in given if one in own or os.path.realpath(one) != here]
 
 
 def begin(settings: Settings, known: HostFacts | None = None) -> Background[HostFacts]:
@@ -242,10 +228,9 @@ def _field(pattern: str, path: Path) -> str | None:
 
 
 def _glibcxx(cache: Sequence[Path]) -> str | None:
-    """Return the newest GLIBCXX version of the system's libstdc++, by its file's name.
+    """Return the newest GLIBCXX version of the system's libstdc++: 3.4.30 of ``….so.6.0.30``.
 
-    ``libstdc++.so.6.0.30`` offers ``GLIBCXX_3.4.30``
-    (https://gcc.gnu.org/onlinedocs/libstdc++/manual/abi.html).
+    https://gcc.gnu.org/onlinedocs/libstdc++/manual/abi.html
     """
     files = [path.resolve().name for path in cache if path.name == "libstdc++.so.6"]
     found = [re.fullmatch(r"libstdc\+\+\.so\.6\.0\.([0-9]{1,6})", file) for file in files]
@@ -364,9 +349,8 @@ def parse(text: str) -> Answer:
         if len(cells) != len(_SMI_FIELDS) or cells[0][:1] in {"", "["}:
             continue  # a warning, or an error
         name, code, memory, version, uuid = cells
-        driver = driver or (
-            version if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})+", version) else None
-        )
+        if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})+", version):
+            driver = driver or version
         dotted = re.fullmatch(r"([0-9]{1,2})\.([0-9])", code)
         known = dotted[1] + dotted[2] if dotted else capability(name)
         mib = int(memory) if re.fullmatch(r"[0-9]{1,9}", memory) else None

@@ -14,7 +14,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPResponse
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)"
 def opened(place: Web, start: int, patience: Patience, deadline: float) -> Iterator[Body]:
     """Open a file at an offset; the answer may begin at 0 all the same (``Body.start``).
 
-    It waits until the moment ``deadline``, by ``time.monotonic``, and no longer.
+    ``deadline`` is by ``time.monotonic``.
 
     Raises:
         AttemptError: no bytes from there, this time.
@@ -78,7 +78,9 @@ def _require_success(answer: requests.Response, patience: Patience) -> None:
         return
     if status == _UNSATISFIABLE:
         raise RangeError("HTTP status 416")
-    wait = _retry_after(_text(answer, "Retry-After"))
+    wait = None
+    with suppress(InvalidHeader, ValueError, OverflowError):  # a number of seconds, or a date
+        wait = float(urllib3.Retry().parse_retry_after(_text(answer, "Retry-After")))
     asked = f", to be asked again in {wait:.0f} s" if wait is not None else ""
     raise AttemptError(
         f"HTTP status {status}{asked}",
@@ -123,14 +125,6 @@ def _text(answer: requests.Response, name: str) -> str:
     return text if text.isascii() and text.isprintable() else ""
 
 
-def _retry_after(text: str) -> float | None:
-    """Return the seconds that a Retry-After asks for: a number, or an HTTP date."""
-    try:
-        return float(urllib3.Retry().parse_retry_after(text))
-    except (InvalidHeader, ValueError, OverflowError):
-        return None
-
-
 def _reason(error: BaseException, url: str) -> str:
     """Return the sentence of the first cause (requests and urllib3 wrap it), without secrets."""
     while error.__context__ is not None:
@@ -168,10 +162,7 @@ class _TimedAdapter(HTTPAdapter):
 
     @contextmanager
     def waiting(self, until: float, reason: str) -> Iterator[None]:
-        """Wait for the server in this context, until the moment ``until`` or the deadline.
-
-        What fails in it is an ``AttemptError``; with ``reason`` where the time was over.
-        """
+        """Wait for the server until then or the deadline; ``reason`` says that it was too long."""
         late = AttemptError(reason)
         if self._deadline < until:
             until = self._deadline

@@ -12,7 +12,6 @@ from llama_loader import (
     cuda_libraries,
     devices,
     disk,
-    gguf_header,
     gpus,
     host,
     processes,
@@ -24,7 +23,7 @@ from llama_loader import (
 from llama_loader.concurrency import Background
 from llama_loader.cuda_libraries import Library
 from llama_loader.devices import DeviceChoice, Listing
-from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
+from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, SettingError
 from llama_loader.events import Note, Sink, Stage, Timeline, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.host import HostFacts
@@ -40,14 +39,13 @@ from llama_loader.store import Store
 
 @dataclass(frozen=True)
 class Prepared:
-    """A verified runtime.
+    """A verified runtime; ``choice`` and ``released`` are None where a tarball was given by URL.
 
     Attributes:
-        choice: why this artifact; None where a tarball was given by URL.
         libraries: CUDA libraries that it will use; ``origin`` is ``release`` for fetched ones.
         missing: sonames of those that this machine lacks.
         runtime_libraries: the fetched ones, None where this host has its own, or none are had.
-        released: the trusted manifest and its URL; None where a tarball was given by URL.
+        released: the trusted manifest and its URL.
         repair: installs again what was damaged; None where ``prepare`` did not make this object.
     """
 
@@ -62,13 +60,8 @@ class Prepared:
     repair: Callable[[], object] | None = field(default=None, compare=False, repr=False)
 
     @property
-    def runtime(self) -> Path:
-        """The folder that holds ``llama-server``."""
-        return self.installed.folder
-
-    @property
     def release(self) -> str | None:
-        """The release's name by the manifest that was trusted now; None for an archive by URL."""
+        """The release's name; None for an archive by URL."""
         return self.released[0].release if self.released else None
 
     @property
@@ -144,10 +137,9 @@ def prepare(
         return Prepared(installed, facts, None, taken, missing, timeline, repair=repair)
     for note in _unused_gpus(settings, facts, choice):
         sink(note)
-    url = released[1]
 
     def install(artifact: Artifact, note: Note | None = None) -> Installed:
-        urls = artifact.resolved_urls(url)
+        urls = artifact.resolved_urls(released[1])
         return store.install(artifact, urls, fetcher, note=note, hashed=hashed)
 
     installed, brought = install(choice.artifact), choice.runtime_libraries
@@ -183,10 +175,7 @@ def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
 
 
 def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:
-    """Return a note for each GPU that does not answer, or may not run the artifact's code.
-
-    Another one if an architecture is named, and nothing in the release has code for it.
-    """
+    """Return a note for each GPU, or the named architecture, that the artifact does not serve."""
     if settings.cuda_arch and choice.runs_on != "gpu":
         arch, name = selection.dotted([settings.cuda_arch]), choice.artifact.name
         return [Note.of("ARCH_UNUSED", arch=arch, artifact=name)]
@@ -235,11 +224,7 @@ def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
 
 
 def require_libraries(settings: Settings, prepared: Prepared) -> None:
-    """Refuse to start a runtime whose CUDA libraries this machine lacks, unless the CPU is allowed.
-
-    Raises:
-        HostError: names them, and the packages that bring them.
-    """
+    """Refuse to start a runtime that ``lacking`` is about, unless the CPU is allowed."""
     if (lacking := prepared.lacking) and not settings.cpu_allowed:
         raise lacking
 
@@ -248,7 +233,7 @@ def list_devices(settings: Settings, prepared: Prepared) -> Listing:
     """Run ``llama-server --list-devices``; errors are its own and those of ``require_sound``."""
     environ = environment(settings, prepared)
     prepared.require_sound()
-    return devices.list_devices(prepared.runtime, environ)
+    return devices.list_devices(prepared.installed.folder, environ)
 
 
 def choose_devices(
@@ -282,13 +267,11 @@ def choose_devices(
     found = listing.devices
     if choice is not None:
         found = devices.with_code(found, prepared.host.gpus, choice.capabilities)
-    size = server_plan.measure(model, settings.n_ctx, extra) if model else None
     return devices.choose(
         found,
         settings.devices,
-        needed=size.stored if size else None,
+        needed=server_plan.measure(model, settings.n_ctx, extra) if model else None,
         allow_cpu=settings.allow_cpu,
-        each=gguf_header.COMPUTE_MARGIN,
         printed=listing.output if prepared.choice is not None else None,
     )
 
@@ -310,7 +293,7 @@ def plan_server(
         asked = settings.load_threads  # 0 is upstream's own way
         environ["LLAMA_UPLOAD_THREADS"] = str(threads if asked is None else asked)
     return ServerPlan(
-        runtime=prepared.runtime,
+        runtime=prepared.installed.folder,
         model=model,
         environ=environ,
         devices=chosen.names,
@@ -333,11 +316,14 @@ def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None 
 
     What the test costs goes to the timeline. Errors are those of ``self_test.run``.
     """
-    with prepared.timeline.stage("test run"), self_test.blaming_the_runtime():
-        if listing is None and not settings.cpu_chosen:
-            listing = list_devices(settings, prepared)
-        plan = plan_server(settings, prepared, self_test.MODEL, listing=listing)
-        return self_test.run(prepared, replace(plan, devices=plan.every_device or plan.devices))
+    with prepared.timeline.stage("test run"):
+        try:
+            if listing is None and not settings.cpu_chosen:
+                listing = list_devices(settings, prepared)
+            plan = plan_server(settings, prepared, self_test.MODEL, listing=listing)
+            return self_test.run(prepared, replace(plan, devices=plan.every_device or plan.devices))
+        except (HostError, ServerError, SettingError) as error:  # others: it was not even started
+            raise self_test.blaming_the_runtime(error) from error
 
 
 def start(
@@ -353,17 +339,14 @@ def start(
 ) -> Server:
     """Start a server and wait for its first token; its times go to the timeline.
 
-    Files of the runtime that were damaged since ``prepare`` are found before they are executed, and
-    the runtime is installed again.
-
-    ``extra`` and ``listing`` are those of ``choose_devices``; ``key`` is that of ``ServerPlan``;
-    ``made`` is called with each server before it starts, so that another thread can stop a start.
-    Errors are those of ``choose_devices`` and of ``Server``.
+    Files that were damaged since ``prepare`` are found before they are executed, and installed
+    again. ``extra`` and ``listing`` are those of ``choose_devices``; ``key`` is that of
+    ``ServerPlan``; ``made`` is called with each server before it starts, so that another thread can
+    stop a start. Errors are those of ``choose_devices`` and of ``Server``.
     """
     timeline = prepared.timeline
-    if settings.load_threads is not None and not prepared.uploads:
-        patch = server_plan.PARALLEL_UPLOAD
-        asked = settings.load_threads
+    asked, patch = settings.load_threads, server_plan.PARALLEL_UPLOAD
+    if asked is not None and not prepared.uploads:
         sink(Note.of("LOAD_THREADS_UNUSED", asked=asked, parallel_upload=patch))
     with timeline.stage("devices"):
         plan = plan_server(settings, prepared, model, extra, key=key, listing=listing)
@@ -371,10 +354,10 @@ def start(
     if made is not None:
         made(server)
     try:
-        started = server.keep().started
-        if started is not None:
-            timeline(Stage("start", started.loaded))
-            timeline(Stage("first token", started.first_token - started.loaded))
+        if (times := server.keep().started) is not None:
+            loaded, first_token = times
+            timeline(Stage("start", loaded))
+            timeline(Stage("first token", first_token - loaded))
     except BaseException as error:  # also an interrupt: the caller has no server yet to stop
         server.stop()
         code = error.code if isinstance(error, LoaderError) else ""

@@ -59,7 +59,7 @@ def require_endpoint(endpoint: str) -> None:
 
     Raises:
         SettingError: it is neither https nor on loopback, or has a user name, query or fragment,
-            which the message does not show, and which the Hub's own client would log.
+            which the Hub's own client would log.
     """
     if not is_allowed_web(endpoint) or {"?", "#"} & set(endpoint):
         raise SettingError("ENDPOINT_REFUSED", endpoint=mistyped(endpoint))
@@ -86,8 +86,7 @@ def is_loopback(address: str) -> bool:
 def redirected(url: str, location: str) -> str | None:
     """Return where a redirect leads, or None where it may not be followed.
 
-    https stays https. A redirect to http on loopback would let another machine's server choose
-    what this machine's own services are asked.
+    https stays https: else another machine's server could choose what this one's own are asked.
     """
     try:
         target = urljoin(url, location)
@@ -111,19 +110,15 @@ def shown(url: str) -> str:
 
 def _on_hub(url: str, match: re.Match[str], endpoint: str, token: str | None) -> Web:
     repo, revision, path = match["repo"], match["revision"] or "main", match["path"]
-    # HTTP clients resolve ".." in a path: the token would go to another page of the Hub.
-    steps = any(map(_has_steps, (repo, revision, path)))
+    # HTTP clients resolve ".." in a path: the token would go to another page of the Hub
+    whole = f"{repo}/{revision}/{path}"
+    while (decoded := unquote(whole)) != whole:
+        whole = decoded
+    steps = {"", ".", ".."} & {*re.split(r"[/\\]", whole)}
     if steps or not _REPO.fullmatch(repo) or "--" in repo or ".." in repo:
         raise _refused(url)
     require_endpoint(endpoint)
     return Web(f"{endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}", token)
-
-
-def _has_steps(path: str) -> bool:
-    """Return whether a path has an empty part, ``.`` or ``..``, however often it is encoded."""
-    while (decoded := unquote(path)) != path:
-        path = decoded
-    return any(part in {"", ".", ".."} for part in re.split(r"[/\\]", path))
 
 
 def _split(url: str) -> SplitResult | None:
@@ -148,11 +143,9 @@ class Patience:
     """How long a server may take, in seconds where nothing else is said.
 
     Attributes:
-        connect: until a connection stands.
         silence: between two bytes.
         headers: until all headers are here: names, connections, TLS and redirects included.
         rate: bytes a second that must come, over every ``window`` of waiting for them.
-        window: see ``rate``.
         attempts: how often one URL may fail with nothing gained in between.
         longest_wait: a server that asks for more is left for the next mirror.
         deadline: for a whole file, all attempts and all mirrors together.
@@ -190,12 +183,9 @@ class RangeError(AttemptError):
 
 @dataclass(frozen=True)
 class Body:
-    """A file's bytes, as they come.
+    """A file's bytes, as they come: from ``start`` on, ``size`` of them where the server says it.
 
-    Attributes:
-        start: offset in the file of the first byte that comes.
-        size: in bytes of all that comes, where the server says it.
-        read: returns 1 to n bytes, or none at the end; raises ``AttemptError``.
+    ``read`` returns 1 to n bytes, or none at the end; raises ``AttemptError``.
     """
 
     start: int

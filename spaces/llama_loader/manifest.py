@@ -213,8 +213,12 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         Raises:
             IntegrityError: none is left.
         """
+
+        def nearness(url: str) -> int:  # http is for loopback alone
+            return {"file": 2, "http": 1}.get(url.partition(":")[0].lower(), 0)
+
         resolved = [resolve(manifest_url, url) for url in self.urls]
-        allowed = tuple(url for url in resolved if _nearness(url) <= _nearness(manifest_url))
+        allowed = tuple(url for url in resolved if nearness(url) <= nearness(manifest_url))
         if not allowed:
             raise IntegrityError("MIRROR_REFUSED", artifact=self.name, mirror=resolved[0][:200])
         return allowed
@@ -247,8 +251,9 @@ def parse(data: bytes, *, what: str = "manifest") -> Manifest:
         raise IntegrityError("MANIFEST_INVALID", what=what)
     version = tree.get("schema_version")
     if type(version) is int and version != SCHEMA_VERSION:
+        known = SCHEMA_VERSION
         raise IntegrityError(
-            "MANIFEST_SCHEMA_UNKNOWN", what=what, version=version, schema_version=SCHEMA_VERSION
+            "MANIFEST_SCHEMA_UNKNOWN", what=what, version=version, schema_version=known
         )
     return convert(tree, Manifest, what=what, code="MANIFEST_INVALID")
 
@@ -288,7 +293,12 @@ def convert(tree: object, kind: type[_Parsed], *, what: str, code: str) -> _Pars
     try:
         return msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise IntegrityError(code, f"{what}: {_explain(str(error))}") from error
+        # the JSON path first, and no regular expression
+        sentence, _, path = str(error).partition(" - at ")
+        match = re.search(r"matching regex '(.*)'", sentence)
+        pattern = match[1].replace("\\\\", "\\") if match else ""
+        told = f"{path.strip('`') or '$'}: {_EXPLAINED.get(pattern, sentence)}"
+        raise IntegrityError(code, f"{what}: {told}") from error
 
 
 def dump(value: object) -> bytes:
@@ -310,19 +320,6 @@ def resolve(manifest_url: str, url: str) -> str:
     except ValueError:
         return url
     return joined.replace("https:", f"{parts.scheme}:", 1)
-
-
-def _nearness(url: str) -> int:
-    """Return 2 for a file, 1 for http, which is for loopback alone, and 0 for what is elsewhere."""
-    return {"file": 2, "http": 1}.get(url.partition(":")[0].lower(), 0)
-
-
-def _explain(problem: str) -> str:
-    """Turn msgspec's sentence into ours: the JSON path first, no regular expression shown."""
-    sentence, _, path = problem.partition(" - at ")
-    match = re.search(r"matching regex '(.*)'", sentence)
-    pattern = match.group(1).replace("\\\\", "\\") if match else ""
-    return f"{path.strip('`') or '$'}: {_EXPLAINED.get(pattern, sentence)}"
 
 
 @dataclass

@@ -35,12 +35,8 @@ def named(settings: Settings, *, ask: bool = True) -> Settings:
     if not fitting and not ask:
         return settings
     if not fitting:
-        raise SettingError(
-            "FILE_NOT_FOUND/quantisation",
-            repo=repo,
-            wanted=wanted,
-            there=", ".join(there[:20]) or "none",
-        )
+        shown = ", ".join(there[:20]) or "none"
+        raise SettingError("FILE_NOT_FOUND/quantisation", repo=repo, wanted=wanted, there=shown)
     return replace(settings, gguf_filename=min(fitting, key=lambda name: (len(name), name)))
 
 
@@ -61,8 +57,7 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
     """
     settings = named(settings)
     pinned, given = settings.gguf_sha256, settings.gguf_path
-    name = given.name if given else settings.gguf_filename
-    number, count = gguf_header.part(name)
+    number, count = gguf_header.part(given.name if given else settings.gguf_filename)
     if pinned and count > 1:
         raise SettingError("MODEL_PIN_OF_PARTS", model=settings.model, number=number, count=count)
     known = at_hand(settings) if pinned else None

@@ -70,11 +70,10 @@ _PATIENCE: Final = 10.0
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that was run to its end, or for too long.
+    """A program that was run to its end, or for too long; ``output`` has at most 1 MiB.
 
     Attributes:
         status: exit status, negative for a signal; None where it took too long or printed too much.
-        output: what it printed on both streams, at most 1 MiB.
         failure: why it could not be started, else empty.
     """
 
@@ -169,7 +168,7 @@ class Program:
         Args:
             argv: its path and its arguments.
             environ: all variables that it sees.
-            read: given what it prints on both its streams; must not block.
+            read: given what it prints; must not block.
             text: what its standard input has, at most 4 KiB.
             before: called last before the execution; what it raises prevents that.
 

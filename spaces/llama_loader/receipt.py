@@ -84,12 +84,10 @@ class Installed:
     """A runtime in a store.
 
     Attributes:
-        folder: the absolute folder that holds ``llama-server``, or the libraries of an artifact
-            that has none.
+        folder: holds ``llama-server``, or the libraries of an artifact that has none.
         root: the runtime's own folder in the store.
         sha256: of the archive that it came from.
         artifact: None for an archive by URL.
-        files: all that it must hold.
         sink: told how long ``verify`` took.
     """
 
@@ -137,16 +135,13 @@ def find_program(paths: Iterable[str], name: str) -> str:
     """
     found = sorted(path for path in paths if path.rpartition("/")[2] == PROGRAM)
     if len(found) != 1:
-        raise IntegrityError(
-            "NO_SERVER_IN_ARCHIVE", name=name, found=" and ".join(found) or "no llama-server"
-        )
+        there = " and ".join(found) or "no llama-server"
+        raise IntegrityError("NO_SERVER_IN_ARCHIVE", name=name, found=there)
     return found[0].rpartition("/")[0] or "."
 
 
 def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> None:
     """Check that a runtime has exactly the files of a list; set modes that are wrong.
-
-    ``piece_size`` are the bytes of the pieces whose digests an entry may have.
 
     Raises:
         IntegrityError: names the files that are missing, changed or not listed; or a file is right
@@ -169,10 +164,11 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> No
         raise damaged(disk.reason(root, error)) from error
     problems |= dict.fromkeys(listed.keys() - present, "missing")
     problems |= dict.fromkeys(present - known, "not listed")
-    told = [
-        f"{_names(path for path in problems if problems[path] == kind)} {kind}"
-        for kind in sorted({*problems.values()})
-    ]
+    told = []
+    for kind in sorted({*problems.values()}):
+        paths = sorted(path for path in problems if problems[path] == kind)
+        more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        told.append(f"{', '.join(paths[:_SHOWN])}{more} {kind}")
     if told:
         raise damaged(f"{root}: {'; '.join(told)}")
 
@@ -199,10 +195,9 @@ def _renew(root: Path, place: Folder, files: dict[str, FileEntry]) -> None:
 
 
 def _hashed(place: Folder, files: dict[str, FileEntry], piece_size: int) -> dict[str, str]:
-    """Hash files, and hash those again that were changed meanwhile; say what is wrong, by path.
+    """Hash files, and those again that were changed meanwhile; say what is wrong, by path.
 
-    So a change does not stay unseen because the bytes were hashed before it: hashing takes long,
-    the last look at all files a millisecond.
+    Hashing takes long, the last look at all files a millisecond.
     """
     problems: dict[str, str] = {}
     before: dict[str, tuple[int, ...] | None] = {}
@@ -311,9 +306,3 @@ def _pieces(path: str, entry: FileEntry, piece_size: int) -> Iterator[_Piece]:
         for index, digest in enumerate(entry.chunks):
             start = index * piece_size
             yield _Piece(path, entry, start, min(piece_size, entry.size - start), digest)
-
-
-def _names(paths: Iterable[str]) -> str:
-    ordered = sorted(paths)
-    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return f"{', '.join(ordered[:_SHOWN])}{more}"

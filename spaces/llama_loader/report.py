@@ -10,7 +10,6 @@ import msgspec
 
 from llama_loader import selection
 from llama_loader import trust as trusted
-from llama_loader.cuda_libraries import Library
 from llama_loader.devices import DeviceChoice, Listing
 from llama_loader.errors import printable
 from llama_loader.events import Note, Stage, summed
@@ -85,7 +84,7 @@ def choice(made: Choice | None) -> Chosen | None:
         runs_on=made.runs_on,
         native=made.native,
         missing=made.missing,
-        libraries=_folders(made.libraries),
+        libraries={one.soname: str(one.folder) for one in made.libraries},
         runtime_libraries=made.runtime_libraries.name if made.runtime_libraries else None,
         verdicts=made.verdicts,
     )
@@ -129,7 +128,7 @@ def fetched(
         "verified": by in {"pinned", "signed"},
         "trust": by,
         "choice": plain(choice(prepared.choice)),
-        "libraries": _folders(prepared.libraries),
+        "libraries": {one.soname: str(one.folder) for one in prepared.libraries},
         "test_run": plain(verdict),
         "timeline": plain(prepared.timeline.stages),
     }
@@ -178,7 +177,3 @@ def device_lines(listing: Listing) -> str:
 def chosen(choice: DeviceChoice) -> str:
     """Say which devices were chosen, and why."""
     return f"{', '.join(choice.names) or 'the CPU'} ({choice.reason})"
-
-
-def _folders(libraries: Iterable[Library]) -> dict[str, str]:
-    return {one.soname: str(one.folder) for one in libraries}

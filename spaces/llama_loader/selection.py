@@ -100,11 +100,7 @@ def refusals(manifest: Manifest, host: HostFacts) -> tuple[Considered, ...]:
 
 
 def require_libraries(choice: Choice, host: HostFacts) -> None:
-    """Refuse a choice whose CUDA libraries this machine lacks and the release does not bring.
-
-    Raises:
-        HostError: as ``missing_libraries`` returns it.
-    """
+    """Refuse a choice whose CUDA libraries this machine lacks and the release does not bring."""
     if choice.missing and not choice.runtime_libraries:
         raise missing_libraries(choice.artifact.name, choice.missing, host.libraries)
 
@@ -122,13 +118,9 @@ def missing_libraries(
     found = f"; found only {', '.join(others)}" if others else ""
     if any(one.soname in missing for one in libraries):
         found += "; cuBLAS and cuBLASLt have to be of one version"
-    packages = " ".join(cuda_libraries.packages(missing))
+    packages, names = " ".join(cuda_libraries.packages(missing)), ", ".join(missing)
     return HostError(
-        "CUDA_LIBRARY_MISSING",
-        what=what,
-        missing=", ".join(missing),
-        found=found,
-        packages=packages,
+        "CUDA_LIBRARY_MISSING", what=what, missing=names, found=found, packages=packages
     )
 
 
@@ -148,13 +140,12 @@ def _considered(one: Choice, best: Choice) -> Considered:
 
 def _no_gpu(host: HostFacts) -> HostError:
     named = ", ".join(gpu.name for gpu in host.gpus)
-    if host.called != "this machine":
+    if host.gpu_source == SUPPOSED:
         return HostError("NO_GPU/supposed", called=host.called)
     found = f"only {named}, whose compute capability is unknown" if named else "none was found"
     if named and not host.visible:
         found = f"CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}"
-    found = "; ".join([found, *host.complaints])
-    return HostError("NO_GPU", found=found)
+    return HostError("NO_GPU", found="; ".join([found, *host.complaints]))
 
 
 def _nothing(
@@ -189,20 +180,15 @@ def building(capabilities: Sequence[str]) -> str:
     numbers = sorted(int(one) for one in capabilities)
     for line, oldest, newest in (("", 50, 120), (" --line cu130", 75, 121)):
         if oldest <= numbers[0] and numbers[-1] <= newest:
-            asked = ";".join(capabilities)
-            return (
-                f"build a set for them (invoke build-cuda{line} --archs '{asked}') and publish it"
-            )
+            command = f"invoke build-cuda{line} --archs '{';'.join(capabilities)}'"
+            return f"build a set for them ({command}) and publish it"
     return f"use other GPUs: no line of the farm has code for all of {dotted(capabilities)}"
 
 
 def _judge(
     artifact: Artifact, host: HostFacts, targets: tuple[str, ...], others: Sequence[Artifact] = ()
 ) -> Choice:
-    """Judge one artifact for the GPUs ``targets``; for the CPU where there are none.
-
-    One of the others may bring what this machine lacks of CUDA's libraries.
-    """
+    """Judge one artifact for GPUs, or the CPU; one of the others may bring CUDA libraries."""
     if artifact.kind == CUDA_RUNTIME:
         return Choice(artifact, "holds CUDA libraries, no server", "NO_ARTIFACT")
     codes = {target: code for target in targets if (code := cuda_code(artifact, target))}
@@ -274,13 +260,11 @@ def _troubles(
 
 
 def cuda_code(artifact: Artifact, target: str) -> tuple[str, int] | None:
-    """Return how an artifact's best code runs on a GPU, and how much older than the GPU it is.
+    """Return ``sass`` or ``ptx``, and how much older the code is: 6 for sm_80 on 8.6; else None.
 
-    The first is ``sass`` or ``ptx``, the second 0 for the GPU's own code, 6 for sm_80 code on 8.6.
-    None where no code runs. SASS runs on its own capability and on later ones of the same major
-    (CUDA C++ programming guide, "Binary Compatibility"); ``120a`` on 12.0 alone, ``120f`` within
-    its family. PTX can be compiled for its own capability and all later ones, with the same
-    exceptions.
+    SASS runs on its own capability and on later ones of the same major (CUDA C++ programming guide,
+    "Binary Compatibility"); ``120a`` on 12.0 alone, ``120f`` within its family. PTX can be compiled
+    for its own capability and all later ones, with the same exceptions.
     """
     wanted = int(target.rstrip("af"))
     for kind in ("sass", "ptx") if artifact.cuda else ():
@@ -310,11 +294,8 @@ def _runtimes(manifest: Manifest, host: HostFacts) -> list[Artifact]:
 def _bringing(
     artifact: Artifact, missing: tuple[str, ...], others: Iterable[Artifact]
 ) -> Artifact | None:
-    """Choose the libraries for a server: of its own toolkit, else of the next one that covers it.
-
-    Not of an older toolkit: a soname stays from 12.0 to 12.9, but functions are added.
-    """
-    own = artifact.cuda.toolkit if artifact.cuda else None
+    """Choose the libraries for a server: of its own toolkit, else of a newer one that has all."""
+    own = artifact.cuda.toolkit if artifact.cuda else None  # from 12.0 to 12.9 functions are added
     usable = [
         (one.cuda.toolkit != own, one.size, one.name, one)
         for one in others

@@ -8,22 +8,19 @@ too. ``fetch`` and ``doctor`` run it, and keep nothing of it (docs/decisions/001
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader.errors import HostError, ServerError, SettingError
+from llama_loader.errors import HostError, LoaderError, ServerError
 from llama_loader.gguf_header import ALL_LAYERS
 from llama_loader.server import Server
+from llama_loader.server_plan import ServerPlan
+from llama_loader.settings import Settings
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+if TYPE_CHECKING:  # which imports this module
     from llama_loader.loader import Prepared
-    from llama_loader.server_plan import ServerPlan
-    from llama_loader.settings import Settings
 
 MODEL: Final = Path(__file__).absolute().with_name("tiny.gguf")
 PROMPT: Final = "the quick brown fox jumps over the lazy dog 0123456789"
@@ -88,17 +85,13 @@ def run(prepared: Prepared, plan: ServerPlan) -> SelfTest:
     return SelfTest(used, time.monotonic() - began)
 
 
-@contextlib.contextmanager
-def blaming_the_runtime() -> Iterator[None]:
-    """Add to errors that the user's model is not the cause; hints about it would mislead."""
-    try:
-        yield
-    except (HostError, ServerError, SettingError) as error:  # others: it was not even started
-        message = f"the test run with the loader's own tiny model failed: {error.message}"
-        host = isinstance(error, HostError)
-        hint = f"{error.hint}; {_SKIP}" if host and error.hint else _REPORT
-        kind = HostError if host else ServerError
-        raise kind(error.code, f"{message} (your model is not the cause)", hint=hint) from error
+def blaming_the_runtime(error: LoaderError) -> LoaderError:
+    """Return an error that adds that the user's model is not the cause, and no hint about it."""
+    message = f"the test run with the loader's own tiny model failed: {error.message}"
+    host = isinstance(error, HostError)
+    hint = f"{error.hint}; {_SKIP}" if host and error.hint else _REPORT
+    kind = HostError if host else ServerError
+    return kind(error.code, f"{message} (your model is not the cause)", hint=hint)
 
 
 def _require_answer(server: Server, deadline: float, *, cached: bool) -> None:

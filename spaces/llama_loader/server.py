@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from llama_loader import processes, server_log, server_plan
@@ -53,14 +53,6 @@ TOKEN_DEADLINE: Final = 20.0
 _Answer = TypeVar("_Answer")
 
 
-@dataclass(frozen=True)
-class Started:
-    """When it answered: seconds from the start to ``/health`` 200, then to the first token."""
-
-    loaded: float
-    first_token: float
-
-
 @final
 class Server:
     """A llama-server and its successors, one process at a time; threads may share it.
@@ -74,20 +66,19 @@ class Server:
         plan: what to run; later ``plan`` is what runs, ``asked`` what was planned.
         before: called each time that it is about to be executed; what it raises prevents that.
         sink: told of restarts, and of a start that gave up a part of what was planned.
+
+    Attributes:
+        started: seconds from the start to ``/health`` 200, and to the first token.
     """
 
     def __init__(
-        self,
-        plan: ServerPlan,
-        *,
-        before: Callable[[], None] = lambda: None,
-        sink: Sink = ignore,
+        self, plan: ServerPlan, *, before: Callable[[], None] = lambda: None, sink: Sink = ignore
     ) -> None:
         self.plan = self.asked = plan
         self.before = before
         self.port = plan.port or 0
         self.api_key: str | None = None
-        self.started: Started | None = None
+        self.started: tuple[float, float] | None = None
         self._sink = sink
         self._program = processes.Program()
         self._held: socket.socket | None = None
@@ -120,33 +111,28 @@ class Server:
         return self._log.report
 
     def client(self, *, timeout: float = 60.0) -> Client:
-        """Return a client that sends the key to the present process alone.
+        """Return a client, with its ``timeout``, that sends the key to the present process alone.
 
-        Args:
-            timeout: seconds for each whole answer, and for each event of a stream.
+        Any user can bind the port once the process has ended, and must not get the key.
         """
         from llama_loader import client  # only now: it is imported while the server loads
 
         program = self._program
-        return client.Client(
-            self.port,
-            self.api_key,
-            timeout=timeout,
-            require_ours=lambda: self._require_ours(program),
-        )
 
-    def tail(self) -> list[str]:
-        """Return its last lines, oldest first."""
-        return self._log.tail()
+        def require_ours() -> None:
+            if self._owns_its_port(program) is False:
+                raise ServerError("NO_ANSWER/other", url=self.url)
 
-    def start(self) -> Started:
+        return client.Client(self.port, self.api_key, timeout, require_ours)
+
+    def start(self) -> None:
         """Start it and wait for its first token.
 
         Where that cannot be as planned it is tried once more with less (``ServerPlan.eased``). Each
         try has ``startup_timeout``. Nothing is left of a start that fails or is interrupted.
         """
         try:
-            return self._begin()
+            self._begin()
         except BaseException:
             self._let_go()
             raise
@@ -186,9 +172,8 @@ class Server:
 
     def suspect(self) -> Server:
         """Return it after it gave a token just now; replace a process that hangs."""
-        return self.ensure(
-            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE)
-        )
+        left = TOKEN_DEADLINE
+        return self.ensure(lambda client: client.completion("1", max_tokens=1, timeout=left))
 
     def watch(self) -> None:
         """Keep it alive until ``stop``."""
@@ -206,7 +191,8 @@ class Server:
         if self._program.status is None:
             raise ServerError("SERVER_NOT_STARTED")
         self._log.finish()
-        raise server_log.explain(self._program.status, self.tail(), loading=self.started is None)
+        lines, loading = self._log.tail(), self.started is None
+        raise server_log.explain(self._program.status, lines, loading=loading)
 
     def ask(self, request: Callable[[Client], _Answer]) -> _Answer:
         """Return what a request returns; raise what ended the server, if that is why it failed."""
@@ -221,24 +207,20 @@ class Server:
         return self._program.wait(timeout)
 
     def stop(self) -> None:
-        """End it for good, and everything that it started; safe to call twice, from any thread.
-
-        A restart that another thread has begun leaves nothing behind.
-        """
-        self._stopped.set()
+        """End it for good, and everything that it started; safe to call twice, from any thread."""
+        self._stopped.set()  # a restart that another thread has begun leaves nothing behind
         self._end()
         with self._lock:
             self._end()
             self._let_go()
 
-    def _begin(self) -> Started:
+    def _begin(self) -> None:
         self.plan, self.started = self.asked, None
         try:
             self.started = self._start_eased()
         except BaseException:
             self._end()
             raise
-        return self.started
 
     def _end(self) -> None:
         """End the present process."""
@@ -256,12 +238,9 @@ class Server:
         now = time.monotonic()
         self._restarts = [one for one in self._restarts if one >= now - WINDOW]
         if len(self._restarts) == LIMIT - 1:
+            minutes, why, hint = WINDOW / 60, reason.message, reason.hint
             raise ServerError(
-                "SERVER_GAVE_UP",
-                limit=LIMIT,
-                minutes=WINDOW / 60,
-                why=reason.message,
-                hint=reason.hint,
+                "SERVER_GAVE_UP", limit=LIMIT, minutes=minutes, why=why, hint=hint
             ) from reason
         pause = _PAUSE * 2 ** len(self._restarts)
         self._restarts.append(now)
@@ -270,7 +249,7 @@ class Server:
         # on the same port, and as it was asked for: what one start gave up is tried again
         self.asked = replace(self.asked, port=self.port or None)
 
-    def _start_eased(self) -> Started:
+    def _start_eased(self) -> tuple[float, float]:
         began, first = time.monotonic(), None
         for tries in range(1, _TRIES + 1):
             try:
@@ -287,7 +266,7 @@ class Server:
                 self.plan, first = eased, error
         raise AssertionError("the last try returns or raises")
 
-    def _start_once(self, began: float) -> Started:
+    def _start_once(self, began: float) -> tuple[float, float]:
         self.port = self._take_port()
         self._execute()
         deadline = time.monotonic() + self.plan.startup_timeout  # a repair downloaded before
@@ -295,8 +274,12 @@ class Server:
         loaded = time.monotonic() - began
         self._first_token(deadline)
         first_token = time.monotonic() - began
-        self._check_devices()
-        return Started(loaded, first_token)
+        plan, report = self.plan, self.report
+        on_gpu = plan.devices and plan.n_gpu_layers and not plan.allow_cpu
+        if on_gpu and report.on_devices(plan.devices) is False:
+            where = ", ".join(report.buffers) or "the CPU"
+            raise HostError("MODEL_ON_CPU", devices=", ".join(plan.devices), where=where)
+        return loaded, first_token
 
     def _take_port(self) -> int:
         """Return the port to listen on, which no other user can bind until this server stops."""
@@ -305,7 +288,14 @@ class Server:
             self._let_go()
             return free_port(wanted)
         if self._held is None:
-            self._held = held_port(wanted, server_plan.last(self.plan.extra, "--host"))
+            # It does not listen. While it is open, the kernel lets a program bind the port only if
+            # that sets SO_REUSEPORT and runs as this user (``inet_bind_conflict`` of
+            # linux/net/ipv4/inet_connection_sock.c).
+            everywhere = server_plan.last(self.plan.extra, "--host") == "0.0.0.0"  # noqa: S104
+            held = _bound(wanted, "0.0.0.0" if everywhere else "127.0.0.1")  # noqa: S104 - as asked
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._held = held
         return int(self._held.getsockname()[1])
 
     def _let_go(self) -> None:
@@ -334,9 +324,8 @@ class Server:
             )
         except OSError as error:
             if error.filename != argv[0]:  # no more processes, say
-                raise ServerError(
-                    "SERVER_NOT_STARTED/system", program=argv[0], error=error
-                ) from error
+                name = "SERVER_NOT_STARTED/system"
+                raise ServerError(name, program=argv[0], error=error) from error
             why = f"{argv[0]}: {processes.why_not_executable(error)}"
             raise HostError("RUNTIME_NOT_EXECUTABLE", why=why) from error
 
@@ -376,27 +365,9 @@ class Server:
         pid = program.pid
         return processes.listens(pid, self.port) if pid else False
 
-    def _require_ours(self, program: processes.Program) -> None:
-        """Refuse another program on the port: any user can bind it, and must not get the key."""
-        if self._owns_its_port(program) is False:
-            raise ServerError("NO_ANSWER/other", url=self.url)
-
     def _too_late(self, what: str) -> ServerError:
-        return ServerError(
-            "START_TIMEOUT",
-            what=what,
-            seconds=self.plan.startup_timeout,
-            lines=server_log.quote(self.tail()),
-        )
-
-    def _check_devices(self) -> None:
-        """Refuse weights on the CPU where a GPU was chosen, by the server's own report."""
-        if not self.plan.devices or self.plan.allow_cpu or self.plan.n_gpu_layers == 0:
-            return
-        report = self.report
-        if report.on_devices(self.plan.devices) is False:
-            where = ", ".join(report.buffers) or "the CPU"
-            raise HostError("MODEL_ON_CPU", devices=", ".join(self.plan.devices), where=where)
+        seconds, lines = self.plan.startup_timeout, server_log.quote(self._log.tail())
+        return ServerError("START_TIMEOUT", what=what, seconds=seconds, lines=lines)
 
 
 def new_key() -> str:
@@ -414,19 +385,6 @@ def free_port(wanted: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
-def held_port(wanted: int, host: str | None) -> socket.socket:
-    """Bind a port of ``host``, None for loopback, for a server of this user that shares it.
-
-    While this socket is open, the kernel lets a program bind the port only if it sets SO_REUSEPORT
-    and runs as this user (``inet_bind_conflict`` of linux/net/ipv4/inet_connection_sock.c). This
-    socket does not listen, so it gets no connection. Errors are those of ``free_port``.
-    """
-    held = _bound(wanted, "0.0.0.0" if host == "0.0.0.0" else "127.0.0.1")  # noqa: S104 - as asked
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    return held
-
-
 def _bound(wanted: int, host: str) -> socket.socket:
     opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -435,7 +393,6 @@ def _bound(wanted: int, host: str) -> socket.socket:
         opened.bind((host, wanted))
     except OSError as error:
         opened.close()
-        raise ServerError(
-            "PORT_IN_USE/bind", wanted=wanted, host=host, why=error.strerror
-        ) from error
+        why = error.strerror
+        raise ServerError("PORT_IN_USE/bind", wanted=wanted, host=host, why=why) from error
     return opened

@@ -75,11 +75,7 @@ def _of(device: str) -> re.Pattern[str]:
 
 
 class ServerLog:
-    """Reads a server's output to its end, so that it never blocks on a full pipe.
-
-    Attributes:
-        report: what has been said so far about where the weights went.
-    """
+    """Reads a server's output to its end, so that it never blocks on a full pipe."""
 
     def __init__(self) -> None:
         self.report = LoadReport(None, None, {})
@@ -167,10 +163,7 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
 
 
 def trouble_of_the_host(lines: Sequence[str]) -> tuple[str, str]:
-    """Return the line that shows what is wrong with this machine, and what to do; empty for none.
-
-    A CUDA build that finds no device says why in the lines before its list, and ends well.
-    """
+    """Return the line that shows what is wrong with this machine, and what to do; else empty."""
     for kind, name, line in _shown([*map(_message, _own(lines))]):
         if kind is HostError:
             return line, HostError(name, end="", when="", lines="").hint
@@ -187,10 +180,10 @@ def _shown(lines: Sequence[str]) -> Iterator[tuple[type[LoaderError], str, str]]
 
 
 def quote(lines: Sequence[str], decisive: str = "") -> str:
-    """Return the lines that say most, whole, as one line: the decisive one, then the last ones.
+    """Return the lines that say most, whole, as one line: the ``decisive`` one, then the last ones.
 
-    Lines that are stamped as an error, or not at all, say more than the others. ``decisive`` is the
-    message that decided, by default the first that is stamped as an error.
+    Lines that are stamped as an error, or not at all, say more than the others. The first error is
+    decisive by default.
     """
     own = _own(lines)
     first = decisive or next((_message(line) for line in own if _level(line) == "E"), "")

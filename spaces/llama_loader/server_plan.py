@@ -12,7 +12,7 @@ from typing import Final
 from llama_loader import gguf_header
 from llama_loader.errors import LoaderError, SettingError
 from llama_loader.events import Note
-from llama_loader.gguf_header import ALL_LAYERS, ModelSize
+from llama_loader.gguf_header import ALL_LAYERS, COMPUTE_MARGIN
 from llama_loader.server_log import LoadReport
 
 _FITTING: Final = -1
@@ -75,7 +75,7 @@ class ServerPlan:
             one at each start, None for a server that asks for none.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
-        keeps_port: the server shares its port with a socket of this process (``server.held_port``).
+        keeps_port: the server shares its port with a socket of this process (``server``).
         main_memory: bytes of it; what does not fit on the GPU must fit here.
         threads: that compute on the CPU; None for one per core of the machine, as llama-server
             reckons: it asks neither its affinity nor its control groups (common/common.cpp).
@@ -159,8 +159,9 @@ class ServerPlan:
             return replace(self, devices=self.every_device, every_device=())
         all_layers = bool(self.devices) and self.n_gpu_layers >= ALL_LAYERS
         if error.code == "OUT_OF_MEMORY" and all_layers and self.pinned_build:
-            size = measure(self.model, self.n_ctx, self.extra)
-            if size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE:
+            stored = measure(self.model, self.n_ctx, self.extra)
+            room = self.main_memory * _MAIN_MEMORY_SHARE - COMPUTE_MARGIN
+            if stored is not None and stored <= room:
                 return replace(self, n_gpu_layers=_FITTING)  # main memory has room for the rest
         return None
 
@@ -173,9 +174,8 @@ def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Ite
     if not plan.repacked:
         yield Note.of("CPU_NOT_REPACKED")
     if plan.devices != asked.devices:
-        yield Note.of(
-            "DEVICES_ADDED", asked=", ".join(asked.devices), devices=", ".join(plan.devices)
-        )
+        few, all_of_them = ", ".join(asked.devices), ", ".join(plan.devices)
+        yield Note.of("DEVICES_ADDED", asked=few, devices=all_of_them)
     own_layers = last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
     all_asked = asked.n_gpu_layers >= ALL_LAYERS and own_layers is None
     if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
@@ -188,8 +188,8 @@ def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Ite
         yield Note.of("DEVICES_NOT_CHECKED", devices=", ".join(plan.devices))
 
 
-def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:
-    """Return the bytes that a start takes; None where the model cannot be read as GGUF.
+def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> int | None:
+    """Return the bytes that a start takes, as ``gguf_header.measure`` does.
 
     Of ``extra`` only the size of the context counts: a start that has no room for what else it
     loads takes more devices, or the CPU (``ServerPlan.eased``).
@@ -201,8 +201,6 @@ def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | N
 
 def check(extra: tuple[str, ...], *, no_key: bool = False) -> tuple[Note, ...]:
     """Refuse a person's arguments that contradict the loader's own; return notes on the others.
-
-    ``no_key`` is the option ``--no-key``: the server asks for no key.
 
     Raises:
         SettingError: names the argument, and what to give instead.
@@ -232,8 +230,6 @@ def has_key(extra: tuple[str, ...]) -> bool:
 def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """Return the arguments with relative files taken from ``folder``, where the person is.
 
-    llama-server runs in a folder of its own (see ``processes``).
-
     Raises:
         SettingError: one that it reads is not there, or is a file of keys without a key.
     """
@@ -254,15 +250,14 @@ def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
 
 def _require_file(name: str, place: Path) -> None:
     """Refuse a file that is not there, or one of keys that has none; wait for no FIFO's writer."""
+    why = "holds no key"
     try:
         place.stat()
-        is_key_file = name == "--api-key-file"
-        no_key = is_key_file and not (place.is_file() and place.read_bytes().strip())
-        why = "holds no key" if no_key else ""
+        if name != "--api-key-file" or (place.is_file() and place.read_bytes().strip()):
+            return
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
-    if why:
-        raise SettingError("EXTRA_ARGUMENT/file", place=place, name=name, why=why)
+    raise SettingError("EXTRA_ARGUMENT/file", place=place, name=name, why=why)
 
 
 def last(extra: Sequence[str], *names: str) -> str | None:

@@ -217,10 +217,9 @@ def load(
         values["gguf_path"] = None  # the variable must not win over an option or a keyword
     if values["sha256"] and not values["url"]:
         raise SettingError("SETTING_INVALID/pin", prefix=prefix)
-    if ":" in values["gguf_repo_id"] and values["gguf_filename"] != DEFAULT_FILE:
-        raise SettingError(
-            "SETTING_CONFLICT/quantisation", repo=values["gguf_repo_id"], prefix=prefix
-        )
+    repo = values["gguf_repo_id"]
+    if ":" in repo and values["gguf_filename"] != DEFAULT_FILE:
+        raise SettingError("SETTING_CONFLICT/quantisation", repo=repo, prefix=prefix)
     hub = {name: _of_environment(_Row(name, kind), environ) for name, kind in _OF_THE_HUB.items()}
     values["offline"] |= bool(hub["HF_HUB_OFFLINE"] or hub["TRANSFORMERS_OFFLINE"])
     user = environ.get("HOME", "").strip() or os.path.expanduser("~")  # noqa: PTH111 - never raises
@@ -296,9 +295,8 @@ def certificate_file() -> str | None:
         try:
             _require_certificates(place)
         except OSError as error:
-            raise SettingError(
-                "SETTING_INVALID/certificates", name=name, place=place, error=error
-            ) from error
+            code = "SETTING_INVALID/certificates"
+            raise SettingError(code, name=name, place=place, error=error) from error
     return os.environ.get("SSL_CERT_FILE") or None
 
 
@@ -319,7 +317,7 @@ def bound_xet() -> None:
 def renewed(settings: Settings) -> Settings:
     """Return the settings with what a started program may see of *this* process's environment.
 
-    A ZeroGPU worker is a fork whose ``CUDA_VISIBLE_DEVICES`` was set after it began.
+    A ZeroGPU worker's ``CUDA_VISIBLE_DEVICES`` is set after the fork.
     """
     return replace(settings, inherited=_inherited(os.environ))
 
@@ -374,14 +372,16 @@ def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -
     try:
         return row.kind.parse(_text(value, types or (str,)))
     except ValueError:
-        shown = repr(
-            mistyped(value) if row.kind is kinds.link and isinstance(value, str) else value
-        )
+        text, is_link = str(value), row.kind is kinds.link
+        shown = repr(mistyped(text) if is_link and value == text else value)
         default = "auto" if row.default == () else row.default
-        if row.kind is kinds.link and os.path.exists(str(value)):  # noqa: PTH110 - never raises
-            url = Path(str(value)).resolve().as_uri()
+        if is_link and os.path.exists(text):  # noqa: PTH110 - never raises
             raise SettingError(
-                "SETTING_INVALID/path", source=source, shown=shown, accepts=accepts, url=url
+                "SETTING_INVALID/path",
+                source=source,
+                shown=shown,
+                accepts=accepts,
+                url=Path(text).resolve().as_uri(),
             ) from None
         raise SettingError(
             "SETTING_INVALID/value",

@@ -45,18 +45,12 @@ _TAKEN: Final = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class Store:
-    """Runtimes below ``root``. Nothing is written before something is installed.
+    """Runtimes below ``root``, or a private folder once that cannot be used.
 
-    All methods raise ``StoreError``: the folder is no store, is of a newer loader, or fails. Those
-    that fetch raise ``NetworkError`` for what cannot be had, and ``IntegrityError`` for what is not
-    as published or pinned, damaged or unsafe.
-
-    Args:
-        root: the store's folder; ``root`` is a private one once the usual one cannot be used.
-        sink: told of progress, and of what is not as asked.
-
-    Raises:
-        StoreError: the path is one that the dynamic linker, or a reader of lines, would misread.
+    Nothing is written before something is installed. All methods, and the constructor, raise
+    ``StoreError``: the folder is no store, is of a newer loader, fails, or its path would be
+    misread. Those that fetch raise ``NetworkError`` for what cannot be had, and ``IntegrityError``
+    for what is not as published or pinned, damaged or unsafe.
     """
 
     def __init__(self, root: Path, *, sink: Sink = ignore) -> None:
@@ -90,7 +84,7 @@ class Store:
     ) -> Installed:
         """Return the artifact's runtime, fetched (``note`` is told first) unless it is installed.
 
-        ``urls`` are tried in order; ``hashed`` is that of ``find``.
+        ``hashed`` is that of ``find``.
         """
         found = self.find(artifact.sha256, artifact, hashed=hashed)
         if found is not None:
@@ -110,8 +104,7 @@ class Store:
     ) -> Installed:
         """Return the runtime of any llama.cpp archive, wherever its ``llama-server`` lies.
 
-        With no pin the archive is fetched every time, and its digest is reported. ``hashed`` is
-        that of ``find``.
+        With no pin it is fetched every time, and its digest told; ``hashed`` is that of ``find``.
         """
         found = self.find(sha256, hashed=hashed) if sha256 is not None else None
         if found is None:
@@ -137,10 +130,8 @@ class Store:
         except NetworkError as error:
             if last is None or error.code != "OFFLINE":
                 raise
-            shown = locations.shown(url)
-            raise NetworkError(
-                "OFFLINE/pin", url=shown, digest=last.decode("ascii", "replace")
-            ) from error
+            shown, pin = locations.shown(url), last.decode("ascii", "replace")
+            raise NetworkError("OFFLINE/pin", url=shown, digest=pin) from error
         digest = hashlib.sha256(data).hexdigest()
         _require_pin(what, digest, sha256, "MANIFEST_PIN_MISMATCH")
         manifest = schema.parse(data, what=what)
@@ -191,17 +182,12 @@ class Store:
             return root.read("/".join(names), limit)
 
     def write(self, *names: str, data: bytes) -> None:
-        """Write a small file of the store: it is the old one or the new one at every moment.
-
-        ``names`` are the folders below the store's, made if need be, then the file's name.
-        """
+        """Write a small file: the old one or the new one at every moment; its folders are made."""
         with self._writing() as (root, staging), contextlib.ExitStack() as opened:
             place = root
             for name in names[:-1]:
                 place = opened.enter_context(place.folder(name, make=0o755))
             place.replace(names[-1], data, staging=staging)
-
-    # the folder
 
     @contextmanager
     def _opened(self, *, make: bool = False) -> Iterator[Folder]:
@@ -255,8 +241,6 @@ class Store:
             is_locked = staging.lock()
         return is_locked
 
-    # what is installed
-
     def _find(
         self,
         root: Folder,
@@ -284,8 +268,6 @@ class Store:
             return found
         told(Note.of("RUNTIME_DAMAGED/found", why=problem))
         return None
-
-    # installing
 
     def _install(
         self,

@@ -32,11 +32,7 @@ bytes that are no UTF-8 (surrogates in Python) do not survive being printed as a
 
 
 def require_usable(path: Path) -> None:
-    """Refuse a path that the dynamic linker, or a program that reads our output, would misread.
-
-    Raises:
-        StoreError: it has such a character, or leads to a folder whose path has one.
-    """
+    """Refuse a path that the dynamic linker, or a program that reads our output, would misread."""
     odd = _UNUSABLE.search(f"{path}") or _UNUSABLE.search(os.path.realpath(path))
     if odd is not None:
         raise StoreError("STORE_PATH_UNUSABLE", path=str(odd.string), character=odd[0])

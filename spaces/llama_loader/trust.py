@@ -69,8 +69,6 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Signed(NamedTuple):
-    """A manifest, its bytes, and those of the signature that verified it."""
-
     manifest: Manifest
     data: bytes
     signature: bytes
@@ -216,10 +214,9 @@ class Channel:
     def _fetched(self, fetcher: Fetcher) -> _Signed:
         """Fetch the pair until it belongs together: a promotion may come between its two files."""
         for _ in range(_TRIES - 1):
-            try:
+            with contextlib.suppress(IntegrityError):
                 return self._fetch(fetcher)
-            except IntegrityError:
-                self.sleep(_BETWEEN)
+            self.sleep(_BETWEEN)
         return self._fetch(fetcher)
 
     def _fetch(self, fetcher: Fetcher) -> _Signed:
@@ -240,12 +237,9 @@ class Channel:
         found = schema.parse(data, what=f"manifest {self._url}")
         expected = signed_for(self.pin.project, self.pin.channel, found.serial, found.release)
         if comment != expected:
+            url, file = self._url, RELEASE_FILE.name
             raise IntegrityError(
-                "CHANNEL_MISMATCH",
-                url=self._url,
-                comment=comment,
-                expected=expected,
-                file=RELEASE_FILE.name,
+                "CHANNEL_MISMATCH", url=url, comment=comment, expected=expected, file=file
             )
         return _Signed(found, data, signature)
 

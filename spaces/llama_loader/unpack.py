@@ -14,6 +14,7 @@ that cannot be written raises ``OSError``.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import lzma
 import os
 import re
@@ -76,15 +77,16 @@ _RECORD: Final = re.compile(rb"(\d{1,6}) ([^=\n]+)=")
 
 
 def unpack(chunks: Generator[bytes, None, None], artifact: Artifact, into: Path) -> None:
-    """Unpack a release's tarball into the empty folder ``into``; every byte is checked.
-
-    What holds anything but the files that the manifest lists is refused, too.
-    """
+    """Unpack a release's tarball into the empty folder ``into``; every byte is checked."""
     listed = {entry.path: entry for entry in artifact.files}
     folders = artifact.folders
     limit = artifact.unpacked_size + _SLACK + _HEADERS * (len(listed) + len(folders))
-    plain = ahead(_plain(chunks, artifact), AHEAD)
-    with closing(plain):
+
+    def decompress() -> Generator[bytes, None, None]:
+        with closing(chunks):  # in the thread that reads them
+            yield from decompressed(chunks, artifact.format, artifact.name)
+
+    with closing(ahead(decompress(), AHEAD)) as plain:
         reader = Reader(plain, artifact.name, limit)
         for member in reader.members():
             if member.kind == "folder" and member.path.rstrip("/") in folders:
@@ -97,21 +99,10 @@ def unpack(chunks: Generator[bytes, None, None], artifact: Artifact, into: Path)
         raise refused(artifact.name, f"{min(listed)} is listed but missing")
 
 
-def _plain(
-    chunks: Generator[bytes, None, None], artifact: Artifact
-) -> Generator[bytes, None, None]:
-    """Decompress; close the chunks in the thread that reads them."""
-    with closing(chunks):
-        yield from decompressed(chunks, artifact.format, artifact.name)
-
-
 def write(
     pieces: Iterable[bytes | memoryview], path: str, into: Path, *, executable: bool
 ) -> FileEntry:
-    """Write a new file below ``into`` and sync it to the disk; return its size and digest.
-
-    Its mode is 0755 where it is ``executable``, else 0644. It must not exist yet.
-    """
+    """Write and sync a new file, of mode 0755 or 0644, below ``into``; return size and digest."""
     digest, size = hashlib.sha256(), 0
     place = into / path
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -200,17 +191,10 @@ def _decoder(form: str, name: str) -> tuple[Callable[[], Any], type[Exception]]:
         return (lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)), lzma.LZMAError
     if form != "tar.zst":
         raise IntegrityError("FORMAT_UNKNOWN", name=name, form=form)
-    zstd = _zstd()
+    name_of_zstd = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    zstd = importlib.import_module(name_of_zstd)
     options = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
     return (lambda: zstd.ZstdDecompressor(options=options)), zstd.ZstdError
-
-
-def _zstd() -> Any:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
 
 
 class Member(NamedTuple):
@@ -227,7 +211,15 @@ class Reader:
     """Reads members from plain bytes, at most ``limit`` of them; ``name`` is for errors."""
 
     def __init__(self, pieces: Iterator[bytes], name: str, limit: int) -> None:
-        self._pieces = _bounded(pieces, name, limit)
+        def bounded() -> Iterator[memoryview]:
+            left = limit
+            for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    raise refused(name, "it unpacks to more than it may")
+                yield memoryview(piece)
+
+        self._pieces = bounded()
         self._name = name
         self._rest = memoryview(b"")
         self._left = 0
@@ -341,11 +333,3 @@ class Reader:
         taken = self._rest[:size]
         self._rest = self._rest[size:]
         return taken
-
-
-def _bounded(pieces: Iterator[bytes], name: str, limit: int) -> Iterator[memoryview]:
-    for piece in pieces:
-        limit -= len(piece)
-        if limit < 0:
-            raise refused(name, "it unpacks to more than it may")
-        yield memoryview(piece)

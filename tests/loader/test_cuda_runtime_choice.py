@@ -211,7 +211,7 @@ def space(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spac
 
 def started(ready: loader.Prepared, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run the little server: it prints the CUDA libraries that the linker gave it."""
-    program = ready.runtime / "llama-server"
+    program = ready.installed.folder / "llama-server"
     return subprocess.run([program], env=environ, capture_output=True, text=True, check=False)
 
 

@@ -40,7 +40,7 @@ def start(
 ) -> tuple[list[str], dict[str, str]]:
     """Start and stop; returns what the server saw."""
     server = loader.start(wanted, ready, model)
-    seen = json.loads((ready.runtime / "seen.json").read_text())
+    seen = json.loads((ready.installed.folder / "seen.json").read_text())
     server.stop()
     return seen["argv"], seen["environ"]
 
@@ -107,7 +107,7 @@ def test_of_two_gpus_and_with_a_foreign_archive_the_program_is_asked(impostor: I
     assert device(argv) == "CUDA0,CUDA1"
     argv, _ = start(settings(LLAMA_DEVICE="CUDA1"), ready)
     assert device(argv) == "CUDA1"
-    foreign = replace(prepared(ready.runtime, H200), choice=None)
+    foreign = replace(prepared(ready.installed.folder, H200), choice=None)
     argv, environ = start(settings(), foreign)
     assert device(argv) == "CUDA0,CUDA1"
     assert environ["LD_LIBRARY_PATH"] == "$ORIGIN:/cu13"
@@ -464,7 +464,7 @@ def test_nothing_is_executed_that_changed_since_it_was_verified(impostor: Impost
     ):
         with pytest.raises(IntegrityError, match="changed"):
             execute()
-    assert not (ready.runtime / "starts").exists()
+    assert not (ready.installed.folder / "starts").exists()
 
 
 def test_a_runtime_damaged_before_a_start_or_restart_is_fetched_again_and_never_executed(
@@ -476,7 +476,7 @@ def test_a_runtime_damaged_before_a_start_or_restart_is_fetched_again_and_never_
     wanted = load({**given, "allow_cpu": "1"}, environ)
     events: list[Any] = []
     ready = loader.prepare(wanted, sink=events.append)
-    program = ready.runtime / "llama-server"
+    program = ready.installed.folder / "llama-server"
     good = program.read_bytes()
     spoiled = f"#!/bin/sh\ntouch {tmp_path / 'evil'}\n"
     program.write_text(spoiled)
@@ -521,7 +521,7 @@ def test_libraries_of_an_archive_in_another_folder_than_its_program_are_found(
         wanted = load(given, {"PATH": os.environ["PATH"], "HOME": str(tmp_path)})
         ready = loader.prepare(wanted)
         environ = loader.environment(wanted, ready)
-        subprocess.run([ready.runtime / "llama-server"], env=environ, check=True)
+        subprocess.run([ready.installed.folder / "llama-server"], env=environ, check=True)
 
 
 @pytest.mark.parametrize("store", ["store", "st:ore"])
