@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from types import ModuleType
@@ -151,7 +152,9 @@ def _bound_answer(response: Any) -> None:
     A few compressed megabytes could become gigabytes: an answer that is encoded all the same is
     refused.
     """
-    _require_names(response)
+    names = _plain_names(response)
+    if response.request.method == "HEAD":
+        _require_same(response, names)
     for header in {"retry-after", "ratelimit"} & {*response.headers}:
         response.headers[header] = _LONG_WAIT.sub("60", response.headers[header])
     until = response.request.extensions.get("answered_until")
@@ -178,30 +181,36 @@ def _bound_answer(response: Any) -> None:
     response.stream = Bounded()
 
 
-def _require_names(response: Any) -> None:
-    """Refuse what the Hub's client would make a path of, and another file than the loader saw.
+def _plain_names(response: Any) -> dict[str, str | None]:
+    """Return what the Hub's client makes a path of; refuse what is no name of a file or folder.
 
-    That client asks again after ``hub`` has asked. It takes a commit of every answer, also of one
-    that a file is missing, and the ETag of HEAD. Those of other answers may have a slash.
+    It takes a commit of every answer, also of one that a file is missing, and the ETag of HEAD.
+    Those of other answers may have a slash.
     """
-    headers, status = response.headers, response.status_code
-    is_head = response.request.method == "HEAD"
-    tag = headers.get("X-Linked-Etag") or headers.get("ETag")
+    headers = response.headers
     named = {"X-Repo-Commit": headers.get("X-Repo-Commit")}
-    if is_head and status < 400:  # noqa: PLR2004 - the first of HTTP's errors
+    if response.request.method == "HEAD" and response.status_code < HTTPStatus.BAD_REQUEST:
+        tag = headers.get("X-Linked-Etag") or headers.get("ETag")
         named["ETag"] = tag and tag.lstrip("W/").strip('"')  # as the client does
     for header, value in named.items():
         if value is not None and not _NAME.fullmatch(value):
             raise _UnusableError(f"{header} {value[:80]!r}")
-    if is_head and (status < 400 or status == 404):  # noqa: PLR2004 - nor what it cannot say now
-        length = None if response.is_redirect else headers.get("Content-Length")
-        size, url = headers.get("X-Linked-Size") or length, str(response.request.url)
-        told = (status, *named.values(), size, headers.get("X-Xet-Hash"))
-        url = url.partition("?")[0]  # a signature differs each time
-        if hasattr(_asking, "until"):
-            _told[url] = told
-        elif hasattr(_asking, "downloads") and told != _told.get(url):
-            raise _UnusableError(f"first {_told.get(url)}, then {told}")
+    return named
+
+
+def _require_same(response: Any, named: dict[str, str | None]) -> None:
+    """Refuse another file than the loader saw: that client asks again after ``hub`` has asked."""
+    headers, status = response.headers, response.status_code
+    if status >= HTTPStatus.BAD_REQUEST and status != HTTPStatus.NOT_FOUND:
+        return  # it cannot tell now
+    length = None if response.is_redirect else headers.get("Content-Length")
+    size, url = headers.get("X-Linked-Size") or length, str(response.request.url)
+    told = (status, *named.values(), size, headers.get("X-Xet-Hash"))
+    url = url.partition("?")[0]  # a signature differs each time
+    if hasattr(_asking, "until"):
+        _told[url] = told
+    elif hasattr(_asking, "downloads") and told != _told.get(url):
+        raise _UnusableError(f"first {_told.get(url)}, then {told}")
 
 
 @contextmanager
@@ -216,20 +225,12 @@ def its_errors(settings: Settings) -> Iterator[None]:
     http: type[Exception] = errors.HTTPError  # type: ignore[attr-defined] # what it imports
     # of httpx, or httpx2: a redirect to an address of 64 kB, say
     library = sys.modules.get(http.__module__.partition(".")[0])
-    invalid: type[Exception] = getattr(library, "InvalidURL", http)
+    no_url: type[Exception] = getattr(library, "InvalidURL", http)
     try:
         yield
     except _UnusableError as error:
         raise failure("HUB_UNUSABLE", settings, f"{error} for {settings.model}") from error
-    except (
-        OSError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-        ImportError,
-        http,
-        invalid,
-    ) as error:
+    except (OSError, ValueError, ArithmeticError, RuntimeError, ImportError, http, no_url) as error:
         raise _explained(error, settings) from error
 
 
