@@ -43,7 +43,10 @@ RUN = {
     # the loader
     "cd spaces": SPACE_OWNER,
     "python3 -m pip install -r requirements.txt": ALONE,
-    f"{LOADER} doctor {MANIFEST}": SPACE_OWNER,
+    f"{LOADER} doctor {MANIFEST} --model model.gguf": SPACE_OWNER,
+    "curl http://127.0.0.1:41873/v1/chat/completions"
+    ' -H "Authorization: Bearer 2cVDSnxlfyJ…"'
+    """ -d '{"messages": [{"role": "user", "content": "Hello"}]}'""": SPACE_OWNER,
     f"{LOADER} doctor {MANIFEST} --suppose {HOST}": SPACE_OWNER,
     f"{LOADER} fetch {MANIFEST}": SPACE_OWNER,
     f"{LOADER} serve {MANIFEST} --model model.gguf": SPACE_OWNER,

@@ -134,6 +134,9 @@ def test_the_guide_to_publishing_command_by_command(
         if text not in first:
             said[text] = reader.types(text, page=page)
     assert said.keys() == set(commands)
+    follows = next(text for text in commands if "llama_loader fetch" in text)
+    (installed,) = said[follows].splitlines()  # without a warning that it is not pinned
+    assert (Path(installed) / "llama-server").is_file()
     back = next(text for text in commands if "rollback" in text)
     assert "channel stable → b11549-0 (before: b11549-1), serial 3" in said[back]
     assert "stable" in said[commands[-1]]
@@ -198,8 +201,7 @@ def test_the_space_owner_s_commands(reader: Reader, tmp_path: Path) -> None:
         here.run("ln -sf ../model.gguf model.gguf", of=spaces)
         answer = here_serves(here, spaces)
         assert answer.startswith("ready http://127.0.0.1:")
-        here.variables["YAKULINGO_SPACES_GGUF_PATH"] = str(reader.folder / "model.gguf")
-        text = "python3 -m llama_loader doctor --manifest https://…/manifest.json"
+        text = "python3 -m llama_loader doctor --manifest https://…/manifest.json --model"
         assert "llama-server" in here.types(text, page="README.md", of=spaces)
     finally:
         served.send_signal(signal.SIGINT)
@@ -225,13 +227,18 @@ def here_fails(reader: Reader, page: str) -> str:
 
 
 def here_serves(reader: Reader, folder: Path) -> str:
-    """Serve until the line that the README shows, with its warnings, then interrupt."""
+    """Serve until the line that the README shows, with its warnings; ask, then interrupt."""
     command = reader.filled_in("llama_loader serve", "README.md").split()
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=folder, env=reader.environment(), **pipes) as process:
         line = str(process.stdout.readline())  # type: ignore[union-attr]
+        told = "".join(process.stderr.readline() for _ in range(4))  # type: ignore[union-attr]
+        asked = reader.filled_in("/v1/chat/completions", "docs/cli.md")
+        asked = asked.replace("http://127.0.0.1:41873", line.split()[1])
+        key = told.partition("Bearer ")[2].split()[0]
+        assert '"assistant"' in reader.run(asked.replace("2cVDSnxlfyJ…", key))
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=60)[1]
+        told += process.communicate(timeout=60)[1]
     warned = re.compile(r"^(?:warning\[\w+\]|hint):", re.MULTILINE)
     assert warned.findall(told) == warned.findall((PROJECT / "README.md").read_text("utf-8"))
     return line
