@@ -68,7 +68,10 @@ _send: Final = Queue.send_message
 
 
 def _bounded(self: Any) -> Any:
-    """Return gradio's MCP server, which refuses a call of a tool while many are running."""
+    """Return gradio's MCP server with tools alone; it refuses a call while many are running.
+
+    Gradio takes a prompt that it does not know for a tool, and runs that beside the bound.
+    """
     server, places, kind = _mcp_server(self), asyncio.Semaphore(_TOOLS), self.types.CallToolRequest
     call = server.request_handlers[kind]
 
@@ -78,7 +81,8 @@ def _bounded(self: Any) -> Any:
         async with places:
             return await call(asked)
 
-    server.request_handlers[kind] = calling
+    kept = [self.types.PingRequest, self.types.ListToolsRequest]
+    server.request_handlers = {one: server.request_handlers[one] for one in kept} | {kind: calling}
     return server
 
 
@@ -114,7 +118,7 @@ _POSTED: Final = re.compile(
 )
 """Where the page, the API's callers and MCP clients send something to."""
 _READ: Final = re.compile(
-    r"/?|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon(?:/[0-9]+)?)/?"
+    r"/?|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon(?:/(?:192|512))?)/?"
     r"|/(?:static|assets|svelte)/.+"
     r"|/gradio_api/(?:info|openapi\.json|startup-events|app_id|theme\.css|queue/(?:data|status)"
     rf"|heartbeat/{_NAME}|call/(?:v2/)?{_NAME}/{_NAME}|{_MCP})/?"
@@ -270,7 +274,8 @@ def _require_host(scope: Scope) -> None:
     for name, value in scope["headers"]:
         if name in {b"host", b"x-forwarded-host"}:
             for text in value.decode("latin-1").split(","):
-                hosts.add(text.strip().lower())
+                if name == b"host":  # a page of another origin can send the other one
+                    hosts.add(text.strip().lower())
                 found = _HOST.fullmatch(text.strip())
                 if found is None or not ("SPACE_ID" in os.environ or _is_own(found["name"])):
                     raise HTTPException(
@@ -281,7 +286,8 @@ def _require_host(scope: Scope) -> None:
     for name, value in scope["headers"]:
         own_page = value.decode("latin-1").lower().partition("://")[2] in hosts - {""}
         if name == b"origin" and not own_page and "SPACE_ID" not in os.environ:
-            raise HTTPException(403, "pages of other addresses may not use this one")
+            sentence = "pages of other addresses may not use this one; a proxy's: GRADIO_ROOT_PATH"
+            raise HTTPException(403, sentence)
 
 
 def _is_own(host: str) -> bool:
@@ -331,7 +337,8 @@ def _levels(value: Any) -> Iterator[list[Any]]:
 
 def _require_values(scope: Scope, asked: Any) -> None:
     """Refuse values that no component of the page sends: gradio prints a traceback for them."""
-    if not _CALLED.fullmatch(get_route_path(scope)):
+    path = get_route_path(scope)
+    if not _CALLED.fullmatch(path):
         return
     function = scope["app"].get_blocks().fns[asked["fn_index"]]
     event = asked.get("event_data")
@@ -344,6 +351,8 @@ def _require_values(scope: Scope, asked: Any) -> None:
             if not isinstance(value, str if isinstance(component, gr.Dropdown) else str | None):
                 raise TypeError("a value that is no text")
             component.preprocess(value)
+    if function.queue and path.startswith("/gradio_api/run"):
+        raise HTTPException(404, "this function has a queue: use queue/join")
 
 
 def _require_arguments(scope: Scope, asked: Any) -> None:

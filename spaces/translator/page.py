@@ -123,8 +123,7 @@ class Page:
             )
             gradio_api(api.detect, api_name="detect", concurrency_id="detect")
         # gradio's own queue on ZeroGPU holds one caller; the rest would be turned away.
-        # api_open=False: nobody skips the queue by a direct POST
-        demo.queue(default_concurrency_limit=CONCURRENCY, max_size=WAITING, api_open=False)
+        demo.queue(default_concurrency_limit=CONCURRENCY, max_size=WAITING)
         made: gr.Blocks = demo
         return made
 

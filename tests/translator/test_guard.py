@@ -94,6 +94,16 @@ async def answered(scope: dict[str, Any], receive: Any, application: Any = well)
     return sent[0]
 
 
+async def empty() -> dict[str, Any]:
+    return {"type": "http.request"}
+
+
+def test_icon_of_the_page_has_two_sizes() -> None:
+    """Gradio makes one of any size from an app's own icon: one of 10,000 takes 800 MB."""
+    for size, status in ((192, 200), (512, 200), (10_000, 404)):
+        assert asyncio.run(answered({"path": f"/pwa_icon/{size}"}, empty)) == status
+
+
 def test_programs_see_two_endpoints_and_the_languages_in_the_description(page: Space) -> None:
     """Handlers of the page have names too; one of the same name would take it away."""
     told = requests.get(f"{page.url}/gradio_api/info", timeout=30).json()
@@ -359,7 +369,11 @@ while len(ended) < told.count("left"):
     time.sleep(0.05)
 kinds, left = sorted(set(told)), told.count("left")
 told = [kinds, left, max(ended) - began < 2, "isError\\":false" in call(9)]
+asked["method"] = "prompts/get"
+told.append("Method not found" in call(9))
 gradios = f"{demo.local_url}gradio_api/"
+asked = {"data": ["x"], "fn_index": 0, "session_hash": "s"}
+told.append(requests.post(f"{gradios}run/predict", json=asked).status_code)
 event = requests.post(f"{gradios}call/slow", json={"data": ["x"]}).json()["event_id"]
 asked = {"session_hash": event, "fn_index": 0, "event_id": event}
 def cancel(_):
@@ -385,7 +399,7 @@ def test_calls_of_tools_leave_threads_for_the_page_and_end_with_their_caller() -
     """
     environment = {**os.environ, "PYTHONPATH": str(space.PROJECT / "spaces")}
     told = heard([sys.executable, "-c", TOOLS], env=environment, check=True)
-    line = "['left', 'refused'] 16 True True 404 404 1 event: error data: "
+    line = "['left', 'refused'] 16 True True True 404 404 404 1 event: error data: "
     assert told.stdout.splitlines()[-1] == line + '{"error": "its answers were not read in time"}'
     assert "Traceback" not in told.stderr
 
@@ -580,7 +594,8 @@ def test_page_answers_to_the_names_of_its_machine(page: Space) -> None:
 def test_page_of_another_origin_reads_no_answer(page: Space, origin: str) -> None:
     """Gradio allows each origin, with its cookies, where the host is not localhost."""
     for host in ("192.0.2.7", "localhost"):
-        assert config(page, Host=host, Origin=origin).status_code == 403
+        for one in ({}, {"X_Forwarded_Host": "192.0.2.7:81"}):  # a page may send this one
+            assert config(page, Host=host, Origin=origin, **one).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -593,9 +608,6 @@ def test_page_of_another_origin_reads_no_answer(page: Space, origin: str) -> Non
 def test_host_of_a_proxy_in_front_of_the_page_is_its_own(
     name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def empty() -> dict[str, Any]:
-        return {"type": "http.request"}
-
     origin = (b"origin", b"https://www.example.org")
     scope = {"headers": [(b"host", b"www.example.org"), origin]}
     assert asyncio.run(answered(scope, empty)) == 421
