@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, Final, cast
 
@@ -204,6 +205,21 @@ def opened(handle: int) -> Path:
     return Path(f"/proc/self/fd/{handle}")
 
 
+def followed(path: Path) -> Path | None:
+    """Return what a path leads to; None where the kernel, which follows 40 links, finds nothing.
+
+    Python's ``realpath`` follows any number of links, in a time that grows with their square.
+    """
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return opened(handle).readlink()
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that gets its name on success; the faster of two processes wins.
@@ -389,9 +405,12 @@ def files(
 
 
 def _below(folder: Path, names: int, without: frozenset[Path]) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.name == ".git" or path in without:
-            continue
+    with os.scandir(folder) as found:  # a folder's names may fill the memory
+        paths = (folder / one.name for one in found if one.name != ".git")
+        chosen = sorted(islice((one for one in paths if one not in without), MOST_FILES + 1))
+    if len(chosen) > MOST_FILES:
+        raise _beyond(folder, f"more than {MOST_FILES} files")
+    for path in chosen:
         if names == 0:
             raise _beyond(folder, f"more than {MOST_NAMES} folders in one another")
         if path.is_dir() and not path.is_symlink():

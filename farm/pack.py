@@ -391,14 +391,13 @@ def _present(tree: Path) -> dict[str, Path]:
     """Return every name of each file in the folder: its own, its links', its soname."""
     root = tree.resolve()
     try:
-        # not by Path.resolve, which before Python 3.13 fails for a loop of links
-        named = {path.name: Path(os.path.realpath(path)) for path in sorted(tree.iterdir())}
+        named = {path.name: durable.followed(path) for path in sorted(tree.iterdir())}
     except OSError as error:
         raise PackError("TREE_MISSING", tree=tree, strerror=error.strerror or error) from error
-    outside = [n for n, real in named.items() if not (real.is_relative_to(root) and real.exists())]
+    outside = [n for n, real in named.items() if not (real and real.is_relative_to(root))]
     if outside:
         raise PackError("LINK_OUTSIDE", link=tree / outside[0])
-    files = {name: real for name, real in named.items() if real.is_file()}
+    files = {name: real for name, real in named.items() if real and real.is_file()}
     libraries = {real for name, real in files.items() if ".so" in name and is_elf(real)}
     sonames = {elf.inspect(real).soname: real for real in sorted(libraries)}
     return {name: real for name, real in sonames.items() if name} | files

@@ -46,6 +46,7 @@ _CURL_OPTION: Final = re.compile(r"^[ \t]*option\(LLAMA_CURL\s", re.MULTILINE)
 """llama.cpp of 2025 downloads with libcurl; newer trees have no such option and would warn."""
 _UPSTREAM: Final = re.compile(r"[/:](?:ggml-org|ggerganov)/llama\.cpp(?:\.git)?/?")
 """The end of the address of llama.cpp's own repository, under its present and former owner."""
+_COMMIT: Final = re.compile("[0-9a-fA-F]{40}")
 _BUILD_TAG: Final = ("--tags", "--match", "b[0-9]*", "--abbrev=0")
 _NEEDED_OPTIONS: Final = ("GGML_BACKEND_DL", "GGML_CPU_ALL_VARIANTS")
 """ggml's options in a plan; CMake ignores an unknown option without an error."""
@@ -165,9 +166,10 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     repository = cache_folder("git") / f"{hashlib.sha256(remote.encode()).hexdigest()}.git"
     if not (repository / "HEAD").is_file():
         git.call("init", "--quiet", "--bare", str(repository))
-    fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
+    fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", remote)
     at = ("-C", str(repository))
-    git.call(*fetch, "+refs/heads/*:refs/remotes/origin/*", at=at)
+    # tags, too, by name: `--tags` would keep those that the repository has no more
+    git.call(*fetch, "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*", at=at)
     commit = _resolve_ref(repository, ref)
     tree, digest, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
     _require_layout(tree, ref)
@@ -314,8 +316,8 @@ def _require_own(tree: Path, paths: Iterable[Path]) -> None:
     """Refuse a tree with pipes, sockets, devices, names that are not UTF-8, or links out of it.
 
     A link could bring a private file of the builder's into the tarball, also out of ``.git``, or
-    through links there, at which nobody looks. One that cannot be followed leads out, too, and so
-    does an absolute one: out of any copy of the tree.
+    through links there, at which nobody looks. One that cannot be followed, or has more names than
+    a path, leads out, too, and so does an absolute one: out of any copy of the tree.
 
     Raises:
         UsageError: ``SOURCE_UNREADABLE``, with the path and the reason.
@@ -333,12 +335,11 @@ def _require_own(tree: Path, paths: Iterable[Path]) -> None:
 
 
 def _leads_inside(path: Path, root: Path) -> bool:
-    try:
-        leads_to = Path(os.path.realpath(path, strict=True))
-        way = path.readlink() if path.is_symlink() else Path()
-    except OSError:
+    leads_to = durable.followed(path)
+    way = path.readlink() if path.is_symlink() else Path()
+    if way.is_absolute() or len(way.parts) > durable.MOST_NAMES:
         return False
-    if way.is_absolute() or not leads_to.is_relative_to(root):
+    if leads_to is None or not leads_to.is_relative_to(root):
         return False
     return ".git" not in (*way.parts, *leads_to.relative_to(root).parts)
 
@@ -432,7 +433,9 @@ def _require_https(remote: str) -> None:
 
 
 def _resolve_ref(repository: Path, ref: str) -> str:
-    for candidate in (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}", ref):
+    """Return the commit of a tag, a branch or a number. 40 digits are never a tag's name."""
+    names = () if _COMMIT.fullmatch(ref) else (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}")
+    for candidate in (*names, ref):
         verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
         found = git.run(*verify, at=("-C", str(repository)))
         if found.returncode == 0 and _is_reachable(repository, found.stdout.strip()):

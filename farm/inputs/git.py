@@ -25,13 +25,14 @@ SETTINGS: Final = "foreign"
 ever asked for what stands in it (``git config --file``)."""
 _SILENCE: Final = 60
 """Seconds without a byte after which git leaves a server."""
-_ONLINE: Final = ("fetch", "ls-remote", "worktree")
-"""The verbs that may go to a server."""
-_PROTOCOLS: Final = "https:http:ssh:git:file"
-"""By which a mirror may be reached; ``ext::`` and the like run a program."""
+_ONLINE: Final = ("fetch", "ls-remote", "rev-list", "worktree")
+"""The verbs that may go to a server; one may have left out parents of a commit (``rev-list``)."""
+_PROTOCOLS: Final = "https:ssh:git:file"
+"""By which a mirror may be reached; ``ext::`` and the like run a program. Servers may redirect to
+``http``, also of this machine."""
 _INHERITED: Final = (
     *("GIT_ASKPASS", "GIT_CONFIG_", "GIT_EXEC_PATH", "GIT_HTTP_", "GIT_PROXY_"),
-    *("GIT_SSH", "GIT_SSL_", "GIT_TERMINAL_PROMPT"),
+    *("GIT_SSH", "GIT_SSL_"),
 )
 """The person's own settings and ways to a server; a hook's ``GIT_DIR`` names its repository."""
 _MOST: Final = 16 << 20
@@ -140,7 +141,7 @@ def call(*argv: str, at: tuple[str, ...] = ()) -> str:
 
 
 def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    """Run git with a deadline and bounds: without hooks or monitors, offline but for three verbs.
+    """Run git with a deadline and bounds: without hooks or monitors, offline but for four verbs.
 
     Raises:
         SourceError: ``GIT_FAILED``: it was not done in time, or printed too much;
@@ -155,6 +156,7 @@ def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         if not name.startswith("GIT_") or name.startswith(_INHERITED)
     }
     limits = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": str(_SILENCE)}
+    limits["GIT_TERMINAL_PROMPT"] = "0"  # a server would ask for a password, and wait
     allowed = os.environ.get("GIT_ALLOW_PROTOCOL", _PROTOCOLS) if argv[0] in _ONLINE else ""
     try:
         with subprocess.Popen(

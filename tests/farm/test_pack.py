@@ -277,10 +277,12 @@ def test_missing_program(tree: Path) -> None:
     assert message.endswith("has no llama-server")
 
 
-@pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "gone", "libx.so"])
+@pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "gone", "libx.so", "link40"])
 def test_link_out_of_the_tree(tree: Path, target: str) -> None:
     (tree.parent / "outside").write_text("x", "utf-8")
     (tree / "libx.so").symlink_to(target)
+    for number in range(41) if target == "link40" else ():
+        (tree / f"link{number}").symlink_to(f"link{number - 1}" if number else "llama-server")
     message = refused(PackError, "LINK_OUTSIDE", lambda: pack.pack(request(tree)))
     assert "libx.so" in message
 

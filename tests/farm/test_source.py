@@ -76,6 +76,8 @@ def test_a_ref_brings_its_build_number_and_commit(upstream: Path, ref: str, buil
 def test_a_commit_is_a_ref_too_and_a_new_one_is_fetched(upstream: Path) -> None:
     first = git(upstream, "rev-parse", "HEAD~2")
     assert source.from_ref(first[:12]).build == 1
+    git(upstream, "update-ref", f"refs/tags/{first}", "HEAD")
+    assert source.from_ref(first).commit == first, "a tag's name is no commit"
     (upstream / "NUMBER").write_text("4", "utf-8")
     git(upstream, "commit", "--quiet", "-am", "commit 4")
     assert source.from_ref("master").build == 4
@@ -177,8 +179,26 @@ def test_a_commit_that_no_branch_or_tag_has_is_not_the_repository_s(upstream: Pa
     git(upstream, "commit", "--quiet", "--allow-empty", "-m", "of a fork")
     orphan = git(upstream, "rev-parse", "HEAD")
     git(upstream, "reset", "--quiet", "--hard", "HEAD~1")
-    with pytest.raises(UsageError, match="no tag, branch or commit"):
-        source.from_ref(orphan)
+    for name in ("b4", "b5/x"):
+        git(upstream, "tag", name, orphan)
+    assert source.from_ref("b4").commit == orphan
+    for name in ("b4", "b5/x"):  # taken back; the latter would also be in the way of b5
+        git(upstream, "tag", "--delete", name)
+    git(upstream, "tag", "b5")
+    assert source.from_ref("b5").build == 3
+    for ref in ("b4", orphan):
+        with pytest.raises(UsageError, match="no tag, branch or commit"):
+            source.from_ref(ref)
+
+
+def test_commits_that_a_server_left_out_are_asked_for_again(upstream: Path) -> None:
+    source.from_ref("b2")
+    (kept,) = cache_folder("git").glob("*.git")
+    first = git(upstream, "rev-parse", "HEAD~2")
+    shutil.rmtree(kept / "objects")
+    shutil.copytree(upstream / ".git" / "objects", kept / "objects")
+    (kept / "objects" / first[:2] / first[2:]).unlink()
+    assert source.from_ref("master").build == 3
 
 
 @pytest.mark.parametrize(
@@ -338,8 +358,10 @@ def test_a_layout_that_is_too_old_is_refused_with_that_reason(
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["pipe", "socket", "name", "huge", "deep"])
-def test_what_no_source_has_is_refused_by_its_path(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "socket", "name", "huge", "deep", "flat"])
+def test_what_no_source_has_is_refused_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     tree = Path(shutil.copytree(TINY, tmp_path / "plain"))
     found = source.from_folder(tree)
     place = tree / "tools" / ("n\udcff" if kind == "name" else kind)
@@ -351,6 +373,10 @@ def test_what_no_source_has_is_refused_by_its_path(tmp_path: Path, kind: str) ->
         elif kind == "huge":
             place.touch()
             os.truncate(place, 8 << 40)  # nothing on the disk
+        elif kind == "flat":
+            monkeypatch.setattr(durable, "MOST_FILES", 100)
+            for number in range(101):
+                (place / f"{number}").mkdir(parents=True)
         elif kind == "deep":
             heard(["mkdir", "-p", place.parent / ("d/" * 1100)], check=True)
             (place.parent / ("d/" * 1100) / "file").touch()
@@ -358,7 +384,7 @@ def test_what_no_source_has_is_refused_by_its_path(tmp_path: Path, kind: str) ->
             place.write_text("")
         with refused("SOURCE_UNREADABLE", UsageError, status=2) as caught:
             source.from_folder(tree)
-        if kind in ("huge", "deep"):  # since it was chosen
+        if kind in ("huge", "deep", "flat"):  # since it was chosen
             with refused("SOURCE_UNREADABLE", UsageError), found.private():
                 pass
             durable.remove(tree)
@@ -469,6 +495,8 @@ def test_git_folder_of_a_work_tree_or_submodule_is_elsewhere(
         "nowhere",
         "../part/.git/x/../..",
         "/{tree}/NUMBER",
+        "../licenses/" * 16 + "inside",
+        "link40",
     ],
 )
 def test_link_out_of_a_source_tree_is_refused_by_its_name(upstream: Path, target: str) -> None:
@@ -480,6 +508,9 @@ def test_link_out_of_a_source_tree_is_refused_by_its_name(upstream: Path, target
     (upstream / "licenses" / "LICENSE-x").symlink_to(target.format(tree=upstream))
     if target == "loop":
         (upstream / "licenses" / "loop").symlink_to("LICENSE-x")
+    for number in range(41) if target == "link40" else ():
+        link = upstream / "licenses" / f"link{number}"
+        link.symlink_to(f"link{number - 1}" if number else "inside")
     with refused("SOURCE_UNREADABLE", UsageError, "licenses/LICENSE-x: a link that leads out"):
         source.from_folder(upstream)
     with (  # somebody hid it only while the tree was looked at
@@ -556,9 +587,14 @@ def test_source_that_is_changed_after_it_was_hashed_is_neither_patched_nor_built
 @pytest.mark.parametrize("limit", ["_SILENCE", "DEADLINE"])
 def test_server_that_is_silent_is_not_awaited(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     monkeypatch.setattr(git_program, limit, 1)
+    shown = git_program.run("-c", "alias.x=!echo $GIT_TERMINAL_PROMPT", "x", at=()).stdout
+    assert shown == "0\n", "nor what a person would have to type"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         base = f"url.http://127.0.0.1:{listener.getsockname()[1]}/.insteadOf"
         monkeypatch.setenv("GIT_CONFIG_KEY_0", base)
+        with refused("GIT_FAILED", SourceError, "transport 'http' not allowed"):
+            source.upstream_builds()
+        monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "http")
         with refused("GIT_FAILED", SourceError, "git ls-remote failed: "):
             source.upstream_builds()
 
