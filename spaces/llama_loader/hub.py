@@ -247,6 +247,7 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
     inner = PurePosixPath(settings.gguf_filename).parent
     ends = [_ref(settings), folder / "blobs", folder / "snapshots", cache / ".locks" / folder.name]
     ends += [cache / "CACHEDIR.TAG", *(one / inner for one in (folder / "snapshots").glob("*"))]
+    ends += [*ends[1].glob("*.incomplete"), *ends[3].glob("*.lock")]
     ways = {one for end in ends for one in (end, *end.parents) if one.is_relative_to(cache)}
     links = [one for one in ways if one.is_symlink()]
     lists = [folder / "trees", *(folder / "trees").glob("*")]

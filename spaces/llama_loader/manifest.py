@@ -351,7 +351,7 @@ def _reject(value: object, path: str, what: str, depth: int) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             _reject(key, path, what, depth)
-            _reject(item, f"{path}.{key}", what, depth + 1)
+            _reject(item, f"{path}.{key[:80]}", what, depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _reject(item, f"{path}[{index}]", what, depth + 1)

@@ -106,12 +106,13 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, timeout: float) -> F
         process, pipe = _started(argv, environ, subprocess.DEVNULL)
     except OSError as error:
         return Finished(None, "", 0.0, f"{argv[0]}: {why_not_executable(error)}")
-    output, status = bytearray(), None
+    output, status, poll = bytearray(), None, select.poll()
+    poll.register(pipe, select.POLLIN)  # select.select takes no descriptor above 1,023
     with process:
         try:
             while len(output) < _OUTPUT_LIMIT:
                 left = max(0.0, began + timeout - time.monotonic())
-                if not select.select([pipe], [], [], left)[0]:
+                if not poll.poll(left * 1000):
                     break
                 block = os.read(pipe.fileno(), 65536)
                 if not block:

@@ -337,6 +337,7 @@ def loads(data: bytes, max_bytes: int = 1 << 20) -> object:
         (b'{"a": {"b": 1, "b": 1}}', "JSON_AMBIGUOUS", r"\$\.a\.b: the key stands here twice"),
         (b'[{"a": 1, "\\u0061": 2}]', "JSON_AMBIGUOUS", r"\$\[0\]\.a: the key stands"),
         (b'{"a": [0, NaN]}', "JSON_AMBIGUOUS", r"\$\.a\[1\]: NaN"),
+        (b'{"' + b"k" * 9999 + b'": [0, NaN]}', "JSON_AMBIGUOUS", r"\$\.k{80}\[1\]: NaN"),
         (b"[Infinity]", "JSON_AMBIGUOUS", "Infinity"),
         (b"[-Infinity]", "JSON_AMBIGUOUS", "Infinity"),
         (b"[1e999]", "JSON_AMBIGUOUS", "1e999"),

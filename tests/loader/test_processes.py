@@ -1,4 +1,5 @@
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -126,7 +127,13 @@ def test_run_ends_a_whole_group_in_time_and_a_program_that_never_stops_printing(
     assert (done.status, done.output) == (None, "begun\n")
     child = int((tmp_path / "pid").read_text())
     until(lambda: not processes.lives(child), "it is gone")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limit[1]), limit[1]))
+    held = [os.dup(0) for _ in range(1024)]  # as an app does that has many connections
     done = processes.run(["/usr/bin/yes"], ENVIRON, timeout=30.0)
+    for one in held:
+        os.close(one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     assert done.status is None
     assert 1024**2 <= len(done.output) < 1024**2 + 65536
     assert done.seconds < 10
