@@ -367,8 +367,6 @@ class _Run:
             cluster(self.request, len(self.plans)) as address,
             Dispatcher(address, lambda: host.pack_folder(plan.source.tree), fleet) as dispatcher,
         ):
-            if dashboard := dispatcher.link.dashboard():
-                self.report.say(f"dashboard: {dashboard}")
             jobs = {one.key: host.Job(one, asked) for one in self.plans}
             identities = dispatcher.identities(jobs[plan.key])
             if len(identities) > 1:

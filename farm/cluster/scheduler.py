@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import requests
-from distributed import Client, Future, LocalCluster, Worker
+from distributed import Client, Future, Scheduler, SpecCluster, Worker
 
 from farm.cluster import host
 from farm.errors import EngineError
@@ -26,19 +25,28 @@ RESOURCE: Final = "FARM_BUILD"
 """The resource that a worker declares: how many builds it takes at a time."""
 POLL: Final = 0.25
 
-_DASHBOARD: Final = "127.0.0.1:0"
-"""For this machine's users only, as the scheduler is; any free port: None would be Dask's own."""
-_DASHBOARD_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
 
 Event = tuple[float, dict[str, Any]]
 
 
-class _Worker(Worker):
-    """A worker without Dask's HTTP server, which listens on every address of the machine."""
+class _Portless:
+    """A worker or scheduler without Dask's HTTP server.
 
-    def start_http_server(self, *_: object) -> None:
+    A worker's listens on every address of the machine. A scheduler's has the dashboard, which keeps
+    what each of its pages shows until the page's reader, any user of the machine, has read it.
+    """
+
+    def start_http_server(self, *_: object, **__: object) -> None:
         """Listen nowhere."""
+
+
+class _Worker(_Portless, Worker):
+    pass
+
+
+class _Scheduler(_Portless, Scheduler):
+    pass
 
 
 @contextmanager
@@ -55,23 +63,17 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
     # and its scheduler a traceback of level CRITICAL where Ctrl-C has closed the client meanwhile.
     for handler in logging.getLogger("distributed").handlers:
         handler.setLevel(logging.CRITICAL + 1)
-    with (
-        # Dask's own is one folder of all users, in which another one can put links
-        tempfile.TemporaryDirectory(prefix="llama-farm-dask-") as private,
-        LocalCluster(
-            n_workers=min(request.workers or 1, sets),
-            threads_per_worker=1,
-            worker_class=_Worker,
-            processes=False,  # builds are processes of their own
-            protocol="inproc",  # through a port, any user of this machine could run code as this
-            dashboard_address=_DASHBOARD,
-            silence_logs=False,
-            local_directory=private,
-            scheduler_kwargs={"local_directory": private},
-            resources={RESOURCE: 1},
-        ) as local,
-    ):
-        yield local.scheduler_address
+    # Dask's own is one folder of all users, in which another one can put links
+    with tempfile.TemporaryDirectory(prefix="llama-farm-dask-") as private:
+        # through a port, any user of this machine could run code as this
+        options: dict[str, Any] = {"protocol": "inproc", "local_directory": private}
+        scheduler = {"cls": _Scheduler, "options": {**options, "dashboard": False}}
+        # builds are processes of their own, which a limit of this one's memory would stop
+        options |= {"nthreads": 1, "memory_limit": None, "resources": {RESOURCE: 1}}
+        worker = {"cls": _Worker, "options": options}
+        sets = min(request.workers or 1, sets)
+        with SpecCluster(dict.fromkeys(range(sets), worker), scheduler) as local:
+            yield local.scheduler_address
 
 
 class Connection:
@@ -116,21 +118,6 @@ class Connection:
                 time.sleep(POLL)
             else:
                 return
-
-    def dashboard(self) -> str | None:
-        """Return the address of Dask's dashboard, None if it does not answer.
-
-        A scheduler without dashboard names an address as well (``--no-dashboard``).
-        """
-        try:
-            # of a scheduler in this process Dask names localhost, which may lead elsewhere
-            link = str(self._client.dashboard_link or "").replace("//localhost:", "//127.0.0.1:")
-            with requests.Session() as direct:
-                direct.trust_env = False  # a proxy knows nothing of this machine's loopback
-                answers = link and direct.get(link, timeout=_DASHBOARD_SECONDS).ok
-        except (KeyError, OSError):  # requests' errors are OSErrors
-            return None
-        return link if answers else None
 
     def hosts(self) -> list[str]:
         """Return the addresses of the workers that build.
