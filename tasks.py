@@ -204,7 +204,8 @@ def verify(_: object, folder: str, sha256: Sha256 = None) -> None:
     from farm.release import verify as verify_release
 
     with opened(folder, sha256=sha256) as (found, content):
-        show.verified(verify_release(found, show.note, content))
+        for name in verify_release(found, show.note, content):
+            show.line(f"ok {name}")
 
 
 @verb

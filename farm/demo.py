@@ -178,7 +178,11 @@ class Demo:
             this_cpu=not self.all_cpus,
         )
         if self.engine != "local" and self.image is None:
-            request = _with_image(request, self._line, report)
+            try:
+                request = pipeline.with_image(request, self._line, report)
+            except UsageError as error:
+                report.say(f"note[{error.code}]: {error.message}; building without a container")
+                request = replace(request, engine="local")
         return request if is_cpu else _with_toolkit(request, self._line, report)
 
     def _use(self, trusted: tuple[str, ...], model: Path, store: Path, report: BuildReport) -> str:
@@ -214,15 +218,6 @@ def _say_next(request: BuildRequest, model: Path, report: BuildReport) -> None:
   (takes what this compiled from the cache)"""
     for line in told.splitlines():
         report.say(line)
-
-
-def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
-    """Choose a devel image; without one, build with the local engine."""
-    try:
-        return pipeline.with_image(request, line, report)
-    except UsageError as error:
-        report.say(f"note[{error.code}]: {error.message}; building without a container")
-        return replace(request, engine="local")
 
 
 def _with_toolkit(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:

@@ -1,6 +1,7 @@
 """Write files and folders so that they are complete on the disk before they have their name.
 
-It also computes their digests, and turns a full disk into a one-line error.
+It also computes their digests, and turns a full disk into a one-line error. What opens, reads or
+writes a file raises ``OSError`` if that fails.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ MOST_NAMES: Final = 32
 """Of a path in a tree; llama.cpp's longest has 9. ``shutil`` and the like call themselves for each
 folder, and Python ends at 1,000 calls."""
 MOST_ARCHIVE: Final = 8 << 30
-"""Bytes of a pinned archive that are copied; the largest wheel of CUDA has less than 1 GB."""
+"""Bytes of a pinned archive that are copied, and of what is in a wheel. The largest wheel of CUDA
+has less than 1 GB."""
 
 
 class _Bounded(io.RawIOBase):
@@ -80,9 +82,8 @@ def writing(place: Path, *, hint: str = "") -> Iterator[None]:
     except shutil.Error as error:  # a list of all that went wrong in a whole tree
         raise PackError("WRITE_FAILED", place=place, why=error.args[0][0][2], hint=hint) from error
     except OSError as error:
-        raise PackError(
-            "WRITE_FAILED", place=place, why=error.strerror or error, hint=hint
-        ) from error
+        why = error.strerror or error
+        raise PackError("WRITE_FAILED", place=place, why=why, hint=hint) from error
 
 
 def open_regular(path: Path, *, follow: bool = True, most: int | None = None) -> BinaryIO:
@@ -119,20 +120,13 @@ def read_small(path: Path, *, follow: bool = True) -> bytes:
     """Read a regular file of at most 8 MiB: a manifest, an SBOM, a report, a signature.
 
     ``follow`` is as for ``open_regular``.
-
-    Raises:
-        OSError: it cannot be read, is no regular file, or is larger.
     """
     with open_regular(path, follow=follow, most=SMALL) as stream:
         return stream.read()
 
 
 def copy(path: Path, place: Path) -> None:
-    """Copy a link as a link, and a regular file with its mode and times.
-
-    Raises:
-        OSError: it is neither, or something else by now, or cannot be copied.
-    """
+    """Copy a link as a link, and a regular file with its mode and times."""
     if path.is_symlink():
         place.symlink_to(path.readlink())
         return
@@ -144,11 +138,7 @@ def copy(path: Path, place: Path) -> None:
 
 
 def head(path: Path, most: int = SMALL) -> str:
-    """Return the beginning of somebody else's text, of at most so many bytes, for a first look.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file.
-    """
+    """Return the beginning of somebody else's text, of at most so many bytes, for a first look."""
     with open_regular(path) as stream:
         return stream.read(most).decode("utf-8", "replace")
 
@@ -158,9 +148,6 @@ def replacing(path: Path, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """Yield a private file to write; it replaces ``path`` on success, and is removed on failure.
 
     At every moment the old file or the new one exists, after a power cut too.
-
-    Raises:
-        OSError: the disk is full, or this user may not write.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -177,22 +164,14 @@ def replacing(path: Path, mode: int = 0o600) -> Iterator[IO[bytes]]:
 
 
 def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file as ``replacing`` does.
-
-    Raises:
-        OSError: the disk is full, or this user may not write.
-    """
+    """Write a file as ``replacing`` does."""
     with replacing(path, mode) as stream:
         stream.write(content)
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[Path]:
-    """Open a folder; give a path that leads to it whatever its name leads to meanwhile.
-
-    Raises:
-        OSError: it cannot be opened, or is a link.
-    """
+    """Open a folder, not a link; give a path that leads to it whatever its name leads to later."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield opened(handle)
@@ -277,9 +256,6 @@ def sync_tree(folder: Path) -> None:
     """Wait until a folder and its content are on the disk, by one call of syncfs(2).
 
     A source tree has thousands of files; one ``fsync`` for each takes half a minute.
-
-    Raises:
-        OSError: the disk failed.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -304,10 +280,8 @@ def write_tar(
 ) -> None:
     """Write files and folders into a tar that is read from its beginning next.
 
-    Args:
-        stream: where it is written.
-        content: by name in the tar: a file's bytes, or a path, of which ``.git`` is left out.
-        mtime: every file's time; None keeps those of the paths.
+    ``content`` is by name in the tar: a file's bytes, or a path, of which ``.git`` is left out.
+    ``mtime`` is every file's time; None keeps those of the paths.
     """
 
     def normal(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -386,10 +360,8 @@ def files(
 ) -> Iterator[Path]:
     """Yield everything below a folder except folders, in order, without ``.git``.
 
-    Args:
-        folder: the folder.
-        most: bytes of all files, each looked at before it is given; None for a tree of the farm's.
-        without: files and folders that are left out.
+    ``most`` are the bytes of all files, each looked at before it is given; None for a tree of the
+    farm's. Files and folders that are ``without`` are left out.
 
     Raises:
         UsageError: ``SOURCE_UNREADABLE``: there is more than a source has.

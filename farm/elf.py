@@ -140,11 +140,12 @@ def inspect(path: Path) -> Inspection:
         raise UsageError("FILE_MISSING", path=path)
     try:
         with path.open("rb") as stream:
-            return inspect_stream(stream, _printable(path.name))
+            # as text that JSON can hold, whatever bytes it has
+            name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            return inspect_stream(stream, name)
     except OSError as error:
-        raise UsageError(
-            "FILE_MISSING/unreadable", path=path, strerror=error.strerror or error
-        ) from error
+        why = error.strerror or error
+        raise UsageError("FILE_MISSING/unreadable", path=path, strerror=why) from error
 
 
 def inspect_stream(stream: BinaryIO, name: str) -> Inspection:
@@ -156,13 +157,14 @@ def inspect_stream(stream: BinaryIO, name: str) -> Inspection:
     elf = ElfFile.open(stream, name)
     dynamic = list(elf.dynamic())
     versions = set(elf.version_needs())
+    numbered = {version for version in versions if _VERSION_NEED.fullmatch(version)}
     return Inspection(
         file=name,
         machine=elf.machine,
         code=_code(elf),
         glibc=_highest(_numbered(versions, "GLIBC")),
         glibcxx=_highest(_numbered(versions, "GLIBCXX")),
-        marks=tuple(sorted(v for v in versions if _is_mark(v))),
+        marks=tuple(sorted(v for v in versions - numbered if v.startswith("GLIBC_"))),
         needs=tuple(value for tag, value in dynamic if tag == elf_file.DT_NEEDED),
         soname=_one(elf, dynamic, elf_file.DT_SONAME),
         runpath=_one(elf, dynamic, elf_file.DT_RUNPATH),
@@ -193,7 +195,10 @@ def check(inspections: Sequence[Inspection], asked: Asked) -> None:
             ``MACHINE_MIXED``.
     """
     for inspection in inspections:
-        _check_runpath(inspection)
+        if inspection.rpath is not None or inspection.runpath not in (None, "$ORIGIN"):
+            kind = "RUNPATH" if inspection.rpath is None else "RPATH"
+            value = inspection.runpath if inspection.rpath is None else inspection.rpath
+            raise InspectError("RUNPATH_NOT_ORIGIN", file=inspection.file, kind=kind, value=value)
         check_glibc(inspection, asked.line.glibc)
     merged = merge(inspections)
     if len(merged.machines) > 1:
@@ -208,11 +213,6 @@ def check(inspections: Sequence[Inspection], asked: Asked) -> None:
 def version_key(version: str) -> tuple[int, ...]:
     """Return the key by which dotted versions are compared."""
     return tuple(int(part) for part in version.split("."))
-
-
-def _printable(name: str) -> str:
-    """Return a file's name as text that JSON can hold, whatever bytes it has."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _code(elf: ElfFile) -> fatbin.Contents:
@@ -245,10 +245,6 @@ def _numbered(versions: Iterable[str], family: str) -> list[str]:
     return found + marks
 
 
-def _is_mark(version: str) -> bool:
-    return version.startswith("GLIBC_") and not _VERSION_NEED.fullmatch(version)
-
-
 def _highest(versions: Iterable[str]) -> str | None:
     return max(versions, key=version_key, default=None)
 
@@ -259,14 +255,6 @@ def _one(elf: ElfFile, dynamic: list[tuple[int, str]], tag: int) -> str | None:
         # The linker writes one; glibc takes the last where there are more, other tools the first.
         raise elf.corrupt(f"{len(values)} dynamic entries with tag {tag}: {', '.join(values)}")
     return values[0] if values else None
-
-
-def _check_runpath(inspection: Inspection) -> None:
-    if inspection.rpath is None and inspection.runpath in (None, "$ORIGIN"):
-        return
-    kind = "RUNPATH" if inspection.rpath is None else "RPATH"
-    value = inspection.runpath if inspection.rpath is None else inspection.rpath
-    raise InspectError("RUNPATH_NOT_ORIGIN", file=inspection.file, kind=kind, value=value)
 
 
 def check_glibc(inspection: Inspection, promised: str) -> None:
@@ -290,23 +278,18 @@ def _check_libraries(
     shipped = [i.file for i in inspections if i.file.startswith("libcuda.so")]
     if shipped:
         raise InspectError("DRIVER_SHIPPED", shipped=shipped[0])
-    refused = [need for need in merged.needs if not _may_need(need, toolkit)]
+    major = toolkit.split(".")[0] if toolkit else ""
+    cuda = {_DRIVER, *(f"{name}.so.{major}" for name in _CUDA_LIBRARIES)} if toolkit else set()
+    refused = [one for one in merged.needs if not (_ALLOWED.fullmatch(one) or one in cuda)]
     if refused:
         by = ", ".join(i.file for i in inspections if refused[0] in i.needs)
         raise InspectError("LIBRARY_NOT_ALLOWED", by=by, refused=refused[0])
 
 
-def _may_need(library: str, toolkit: str | None) -> bool:
-    if _ALLOWED.fullmatch(library):
-        return True
-    if toolkit is None:
-        return False
-    major = toolkit.split(".")[0]
-    return library in {_DRIVER, *(f"{name}.so.{major}" for name in _CUDA_LIBRARIES)}
-
-
 def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> None:
-    answers = {arch: arch if arch in held else _turned(arch) for arch in asked}
+    # ggml-cuda's CMakeLists.txt makes 12Xa of a plain 12X
+    turned = {arch for arch in asked if arch not in held and _TURNED_BY_GGML.fullmatch(arch)}
+    answers = {arch: f"{arch}a" if arch in turned else arch for arch in asked}
     missing = [arch for arch in fatbin.sort_archs(asked) if answers[arch] not in held]
     if missing:
         raise InspectError("ARCH_MISSING", kind=kind, missing=", ".join(missing), held=_list(held))
@@ -315,11 +298,6 @@ def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> No
         raise InspectError(
             "CODE_NOT_ASKED", kind=kind, extra=", ".join(extra), asked=_list(tuple(asked))
         )
-
-
-def _turned(arch: str) -> str:
-    """Return what ggml-cuda's CMakeLists.txt makes of an architecture: a plain 12X is 12Xa."""
-    return f"{arch}a" if _TURNED_BY_GGML.fullmatch(arch) else arch
 
 
 def _check_whole(inspection: Inspection) -> None:

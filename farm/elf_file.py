@@ -53,7 +53,11 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class ElfFile:
-    """A file whose header and section table are sound. The stream stays the caller's."""
+    """A file whose header and section table are sound. The stream stays the caller's.
+
+    Raises:
+        InspectError: ``ELF_CORRUPT``, by every method: what it reads contradicts itself.
+    """
 
     stream: BinaryIO
     size: int
@@ -72,7 +76,12 @@ class ElfFile:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(0)
         header = stream.read(_HEADER.size)
-        _check_identity(header, what)
+        if header[:4] != b"\x7fELF":
+            raise InspectError("NOT_ELF", what=what)
+        if len(header) < _HEADER.size:
+            raise InspectError("ELF_CORRUPT/header", what=what)
+        if header[4:6] != b"\x02\x01":
+            raise InspectError("ELF_UNSUPPORTED", what=what)
         bare = cls(stream, size, what, "", ())
         _, _, machine, _, _, _, at, _, _, _, _, entry, count, names = _HEADER.unpack(header)
         if at == 0:
@@ -88,11 +97,7 @@ class ElfFile:
         return cls(stream, size, what, called, _named(bare, table, names))
 
     def dynamic(self) -> Iterator[tuple[int, str]]:
-        """Yield the dynamic entries that are names: tag and string, in order.
-
-        Raises:
-            InspectError: ``ELF_CORRUPT``.
-        """
+        """Yield the dynamic entries that are names: tag and string, in order."""
         section = self._only(SHT_DYNAMIC)
         if section is None:
             return
@@ -106,11 +111,7 @@ class ElfFile:
                 yield tag, strings.at(value)
 
     def version_needs(self) -> Iterator[str]:
-        """Yield the symbol versions that other libraries must define, such as ``GLIBC_2.34``.
-
-        Raises:
-            InspectError: ``ELF_CORRUPT``.
-        """
+        """Yield the symbol versions that other libraries must define, such as ``GLIBC_2.34``."""
         section = self._only(SHT_GNU_VERNEED)
         if section is None:
             return
@@ -125,19 +126,11 @@ class ElfFile:
                 yield strings.at(need[3])
 
     def contents(self, section: Section) -> bytes:
-        """Return a section's bytes.
-
-        Raises:
-            InspectError: ``ELF_CORRUPT``: outside the file, or larger than any real one.
-        """
+        """Return a section's bytes (``take``)."""
         return b"" if section.type == SHT_NOBITS else self.take(section.offset, section.size)
 
     def take(self, offset: int, size: int) -> bytes:
-        """Return ``size`` bytes at ``offset`` of the file.
-
-        Raises:
-            InspectError: ``ELF_CORRUPT``: they are not all in the file.
-        """
+        """Return ``size`` bytes at ``offset`` of the file; more than any real table is an error."""
         if size > _MAX_TABLE or offset + size > self.size:
             raise self.corrupt(f"{size} bytes at {offset} are not in the file ({self.size} bytes)")
         self.stream.seek(offset)
@@ -197,15 +190,6 @@ class _Strings:
             return self.data[offset:end].decode("utf-8")
         except UnicodeDecodeError:
             raise self.file.corrupt(f"the name at {offset} of a string table is not text") from None
-
-
-def _check_identity(header: bytes, what: str) -> None:
-    if header[:4] != b"\x7fELF":
-        raise InspectError("NOT_ELF", what=what)
-    if len(header) < _HEADER.size:
-        raise InspectError("ELF_CORRUPT/header", what=what)
-    if header[4:6] != b"\x02\x01":
-        raise InspectError("ELF_UNSUPPORTED", what=what)
 
 
 def _named(bare: ElfFile, table: bytes, names: int) -> tuple[Section, ...]:

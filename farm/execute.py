@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -35,12 +35,8 @@ _IDENTIFICATION: Final = re.compile(
     r"^-- The (?P<language>C|CXX|CUDA) compiler identification is (?P<name>.+)$"
 )
 _CUDA_PROGRAMS: Final = (
-    "bin/nvcc",
-    "bin/cudafe++",
-    "bin/ptxas",
-    "bin/fatbinary",
-    "bin/nvlink",
-    "nvvm/bin/cicc",
+    *("bin/nvcc", "bin/cudafe++", "bin/ptxas"),
+    *("bin/fatbinary", "bin/nvlink", "nvvm/bin/cicc"),
 )
 _HASH_PROGRAMS: Final = """
 parts="cc1 cc1plus collect2 lto-wrapper lto1 as ld ar ranlib"
@@ -143,16 +139,10 @@ def execute(
     reporter: Reporter,
     abandoned: Callable[[], bool] | None = None,
 ) -> Iterator[BuiltTree]:
-    """Run ``plan`` on ``engine``.
+    """Run ``plan`` on ``engine``; the full log is ``<plan.key>.log`` in the folder ``logs``.
 
-    The products are in a private folder that is removed when the context is left.
-
-    Args:
-        plan: what to build.
-        engine: where.
-        logs: the folder for the full log, ``<plan.key>.log``.
-        reporter: who is told.
-        abandoned: called twice a second; true if the caller has gone, which ends the step.
+    The products are in a private folder that is removed when the context is left. ``abandoned`` is
+    called twice a second; true if the caller has gone, which ends the step.
 
     Raises:
         BuildError: a step failed; shows the failing file and the compiler's last lines.
@@ -169,7 +159,10 @@ def execute(
         if workspace.ccache_dir is not None:
             environment |= shared_cache.environment(plan.source, workspace.image, log.note)
         # Before the first step: the source's own programs could answer in their place.
-        toolchain, cub = _toolchain(plan, workspace, engine.name), _cub(plan, workspace)
+        told = workspace.ask(workspace.layout.cmake, "--version")
+        hashed, cub = programs(plan, workspace), None
+        if plan.line.is_cuda and workspace.layout.cuda is not None:
+            cub = parts.parse_cub(workspace.ask(*parts.cub_command(workspace.layout.cuda)))
         with shared_cache.watched(workspace, environment, log.note):
             started = time.monotonic()
             for step in plan.steps(workspace.layout, jobs=workspace.jobs):
@@ -178,8 +171,16 @@ def execute(
         products = Path(folder) / "bin"
         products.mkdir()
         workspace.collect(workspace.layout.products, products)
-        nvcc = log.compilers.get("CUDA") if plan.line.is_cuda else None
-        toolchain = replace(toolchain, compiler=log.compilers.get("CXX", "unknown"), nvcc=nvcc)
+        image = workspace.image
+        toolchain = Toolchain(
+            engine=engine.name,
+            compiler=log.compilers.get("CXX", "unknown"),
+            cmake=told[0].removeprefix("cmake version ") if told else "unknown",
+            nvcc=log.compilers.get("CUDA") if plan.line.is_cuda else None,
+            image=image.reference if image else None,
+            image_digest=image.id if image else None,
+            programs=hashed,
+        )
         yield BuiltTree(products, toolchain, seconds, log.path, cub)
 
 
@@ -220,14 +221,11 @@ def _run(
     log.counts = step.counts
     log.tail.clear()
     status = workspace.run(step.argv, environment, log.take)
-    if status != 0:
-        raise _failure(step, plan, status, log)
-
-
-def _failure(step: Step, plan: BuildPlan, status: int, log: _Log) -> BuildError:
+    if status == 0:
+        return
     shown = "\n".join(f"  | {line}" for line in _telling(log.tail))
     what = f" at {log.failed[0]}" if log.failed else ""
-    return BuildError(
+    raise BuildError(
         "COMPILE_FAILED" if step.counts else "CONFIGURE_FAILED",
         f"{plan.key}: step {step.name} ended with status {status}{what}\n{shown}",
         hint="the first error above is the one that counts",
@@ -240,28 +238,6 @@ def _telling(lines: list[str]) -> list[str]:
     told = [line for line in lines if line.strip() and not line.startswith("ninja: build stopped")]
     without_command = told[1:] if len(told) > 1 and " -c " in told[0] else told
     return without_command[:SHOWN_LINES]
-
-
-def _toolchain(plan: BuildPlan, workspace: Workspace, engine: str) -> Toolchain:
-    """Return the compilers without what CMake calls them, which the first step tells."""
-    image, layout = workspace.image, workspace.layout
-    lines = workspace.ask(layout.cmake, "--version")
-    return Toolchain(
-        engine=engine,
-        compiler="unknown",
-        cmake=lines[0].removeprefix("cmake version ") if lines else "unknown",
-        nvcc=None,
-        image=image.reference if image else None,
-        image_digest=image.id if image else None,
-        programs=programs(plan, workspace),
-    )
-
-
-def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
-    cuda = workspace.layout.cuda
-    if not plan.line.is_cuda or cuda is None:
-        return None
-    return parts.parse_cub(workspace.ask(*parts.cub_command(cuda)))
 
 
 def programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:

@@ -110,13 +110,9 @@ class Contents:
 def read(
     stream: BinaryIO, sections: Iterable[tuple[int, int]], *, what: str, links: int = 0
 ) -> Contents:
-    """Read a binary's sections.
+    """Read a seekable binary's sections, which are given as offset and size in bytes.
 
-    Args:
-        stream: the binary, seekable.
-        sections: where each section lies in it: offset and size in bytes.
-        what: the binary's name, for errors.
-        links: how many of its containers device links made (``Registered.links``).
+    ``links`` of its containers were made by device links (``Registered.links``).
 
     Raises:
         InspectError: ``FATBIN_CORRUPT``; names ``what`` and the offset in the section.
@@ -233,14 +229,10 @@ def _entries(section: _Section, offset: int, end: int) -> Iterator[Entry]:
             raise section.corrupt(offset, f"entry of {header} + {payload} bytes does not fit")
         if arch not in _ARCHS:
             raise section.corrupt(offset, f"entry for architecture {arch}")
-        yield Entry(kind, f"{arch}{_suffix(flags)}")
+        suffix = "f" if flags & FLAG_FAMILY_SPECIFIC else ""
+        suffix = "a" if flags & FLAG_ARCH_SPECIFIC else suffix
+        yield Entry(kind, f"{arch}{suffix}")
         offset += header + payload
-
-
-def _suffix(flags: int) -> str:
-    if flags & FLAG_ARCH_SPECIFIC:
-        return "a"
-    return "f" if flags & FLAG_FAMILY_SPECIFIC else ""
 
 
 def _skip_padding(section: _Section, offset: int) -> int:

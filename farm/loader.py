@@ -149,12 +149,19 @@ def build_wheel(into: Path, source: Path = SOURCE) -> Path:
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as place:
         copy, made = Path(place) / "spaces", Path(place) / "made"
-        _copy(source, copy)
-        argv = (*_PYTHON, "build", "--wheel", "--no-isolation", "--outdir", str(made))
-        environ = environment({"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)})
+        copy.mkdir()
+        for name in _PARTS:
+            if (source / name).is_dir():
+                ignore = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source / name, copy / name, ignore=ignore)
+            else:
+                shutil.copyfile(source / name, copy / name)
+        for path in copy.rglob("*"):  # modes that do not depend on this user's umask
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        argv = ("build", "--wheel", "--no-isolation", "--outdir", str(made), str(copy))
         built = subprocess.run(
-            (*argv, str(copy)),
-            env=environ,
+            (*_PYTHON, *argv),
+            env=environment({"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)}),
             umask=0o022,
             capture_output=True,
             text=True,
@@ -165,19 +172,6 @@ def build_wheel(into: Path, source: Path = SOURCE) -> Path:
         found = next(made.glob(PATTERN))
         durable.replace(into / found.name, found.read_bytes(), mode=0o644)
     return into / found.name
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy the wheel's sources, with modes that do not depend on this user's umask."""
-    target.mkdir()
-    for name in _PARTS:
-        if (source / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source / name, target / name, ignore=ignore)
-        else:
-            shutil.copyfile(source / name, target / name)
-    for path in target.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 if __name__ == "__main__":

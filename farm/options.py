@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -46,25 +47,8 @@ def number(option: str, text: str, least: int = 1, most: int = 999_999_999) -> i
     return int(text)
 
 
-def _days(option: str, text: str) -> int:
-    """Parse a number of days, at most ten years."""
-    return number(option, text, most=3650)
-
-
-def _port(option: str, text: str) -> int:
-    return number(option, text, 0, 65535)
-
-
-def _minutes(option: str, text: str) -> int:
-    return number(option, text, 0)
-
-
 def _sha256(option: str, text: str) -> str:
-    """Parse a digest in hexadecimal.
-
-    Raises:
-        UsageError: names the option and what it takes.
-    """
+    """Parse a digest in hexadecimal."""
     if not _SHA256.fullmatch(text):
         raise UsageError("SHA256_INVALID", option=option, text=text[:80])
     return text.lower()
@@ -117,9 +101,9 @@ def require_beside(chosen: str, taken: tuple[str, ...], others: Mapping[str, str
         raise UsageError("OPTIONS_INVALID/beside", options=named, chosen=chosen, hint=hint)
 
 
-Days = Annotated[int, _days]
-Port = Annotated[int, _port]
-Minutes = Annotated[int, _minutes]
+Days = Annotated[int, partial(number, most=3650)]
+Port = Annotated[int, partial(number, least=0, most=65535)]
+Minutes = Annotated[int, partial(number, least=0)]
 Sha256 = Annotated[str | None, _sha256]
 Given = Annotated[str, given]
 

@@ -74,10 +74,7 @@ _HOSTS: Final = {
 """The hosts, by the beginning of the Hub's name of the hardware."""
 
 
-ZEROGPU: Final = (
-    _HOSTS["zero"].facts,
-    _HOSTS["zero"].facts.replace("12.0", "9.0"),
-)
+ZEROGPU: Final = (_HOSTS["zero"].facts, _HOSTS["zero"].facts.replace("12.0", "9.0"))
 """ZeroGPU as it is today, and with the H200 that it had before."""
 
 
@@ -169,7 +166,13 @@ def _chosen(
         return found.variables(), {}
     if not wish.release and not wish.releases and pin_space.FILE.is_file():
         report.say(f"release: the one that {pin_space.FILE.name} in spaces/ pins")
-        _require_pinned(wish, host, report)
+        url = pin_space.manifest_url()
+        try:
+            manifest = gate.read_manifest(url)
+        except FarmError as error:  # a private repository: the Space's own token can read it
+            report.say(f"note[{error.code}]: not compared with the hardware: {error.message}")
+        else:
+            _require_runs(manifest, wish, host, url)
         return {}, None
     place = places.parse(wish.releases or f"hf:{wish.to.partition('/')[0]}/llama-server")
     if wish.release:
@@ -182,23 +185,8 @@ def _chosen(
     return {}, pin_space.release(place, places.require_name("release", name)).content
 
 
-def _require_pinned(wish: Wish, host: Host, report: BuildReport) -> None:
-    """Refuse a pinned release that cannot run; print a note if it cannot be read."""
-    url = pin_space.manifest_url()
-    try:
-        manifest = gate.read_manifest(url)
-    except FarmError as error:  # a private repository: the Space's own token can read it
-        report.say(f"note[{error.code}]: not compared with the hardware: {error.message}")
-        return
-    _require_runs(manifest, wish, host, url)
-
-
 def _require_runs(manifest: bytes, wish: Wish, host: Host, what: str) -> None:
-    """Refuse a release that was named, and that the hardware cannot run.
-
-    Raises:
-        PublishError: ``RELEASE_CANNOT_RUN``.
-    """
+    """Refuse a release that was named, and that the hardware cannot run."""
     allowed = any(one.endswith("_ALLOW_CPU=1") for one in wish.variable)
     said = _refusal(manifest, host, *(("--allow-cpu",) if allowed else ()))
     if said:
@@ -214,7 +202,9 @@ def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> 
     """Return the newest published release that the hardware can run, publishing one if needed."""
     folder = wish.folder or Path("dist") / host.arch_set
     published = _newest(place, host, report)
-    built = _built(folder, host)
+    built = None
+    if (folder / release.MANIFEST).is_file() and not _refusal(release.content(folder), host):
+        built = release.load(folder).release
     if published and built not in {None, published}:
         built = None  # an older one, or one that was never published
     if published and (wish.dry_run or built is None):
@@ -224,7 +214,12 @@ def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> 
             report.say(f"release: {folder} would be published")
         else:
             report.say(f"release: {host.arch_set} would be built into {folder}")
-            _tell_engine(_request(folder, wish, host), report)
+            request = _request(folder, wish, host)
+            try:
+                pipeline.choose_engine(request, resolve(request)[0], report).close()
+            except FarmError as error:
+                told = f"without --dry-run it ends here: {error.message}"
+                report.say(f"note[{error.code}]: {told}")
         return None
     if built is None:
         _build(folder, wish, host, report)
@@ -245,13 +240,6 @@ def _newest(place: Destination, host: Host, report: BuildReport) -> str | None:
     return None
 
 
-def _built(folder: Path, host: Host) -> str | None:
-    """Return the name of the release in a folder; None if it has none for the hardware."""
-    if not (folder / release.MANIFEST).is_file() or _refusal(release.content(folder), host):
-        return None
-    return release.load(folder).release
-
-
 def _refusal(manifest: bytes, host: Host, *options: str) -> str:
     """Return the loader's sentence if the hardware cannot run a manifest's release, or ``""``."""
     done = loader.suppose(manifest, host.facts, *host.options, *options)
@@ -265,21 +253,8 @@ def _request(folder: Path, wish: Wish, host: Host) -> BuildRequest:
     return replace(wish.build, arch_set=host.arch_set, line=line, out=folder)
 
 
-def _tell_engine(request: BuildRequest, report: BuildReport) -> None:
-    """Say which engine a build would take, and with which image; a note if there is none."""
-    try:
-        pipeline.choose_engine(request, resolve(request)[0], report).close()
-    except FarmError as error:
-        report.say(f"note[{error.code}]: without --dry-run it ends here: {error.message}")
-
-
 def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
-    """Build the hardware's sets, and pack CUDA's libraries where the hardware lacks them.
-
-    Raises:
-        PublishError: ``RELEASE_CANNOT_RUN``: the hardware cannot run what was built.
-        FarmError: the build failed.
-    """
+    """Build the hardware's sets, and pack CUDA's libraries where the hardware lacks them."""
     report.say(f"building {host.arch_set} into {folder}")
     preflight.build(_request(folder, wish, host), report)
     said = _refusal(release.content(folder), host)
@@ -302,11 +277,8 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
 def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: float) -> None:
     """Wait until the Space runs its newest commit and its page answers.
 
-    Args:
-        space: ``OWNER/NAME``.
-        seconds: how long to wait.
-        tell: takes a line for each stage that the Hub reports.
-        interval: seconds between two requests.
+    ``tell`` takes a line for each stage that the Hub reports; ``interval``: seconds between two
+    requests.
 
     Raises:
         PublishError: ``SPACE_FAILED``: the Space was not built, or did not start;

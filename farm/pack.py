@@ -50,6 +50,7 @@ SHIPPED: Final = (*ALSO, RPC_SERVER)
 PLUGINS: Final = ("libggml-cpu-*.so", "libggml-cpu.so", "libggml-cuda.so", "libggml-rpc.so")
 """ggml looks for these names at run time; nothing needs them, so no ELF file names them."""
 BUILD_RECORD: Final = "BUILD.json"
+RECORD_PATH: Final = f"{ROOT}/{BUILD_RECORD}"
 LICENCES: Final = "licenses"
 ELF_MAGIC: Final = b"\x7fELF"
 _IN_MEMORY: Final = 64 << 20
@@ -137,10 +138,8 @@ Keep = Callable[[Packed], AbstractContextManager[object]]
 def place(path: Path, make: Callable[[IO[bytes]], Artifact], keep: Keep = nullcontext) -> Packed:
     """Write a tarball, which appears complete and read back or not at all.
 
-    Args:
-        path: where it appears; one that was there is replaced.
-        make: writes it to a file that has no name yet, and reads it back.
-        keep: is entered before it gets its name, and left after that.
+    ``make`` writes it to a file that has no name yet, and reads it back. ``keep`` is entered before
+    it gets its name, and left after that.
 
     Raises:
         FarmError: of ``make`` and ``keep``; ``WRITE_FAILED``.
@@ -152,22 +151,6 @@ def place(path: Path, make: Callable[[IO[bytes]], Artifact], keep: Keep = nullco
             packed = Packed(path, made.sha256, made.size)
             keeping.enter_context(keep(packed))
     return packed
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one kind of tarball is laid out.
-
-    Attributes:
-        root: the one folder that contains everything.
-        record: the member that records what the tarball was made of.
-    """
-
-    root: str
-    record: str
-
-
-SERVER: Final = Layout(ROOT, f"{ROOT}/{BUILD_RECORD}")
 
 
 @dataclass(frozen=True)
@@ -301,16 +284,13 @@ def read_inventory(
     path: Path,
     *,
     name: str | None = None,
-    layout: Layout = SERVER,
+    record_path: str = RECORD_PATH,
     chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
 ) -> Inventory:
     """Read a tarball again, streaming it: its digests, its files, what its binaries hold.
 
-    Args:
-        path: the tarball.
-        name: what it is called, where that is not ``path``'s name.
-        layout: what kind of tarball it is.
-        chunking: how to cut it for the digests.
+    ``name`` is what it is called, where that is not ``path``'s name. ``record_path`` is the member
+    that records what it was made of, in the one folder that contains everything.
 
     Raises:
         PackError: it cannot be read, is damaged, or holds what no release may (links, other
@@ -326,8 +306,9 @@ def read_inventory(
         with durable.open_regular(path, most=archive.MAX_BYTES) as raw:
             digests = archive.hash_file(raw, chunking.archive)
             raw.seek(0)
-            for member in archive.members(raw, archive_format, what=called, root=layout.root):
-                entry, inspection, data = _examine(member, called, layout.record, chunking.files)
+            root = record_path.partition("/")[0]
+            for member in archive.members(raw, archive_format, what=called, root=root):
+                entry, inspection, data = _examine(member, called, record_path, chunking.files)
                 files.append(entry)
                 inspections += [inspection] if inspection else []
                 record = record or data
@@ -340,9 +321,8 @@ def read_inventory(
         if error.errno in _FULL:
             full = f"{tempfile.gettempdir()}: {error.strerror}"
             raise PackError("WRITE_FAILED", full, hint=FREE_SPACE) from error
-        raise PackError(
-            "TARBALL_UNREADABLE", path=path, strerror=error.strerror or error
-        ) from error
+        why = error.strerror or error
+        raise PackError("TARBALL_UNREADABLE", path=path, strerror=why) from error
     return Inventory(
         name=called,
         format=archive_format,

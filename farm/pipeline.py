@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import STATE_FOLDER, release, targets
+from farm import STATE_FOLDER, durable, release, targets
 from farm.elf import version_key
-from farm.engines.docker import DockerEngine, DockerImages, connect
+from farm.engines.docker import DockerEngine
+from farm.engines.docker.connection import connect
+from farm.engines.docker.inventory import DockerImages
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import BuiltTree, execute
@@ -248,12 +250,9 @@ def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
         return LocalEngine(jobs=request.jobs, cached=not request.fresh)
     found = toolkit.locate(request.toolkit)
     if line is not None and request.line and not line.accepts_toolkit(found.version):
+        asked, root, version = line.toolkit, found.root, found.version
         raise UsageError(
-            "TOOLKIT_NOT_OF_LINE/folder",
-            name=line.name,
-            toolkit=line.toolkit,
-            root=found.root,
-            version=found.version,
+            "TOOLKIT_NOT_OF_LINE/folder", name=line.name, toolkit=asked, root=root, version=version
         )
     return LocalEngine(cuda=found.root, jobs=request.jobs, cached=not request.fresh)
 
@@ -281,7 +280,7 @@ def keep(kept: KeptTree, built: BuiltTree, request: BuildRequest, report: BuildR
 
     Raises:
         BuildError: ``TOOLKIT_NOT_OF_LINE``: another nvcc compiled it than the line promises.
-        PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
+        PackError: ``WRITE_FAILED``.
     """
     plan = kept.plan
     survey = parts.survey(plan.source.tree, version=plan.source.version)
@@ -290,7 +289,12 @@ def keep(kept: KeptTree, built: BuiltTree, request: BuildRequest, report: BuildR
             report.say(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
     _check_nvcc(plan, built.toolchain.nvcc)
     found = _with_cub(survey, built.cub)
-    inputs = _inputs(request, built.toolchain.engine)
+    inputs = {}  # the digests of pinned files that neither the source nor an image's digest covers
+    if built.toolchain.engine == "docker":
+        inputs = {images.BUILDER_DOCKERFILE.name: images.builder_sha256()}
+    elif request.toolkit == toolkit.WHEELS:
+        wheels = pins.load().toolkit_of(toolkit.WHEELS_LINE)
+        inputs = {pin.filename: pin.sha256 for pin in wheels}
     record = build_record.of(plan, built.toolchain, parts=found.parts, inputs=inputs)
     kept.keep(built.folder, build_record.encode(record), found.texts, built.seconds)
 
@@ -314,6 +318,8 @@ def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
 def pack_kept(kept: KeptTree, request: BuildRequest, report: BuildReport, *, began: float) -> Made:
     """Pack a set's tree, unless the same tarball is already in the request's folder."""
     compiled = time.monotonic()
+    for left in request.out.glob(f".{kept.plan.artifact_name}.????????"):
+        durable.remove(left)  # of a run that was killed while it packed; this one has the lock
     tarball = kept.packed(request.out)
     how = "packed" if tarball is None else "packed already"
     tarball = tarball or kept.pack(request.out)
@@ -339,12 +345,3 @@ def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
         raise BuildError(
             "TOOLKIT_NOT_OF_LINE/nvcc", name=plan.line.name, toolkit=plan.line.toolkit, nvcc=nvcc
         )
-
-
-def _inputs(request: BuildRequest, engine: str) -> dict[str, str]:
-    """Return the digests of pinned files that neither the source nor an image's digest covers."""
-    if engine == "docker":
-        return {images.BUILDER_DOCKERFILE.name: images.builder_sha256()}
-    if request.toolkit != toolkit.WHEELS:
-        return {}
-    return {pin.filename: pin.sha256 for pin in pins.load().toolkit_of(toolkit.WHEELS_LINE)}

@@ -165,25 +165,12 @@ class BuildPlan:
         """Return the commands for an engine with this layout; ``jobs`` compilers at a time."""
         build = str(layout.build)
         defines = (*self.defines(), *self._layout_defines(layout))
+        folders = ("-S", str(layout.source), "-B", build, "-G", "Ninja")
+        defined = (f"-D{name}={value}" for name, value in defines)
+        compile_argv = ("--build", build, "-j", str(jobs), "--target", *self.targets)
         return (
-            Step(
-                "configure",
-                (
-                    layout.cmake,
-                    "-S",
-                    str(layout.source),
-                    "-B",
-                    build,
-                    "-G",
-                    "Ninja",
-                    *(f"-D{name}={value}" for name, value in defines),
-                ),
-            ),
-            Step(
-                "compile",
-                (layout.cmake, "--build", build, "-j", str(jobs), "--target", *self.targets),
-                counts=True,
-            ),
+            Step("configure", (layout.cmake, *folders, *defined)),
+            Step("compile", (layout.cmake, *compile_argv), counts=True),
         )
 
     def _layout_defines(self, layout: Layout) -> tuple[tuple[str, str], ...]:
@@ -217,7 +204,8 @@ class BuildPlan:
             # gets relative paths from it: the last map is the one that counts.
             prefix_maps = prefix_maps[-1:]
         flags = [f"-Xcompiler={prefix_map}" for prefix_map in prefix_maps]
-        if self.arch_set.format == "tar.zst" and self._toolkit_version < _COMPRESSION_MODE_SINCE:
+        toolkit = tuple(int(part) for part in (self.line.toolkit or "0").split("."))
+        if self.arch_set.format == "tar.zst" and toolkit < _COMPRESSION_MODE_SINCE:
             flags.append("--no-compress")
         return (
             ("CMAKE_CUDA_FLAGS", " ".join(flags)),
@@ -225,28 +213,21 @@ class BuildPlan:
             *((("CUDAToolkit_ROOT", str(cuda)),) if cuda else ()),
         )
 
-    @property
-    def _toolkit_version(self) -> tuple[int, ...]:
-        return tuple(int(part) for part in (self.line.toolkit or "0").split("."))
-
     def environment(self, layout: Layout, *, ccache_dir: PurePath | None) -> dict[str, str]:
         """Return the variables of every step; the engine adds its own PATH and HOME."""
         variables = {"LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)}
         if ccache_dir is None:
             return variables
+        below = (one for one in layout.source.parents if layout.build.is_relative_to(one))
         return variables | {
             "CCACHE_DIR": str(ccache_dir),
             "CCACHE_CONFIGPATH": CACHE_CONFIG,
             # Paths below the common parent become relative: other machines' folders hit too.
-            "CCACHE_BASEDIR": str(_common_parent(layout.source, layout.build)),
+            "CCACHE_BASEDIR": str(next(below)),
             "CCACHE_NOHASHDIR": "1",
             # Images are rebuilt with new file times: a compiler is known by its content.
             "CCACHE_COMPILERCHECK": "content",
         }
-
-
-def _common_parent(first: PurePath, second: PurePath) -> PurePath:
-    return next(parent for parent in first.parents if second.is_relative_to(parent))
 
 
 def artifact_name(build: int, line: str, arch_set: str, archive_format: str) -> str:
@@ -298,11 +279,7 @@ class Workspace(ABC):
 
     @abstractmethod
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
-        """Run one command and pass on its output (stdout and stderr together) line by line.
-
-        Returns:
-            The exit status.
-        """
+        """Run one command, pass on its output (stdout and stderr) by lines; return its status."""
 
     def ask(self, *argv: str, environment: Mapping[str, str] | None = None) -> list[str]:
         """Run a short program, of an image or of a foreign source perhaps; return its lines.

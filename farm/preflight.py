@@ -128,12 +128,9 @@ def opened(
 
 
 def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
-    """Build, pack and list everything that ``request`` names.
+    """Build, pack and list everything that ``request`` names; return the tarballs.
 
     A set that fails does not stop the others; it is named at the end.
-
-    Returns:
-        The tarballs that were made, one for each set that did not fail.
 
     Raises:
         UsageError: the request names something that does not exist or cannot be built; nothing was
@@ -206,20 +203,14 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
     for path in there:
         with (collector := Findings()).collecting():
             if path.name == release.MANIFEST:
-                _require_manifest(out)
+                try:
+                    release.load(out)
+                except LoaderError as error:
+                    raise UsageError("OUT_MANIFEST_INVALID", manifest=path, error=error) from error
             elif path.name not in replaced and release.is_tarball(path.name):
                 _require_source(path, own)
         found += collector.found
     return found
-
-
-def _require_manifest(out: Path) -> None:
-    try:
-        release.load(out)
-    except LoaderError as error:
-        raise UsageError(
-            "OUT_MANIFEST_INVALID", manifest=out / release.MANIFEST, error=error
-        ) from error
 
 
 def _require_source(path: Path, own: schema.Source | None) -> None:
@@ -231,12 +222,8 @@ def _require_source(path: Path, own: schema.Source | None) -> None:
     except FarmError as error:
         raise UsageError("OUT_HAS_FOREIGN_FILE", path=path, why=error.message) from error
     if own is not None and record.source != own:
-        raise UsageError(
-            "SOURCES_MIXED/folder",
-            path=path,
-            source=build_record.shown(record.source),
-            own=build_record.shown(own),
-        )
+        packed, ours = build_record.shown(record.source), build_record.shown(own)
+        raise UsageError("SOURCES_MIXED/folder", path=path, source=packed, own=ours)
 
 
 def room_findings(
@@ -265,12 +252,7 @@ def room_findings(
         needed[where] += size
         free[where] = shutil.disk_usage(place).free
     return [
-        BuildError(
-            "DISK_TOO_SMALL",
-            where=where,
-            free=free[where] / 1000000000.0,
-            needed=size / 1000000000.0,
-        )
+        BuildError("DISK_TOO_SMALL", where=where, free=free[where] / 1e9, needed=size / 1e9)
         for where, size in needed.items()
         if size > free[where]
     ]

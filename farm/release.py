@@ -96,11 +96,8 @@ def write(
 ) -> Manifest:
     """Write the manifest and the files beside it for all tarballs in a folder; the manifest last.
 
-    Args:
-        out: the folder; tarballs of CUDA's libraries come after the servers'.
-        packed: returns what tarballs must be, from the names of those that were read.
-        release: the release's name; else that of the folder's manifest, else ``b<build>-1``.
-        serial: its serial; else that of the folder's manifest, else 1.
+    ``packed`` returns what tarballs must be, from the names of those that were read. Without a
+    ``release`` or ``serial`` it is that of the folder's manifest, else ``b<build>-1`` and 1.
 
     Raises:
         UsageError: the folder has no tarballs of llama-server.
@@ -155,11 +152,8 @@ def json_schema() -> dict[str, Any]:
     text = msgspec.json.encode(msgspec.json.schema(Manifest))
     # JSON Schema's regular expressions are ECMAScript's, which has no \A and \Z
     found = msgspec.json.decode(text.replace(rb"\\A", b"^").replace(rb"\\Z", b"$"))
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "llama-server release manifest",
-        **found,
-    }
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, "title": "llama-server release manifest", **found}
 
 
 def load(folder: Path) -> Manifest:
@@ -192,16 +186,10 @@ def verify(
 ) -> tuple[str, ...]:
     """Read every artifact again and compare everything beside it with its content.
 
-    That is the manifest, the SBOMs, ``SHA256SUMS``, and, in each tarball, the record
-    of its build and the licences of everything that the record names. Opens no connection.
-
-    Args:
-        folder: the release.
-        note: takes one line about a fact that an old tarball does not record.
-        read_before: the manifest's bytes, where they were read already.
-
-    Returns:
-        The artifacts' names.
+    That is the manifest, the SBOMs, ``SHA256SUMS``, and, in each tarball, the record of its build
+    and the licences of everything that the record names. Opens no connection. ``note`` takes one
+    line about a fact that an old tarball does not record; ``read_before`` are the manifest's bytes,
+    where they were read already. Returns the artifacts' names.
 
     Raises:
         PackError: ``RELEASE_MISMATCH``, ``SBOM_MISSING`` or ``LICENCE_MISSING``: names the
@@ -247,9 +235,8 @@ def verify_artifact(
         InspectError: its binaries are not what its record says.
     """
     tarball = folder / listed.name
-    if tarball.is_file() and tarball.stat().st_size != listed.size:
-        found_size = tarball.stat().st_size
-        raise _differs(listed, "size", listed.size, found_size)
+    if tarball.is_file() and (size := tarball.stat().st_size) != listed.size:
+        raise _differs(listed, "size", listed.size, size)
     found = read(tarball, Chunking(listed.chunk_size, listed.piece_size))
     for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
                   "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
@@ -301,9 +288,8 @@ def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
         raise PackError("SBOM_MISSING", name=listed.name)
     content = _bytes(folder / listed.sbom.url)
     if listed.sbom != _listed_sbom(listed, content):
-        raise _mismatch(
-            f"{listed.name}: its SBOM {listed.sbom.url} is not the file that the manifest names"
-        )
+        named = f"its SBOM {listed.sbom.url} is not the file that the manifest names"
+        raise _mismatch(f"{listed.name}: {named}")
     # As data: another version of the library may write the same document in other bytes.
     if content != found.sbom and _json(content) != json.loads(found.sbom):
         raise _mismatch(f"{listed.sbom.url}: does not say what the tarball holds")

@@ -8,6 +8,8 @@ commands of a record are never run: this checkout's own plan must give the same 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tempfile
 from contextlib import closing
 from dataclasses import replace
@@ -17,24 +19,26 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import execute, pipeline, release, source, targets
-from farm.compare import SIDES, compare
-from farm.engines.docker import DockerImages, connect
+from farm import durable, execute, pipeline, release, source, targets
+from farm.engines.docker.connection import connect
+from farm.engines.docker.inventory import DockerImages
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
 from farm.inputs import images, patches, pins, recipe, toolkit
 from farm.kept import KeptTree
 from farm.options import BuildRequest, RebuildRequest, require_known
-from farm.pack import SHIPPED, Packed, read_inventory
+from farm.pack import ROOT, SHIPPED, Packed, read_inventory
 from farm.plan import TARGETS, BuildPlan, Engine, Toolchain
 from farm.publish.gate import opened
 from farm.request import ENGINES, RPC, choose_source, definitions, resolve
-from farm.tarball import build_record, parts
+from farm.tarball import archive, build_record, parts
 from farm.terminal.progress import BUILT, BuildReport, Fleet
 from llama_loader import cgroups
 from llama_loader import manifest as schema
 from llama_loader.manifest import LLAMA_SERVER, Artifact, Manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from farm.source import Source
     from farm.tarball.build_record import BuildRecord
     from farm.targets import ArchSet, Line
@@ -44,6 +48,14 @@ KEPT: Final = pipeline.STATE / "reproducible"
 OUT: Final = pipeline.STATE / "rebuilt"
 """Where a rebuilt tarball stays."""
 _LOGS: Final = pipeline.STATE / "logs"
+SIDES: Final = ("first", "second")
+_DIFFOSCOPE: Final = "diffoscope"
+_DIFFOSCOPE_SECONDS: Final = 600
+_DIFFERENT: Final = 1
+"""diffoscope's exit status when it did its work and found differences."""
+_FACTS: Final = ("other bytes, sha256", "mode", "time in the archive")
+"""What is compared of two members of one name."""
+_Facts = tuple[str, str, str]
 _OF_PLAN: Final = ("defines", "commands", "environment", "recipe_sha256")
 """The fields of a record that a plan decides."""
 _PYPI: Final = re.compile(
@@ -79,32 +91,23 @@ def prove(request: BuildRequest, report: BuildReport) -> None:
 def _is_same_twice(
     request: BuildRequest, line: Line, arch_set: ArchSet, report: BuildReport
 ) -> bool:
-    key = f"{line.name}-{arch_set.name}"
-    jobs = request.jobs or cgroups.processors()
+    key, made = f"{line.name}-{arch_set.name}", []
     with tempfile.TemporaryDirectory(prefix="llama-farm-twice-") as name:
-        first, second = (
-            _built(replace(request, jobs=jobs + more, fresh=True), line, arch_set, report, folder)
-            for more, folder in enumerate(Path(name) / side for side in SIDES)
-        )
-        if first.sha256 == second.sha256:
+        for jobs, side in enumerate(SIDES, request.jobs or cgroups.processors()):
+            asked = replace(request, jobs=jobs, fresh=True)
+            report.say(f"{key}: {side} build, -j {jobs}, no compiler cache")
+            with (
+                closing(pipeline.choose_engine(asked, line, report)) as engine,
+                choose_source(asked).private() as own,
+            ):
+                settled = pipeline.settled(engine, asked, line, report)
+                plan = BuildPlan(arch_set, settled, own)
+                made.append(_tarball(plan, engine, asked, report, Path(name) / side))
+        if made[0].sha256 == made[1].sha256:
             report.say(f"identical: {key}, twice the same bytes")
             return True
-        compare(first.path, second.path, KEPT / key, report.say)
+        compare(made[0].path, made[1].path, KEPT / key, report.say)
     return False
-
-
-def _built(
-    request: BuildRequest, line: Line, arch_set: ArchSet, report: BuildReport, place: Path
-) -> Packed:
-    report.say(
-        f"{line.name}-{arch_set.name}: {place.name} build, -j {request.jobs}, no compiler cache"
-    )
-    with (
-        closing(pipeline.choose_engine(request, line, report)) as engine,
-        choose_source(request).private() as own,
-    ):
-        settled = pipeline.settled(engine, request, line, report)
-        return _tarball(BuildPlan(arch_set, settled, own), engine, request, report, place)
 
 
 def _tarball(
@@ -204,7 +207,12 @@ def _build(
     with source_of(record.source, asked.source, remote=asked.remote).private() as tree:
         for note in (tree.note or "").splitlines():
             report.say(note)
-        _require_parts(record, tree.tree)
+        if record.parts is not None:  # the toolkit's part (CUB) is in no source tree
+            recorded = {part.path: part.sha256 for part in record.parts}
+            there = {part.path: part.sha256 for part in parts.survey(tree.tree).parts}
+            differing = sorted(path for path in there if recorded.get(path) != there[path])
+            if differing:
+                raise SourceError("SOURCE_DIFFERS", differing=", ".join(differing))
         plan = plan_of(record, tree, listed.format)
         report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
         is_of_wheels = record.toolchain.engine == "local" and bool(record.inputs)
@@ -223,12 +231,9 @@ def _build(
 
 
 def source_of(record: schema.Source, folder: Path | None, *, remote: str | None = None) -> Source:
-    """Fetch the source that a record names.
+    """Fetch the source that a record names, or read its ``folder``, if it was built from one.
 
-    Args:
-        record: of the source.
-        folder: the tree, if it was built from a folder.
-        remote: a repository that the person trusts beside llama.cpp's own.
+    ``remote`` is a repository that the person trusts beside llama.cpp's own.
 
     Raises:
         SourceError: it cannot be fetched, or is not the recorded one; the error names it.
@@ -240,50 +245,33 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
     if folder is not None:
         found = source.from_folder(folder)
     elif match := _PYPI.fullmatch(record.origin):
-        if match["package"] != pins.load().source.package:
-            raise _not_trusted(match["package"], "package", "you can unpack it")
-        found = source.from_archive(_pin(record, match))
+        named = match["package"]
+        if named != pins.load().source.package:
+            told = "you can unpack it"
+            raise SourceError("REMOTE_NOT_TRUSTED", named=named, kind="package", trusting=told)
+        if record.sha256 is None:
+            raise SourceError("SOURCE_NOT_PINNED", origin=record.origin)
+        pin = pins.SourcePin(
+            package=named,
+            version=match["version"],
+            filename=match["file"],
+            size=pins.MOST_SOURCE,  # the record has none; its digest is what is checked
+            sha256=record.sha256,
+            subdir=match["subdir"],
+            build=record.build,
+            llama_version=record.version or "",
+            commit=record.commit,
+        )
+        found = source.from_archive(pin)
     elif (match := _GIT.fullmatch(record.origin)) and record.commit:
-        if match["remote"] not in (source.GIT_REMOTE, remote):
-            raise _not_trusted(match["remote"], "repository", "name it: --remote URL")
-        found = source.from_ref(record.commit, remote=match["remote"])
+        named = match["remote"]
+        if named not in (source.GIT_REMOTE, remote):
+            told = "name it: --remote URL"
+            raise SourceError("REMOTE_NOT_TRUSTED", named=named, kind="repository", trusting=told)
+        found = source.from_ref(record.commit, remote=named)
     else:
         raise SourceError("SOURCE_NOT_PUBLISHED", origin=record.origin)
     return replace(source.patched(found, chosen), **msgspec.structs.asdict(record))
-
-
-def _not_trusted(named: str, kind: str, trusting: str) -> SourceError:
-    return SourceError("REMOTE_NOT_TRUSTED", named=named, kind=kind, trusting=trusting)
-
-
-def _pin(record: schema.Source, match: re.Match[str]) -> pins.SourcePin:
-    if record.sha256 is None:
-        raise SourceError("SOURCE_NOT_PINNED", origin=record.origin)
-    return pins.SourcePin(
-        package=match["package"],
-        version=match["version"],
-        filename=match["file"],
-        size=pins.MOST_SOURCE,  # the record has none; its digest is what is checked
-        sha256=record.sha256,
-        subdir=match["subdir"],
-        build=record.build,
-        llama_version=record.version or "",
-        commit=record.commit,
-    )
-
-
-def _require_parts(record: BuildRecord, tree: Path) -> None:
-    """Refuse a source tree whose parts are not the recorded ones.
-
-    The toolkit's part in the binaries (CUB) is in no source tree.
-    """
-    if record.parts is None:
-        return
-    recorded = {part.path: part.sha256 for part in record.parts}
-    there = {part.path: part.sha256 for part in parts.survey(tree).parts}
-    differing = [path for path in there if recorded.get(path) != there[path]]
-    if differing:
-        raise SourceError("SOURCE_DIFFERS", differing=", ".join(sorted(differing)))
 
 
 def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan:
@@ -367,3 +355,87 @@ def _require_same_compilers(
     if strict:
         raise EngineError("COMPILER_DIFFERS", said=said)
     report.say(f"note[COMPILER_DIFFERS]: {said}")
+
+
+def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -> tuple[str, ...]:
+    """Compare two release tarballs; return a line for each file that differs.
+
+    The folder ``kept`` is replaced: by both versions of what differs, and diffoscope's report.
+
+    Raises:
+        PackError: one of them is damaged, or holds what no release may.
+        BuildError: diffoscope failed, or took more than ten minutes.
+        OSError: a file cannot be read or written.
+    """
+    if durable.sha256(first) == durable.sha256(second):
+        return ()
+    durable.remove(kept)
+    one, other = (
+        _unpack(tarball, kept / side) for tarball, side in zip((first, second), SIDES, strict=True)
+    )
+    paths = sorted({*one, *other})
+    found = []
+    for path in (path for path in paths if one.get(path) != other.get(path)):
+        if path not in one or path not in other:
+            found.append(f"{path}: only the {'first' if path in one else 'second'} has it")
+            continue
+        facts = zip(_FACTS, one[path], other[path], strict=True)
+        differs = (f"{what} {here} / {there}" for what, here, there in facts if here != there)
+        found.append(f"{path}: {next(differs)}")
+    if not found:
+        order = "members in another order" if [*one] != [*other] else "the same members"
+        found = [f"{second.name}: {order}, in other compressed bytes"]
+    for line in found:
+        say(f"  differs: {line}")
+    for path in one.keys() & other.keys():
+        if one[path][0] == other[path][0]:
+            for side in SIDES:
+                (kept / side / path).unlink()
+    _explain(kept, say)
+    return tuple(found)
+
+
+def _unpack(tarball: Path, folder: Path) -> dict[str, _Facts]:
+    """Unpack a release's tarball, and return the ``_FACTS`` of each member."""
+    found = {}
+    folder.mkdir(parents=True)
+    try:
+        with durable.open_regular(tarball) as raw:
+            archive_format = archive.format_of(tarball.name)
+            for member in archive.members(raw, archive_format, what=tarball.name, root=ROOT):
+                place = folder / member.path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as out:
+                    shutil.copyfileobj(member.stream, out, archive.BLOCK)
+                facts = (durable.sha256(place), f"{member.mode:04o}", str(member.mtime))
+                found[member.path] = facts
+    except archive.DAMAGE as error:
+        raise PackError("ARCHIVE_DAMAGED", name=tarball.name, error=error) from error
+    return found
+
+
+def _explain(kept: Path, say: Callable[[str], None]) -> None:
+    """Let diffoscope write its report on both versions, if it is installed."""
+    if shutil.which(_DIFFOSCOPE) is None:
+        say(
+            f"note[NO_DIFFOSCOPE]: {_DIFFOSCOPE} is not installed (apt-get install "
+            f"diffoscope-minimal), so nothing explains what differs; both sides are in {kept}"
+        )
+        return
+    report = kept / "diffoscope.txt"
+    options = ("--exclude-directory-metadata=recursive", "--text", str(report))
+    sides = (str(kept / side) for side in SIDES)
+    try:
+        done = subprocess.run(
+            [_DIFFOSCOPE, *options, *sides],
+            capture_output=True,
+            text=True,
+            timeout=_DIFFOSCOPE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError("DIFFOSCOPE_SLOW", seconds=_DIFFOSCOPE_SECONDS, log=str(report)) from error
+    if done.returncode not in (0, _DIFFERENT):
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise BuildError("DIFFOSCOPE_FAILED", last=last[0])
+    say(f"diffoscope's report: {report}")

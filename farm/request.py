@@ -76,7 +76,11 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
     require_known("PATCHES_INVALID", "--patches", request.patches, patches.CHOICES)
     definitions(request.define)
     programs(request.also)
-    _check_cluster(request)
+    given = [f"--{name}" for name in ("scheduler", "workers") if getattr(request, name)]
+    if request.engine != "dask" and given:
+        raise UsageError("CLUSTER_WITHOUT_DASK", given=" and ".join(given))
+    if request.scheduler is not None and not _is_address(request.scheduler):
+        raise UsageError("SCHEDULER_INVALID", scheduler=request.scheduler)
     if request.jobs is not None and request.jobs < 1:
         raise UsageError("JOBS_INVALID", jobs=request.jobs)
     sets = (
@@ -115,16 +119,6 @@ def require_buildable(line: Line | None, sets: tuple[ArchSet, ...]) -> None:
             raise UsageError("SET_HAS_NO_CUDA", name=arch_set.name)
 
 
-def _check_cluster(request: BuildRequest) -> None:
-    """Refuse options of a cluster that contradict each other or are no address."""
-    if request.engine != "dask":
-        given = [f"--{name}" for name in ("scheduler", "workers") if getattr(request, name)]
-        if given:
-            raise UsageError("CLUSTER_WITHOUT_DASK", given=" and ".join(given))
-    if request.scheduler is not None and not _is_address(request.scheduler):
-        raise UsageError("SCHEDULER_INVALID", scheduler=request.scheduler)
-
-
 def _is_address(text: str) -> bool:
     scheme, mark, rest = text.partition("://")
     if mark and scheme not in SCHEMES:
@@ -143,28 +137,24 @@ def choose_source(request: BuildRequest) -> Source:
         UsageError: both are given, the ref does not exist, or a patch does not fit.
         SourceError: it cannot be fetched, or differs from its pin.
     """
-    found, left_out = _unpatched(request)
+    if request.ref and request.source:
+        raise UsageError("REF_AND_SOURCE")
+    left_out: tuple[str, ...] = ()
+    if request.source:
+        found = source.from_folder(request.source)
+    elif request.ref:
+        found = source.from_ref(request.ref)
+    elif request.assume_build is not None:
+        raise UsageError("ASSUMED_BUILD_IS_KNOWN")
+    else:
+        pin = pins.load().source
+        found, left_out = source.from_archive(pin), pin.without_patches
+    if request.assume_build is not None:
+        found = source.assume_build(found, request.assume_build)
     if request.patches == "none":
         return found
     chosen = (one for one in patches.load() if one.patch.name not in left_out)
     return source.patched(found, tuple(chosen))
-
-
-def _unpatched(request: BuildRequest) -> tuple[Source, tuple[str, ...]]:
-    """Return the source, and the names of the patches that ``pins.toml`` leaves out for it."""
-    if request.ref and request.source:
-        raise UsageError("REF_AND_SOURCE")
-    if not (request.ref or request.source):
-        if request.assume_build is not None:
-            raise UsageError("ASSUMED_BUILD_IS_KNOWN")
-        pin = pins.load().source
-        return source.from_archive(pin), pin.without_patches
-    found = (
-        source.from_folder(request.source) if request.source else source.from_ref(request.ref or "")
-    )
-    if request.assume_build is not None:
-        found = source.assume_build(found, request.assume_build)
-    return found, ()
 
 
 def definitions(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -184,20 +174,13 @@ def definitions(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
         name, value = parsed.groups()
         if found.setdefault(name, value) != value:
             raise UsageError("DEFINE_INVALID/twice", name=name)
-        _refuse_contradiction(name, value)
     own = dict(HOST_DEFINES)
+    for name, value in found.items():
+        promises = [what for names, what in _CONTRADICTIONS.items() if re.fullmatch(names, name)]
+        promises += [f"what {name}={own[name]} gives"] if own.get(name, value) != value else []
+        if promises and own.get(name) != value:
+            raise UsageError("DEFINE_CONTRADICTS", name=name, value=value, promises=promises[0])
     return tuple(sorted((name, value) for name, value in found.items() if name not in own))
-
-
-def _refuse_contradiction(name: str, value: str) -> None:
-    own = dict(HOST_DEFINES).get(name)
-    promises = [what for names, what in _CONTRADICTIONS.items() if re.fullmatch(names, name)]
-    if own is not None and own != value:
-        promises.append(f"what {name}={own} gives")
-    elif own is not None:
-        return
-    if promises:
-        raise UsageError("DEFINE_CONTRADICTS", name=name, value=value, promises=promises[0])
 
 
 def programs(texts: Iterable[str]) -> tuple[str, ...]:

@@ -46,7 +46,14 @@ class ReleaseServer:
     def __init__(self, folder: Path, port: int = 0) -> None:
         if not folder.is_dir():
             raise UsageError("FOLDER_MISSING", folder=folder)
-        self._server = _bind(folder.resolve(), port)
+        try:
+            self._server = _Server((HOST, port), partial(_Handler, folder=folder.resolve()))
+        except OverflowError as error:
+            raise UsageError("PORT_INVALID", port=port) from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise FarmError("PORT_IN_USE", port=port) from error
+            raise FarmError("PORT_REFUSED", port=port, strerror=error.strerror or error) from error
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self.port: int = self._server.server_address[1]
         self.url = f"http://{HOST}:{self.port}/"
@@ -135,7 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing: the terminal belongs to the verb."""
 
     def _send(self, path: Path, stream: BinaryIO) -> None:
-        tag = _etag(stream)
+        status = os.fstat(stream.fileno())
+        # a strong validator, which differs for another file of the same name
+        tag = f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
         total = stream.seek(0, 2)
         wanted = self._range(tag)
         first, last = wanted or (0, total)
@@ -155,7 +164,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._head(HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK, told)
         if self.command != "HEAD":
             stream.seek(first)
-            self._copy(stream, size)
+            while size > 0 and (block := stream.read(min(_BLOCK, size))):
+                self.wfile.write(block)
+                size -= len(block)
+            # A file that became shorter meanwhile: the length was promised, so cut the connection.
+            self.close_connection = self.close_connection or size > 0
 
     def _range(self, tag: str) -> tuple[int, int] | None:
         """Return the first and last byte of the range; None if the whole file is requested."""
@@ -165,13 +178,6 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         first, last = int(match[1]), int(match[2] or sys.maxsize)
         return (first, last) if first <= last else None
-
-    def _copy(self, stream: BinaryIO, size: int) -> None:
-        while size > 0 and (block := stream.read(min(_BLOCK, size))):
-            self.wfile.write(block)
-            size -= len(block)
-        # A file that became shorter meanwhile: the length was promised, so cut the connection.
-        self.close_connection = self.close_connection or size > 0
 
     def _head(self, status: HTTPStatus, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -204,20 +210,3 @@ def _opened(folder: Path, path: Path) -> BinaryIO | None:
         return stream
     stream.close()
     return None
-
-
-def _etag(stream: BinaryIO) -> str:
-    """Return a strong validator, which differs for another file of the same name."""
-    status = os.fstat(stream.fileno())
-    return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
-
-
-def _bind(folder: Path, port: int) -> _Server:
-    try:
-        return _Server((HOST, port), partial(_Handler, folder=folder))
-    except OverflowError as error:
-        raise UsageError("PORT_INVALID", port=port) from error
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise FarmError("PORT_IN_USE", port=port) from error
-        raise FarmError("PORT_REFUSED", port=port, strerror=error.strerror or error) from error

@@ -170,8 +170,24 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     at = ("-C", str(repository))
     # tags, too, by name: `--tags` would keep those that the repository has no more
     git.call(*fetch, "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*", at=at)
-    commit = _resolve_ref(repository, ref)
-    tree, digest, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
+    # 40 digits are never a tag's name
+    names = () if _COMMIT.fullmatch(ref) else (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}")
+    for candidate in (*names, ref):
+        verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
+        resolved = git.run(*verify, at=at)
+        commit = resolved.stdout.strip()
+        if resolved.returncode == 0 and _is_reachable(commit, at):
+            break
+    else:
+        raise UsageError("REF_UNKNOWN", ref=ref)
+
+    def check_out(folder: Path) -> None:
+        # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
+        git.call("worktree", "add", "--detach", str(folder), commit, at=at)
+        (folder / ".git").unlink()
+        git.call("worktree", "prune", at=at)
+
+    tree, digest, note = _kept(commit, check_out)
     _require_layout(tree, ref)
     count = git.call("rev-list", "--count", commit, at=at)
     found = _source(tree, digest, int(count), commit, f"git+{remote}@{ref}", note)
@@ -241,20 +257,19 @@ def patched(found: Source, chosen: tuple[Change, ...]) -> Source:
         return found
     whole = replace(found, patches=tuple(one.patch for one in chosen))
     key = hashlib.sha256(msgspec.json.encode([found.digest, whole.patches])).hexdigest()
-    tree, digest, note = _kept(key, lambda folder: _patch(found, folder, chosen))
+
+    def apply(folder: Path) -> None:
+        found.copy(folder)
+        changed = patches.changed(folder, chosen)
+        with durable.writing(folder):
+            for name, content in changed.items():
+                place = folder / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                mode = place.stat().st_mode & 0o777 if place.exists() else 0o644
+                durable.replace(place, content, mode)
+
+    tree, digest, note = _kept(key, apply)
     return replace(whole, tree=tree, digest=digest, note=_joined(found.note, note))
-
-
-def _patch(found: Source, folder: Path, chosen: tuple[Change, ...]) -> None:
-    """Copy a source to an empty folder, and apply patches there."""
-    found.copy(folder)
-    changed = patches.changed(folder, chosen)
-    with durable.writing(folder):
-        for name, content in changed.items():
-            place = folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            mode = place.stat().st_mode & 0o777 if place.exists() else 0o644
-            durable.replace(place, content, mode)
 
 
 def _joined(*notes: str | None) -> str | None:
@@ -262,18 +277,7 @@ def _joined(*notes: str | None) -> str | None:
 
 
 def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str, str | None]:
-    """Return a tree of the cache; a missing or changed one is made again.
-
-    Args:
-        key: identifies everything that decides the tree's content.
-        make: makes the tree in the empty folder that it gets, which only this user can write to.
-
-    Returns:
-        The tree, its digest, and a note if a changed one was made again.
-
-    Raises:
-        FarmError: what ``make`` raises; ``OUT_NOT_WRITABLE`` or ``WRITE_FAILED``.
-    """
+    """Return a tree of the cache; a missing or changed one is made again."""
     sources = cache_folder("sources")
     tree, record = sources / key, sources / f"{key}.sha256"
     with run_lock.turn(sources, key):
@@ -296,11 +300,7 @@ def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str, str | None
 
 
 def _require_layout(tree: Path, named: str) -> None:
-    """Refuse a tree that is no llama.cpp, or older than the farm's options.
-
-    Raises:
-        UsageError: ``SOURCE_NOT_LLAMA_CPP`` or ``SOURCE_TOO_OLD``, with the reason.
-    """
+    """Refuse a tree that is no llama.cpp, or older than the farm's options."""
     old = (tree / "examples" / "server").is_dir() and not (tree / "tools").is_dir()
     if not (tree / "CMakeLists.txt").is_file() or not (old or (tree / "tools/server").is_dir()):
         raise UsageError("SOURCE_NOT_LLAMA_CPP", named=named)
@@ -318,9 +318,6 @@ def _require_own(tree: Path, paths: Iterable[Path]) -> None:
     A link could bring a private file of the builder's into the tarball, also out of ``.git``, or
     through links there, at which nobody looks. One that cannot be followed, or has more names than
     a path, leads out, too, and so does an absolute one: out of any copy of the tree.
-
-    Raises:
-        UsageError: ``SOURCE_UNREADABLE``, with the path and the reason.
     """
     root = tree.resolve()
     for path in paths:
@@ -394,20 +391,15 @@ def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
         known = [f"--remotes={name.removeprefix('remote.').removesuffix('.url')}" for name in own]
         base = count - int(git.call("rev-list", "--count", "HEAD", "--not", *known, at=at))
     elif remotes:
-        base = _tagged_build(at)
+        base = _newest_tag(at)  # which counts if it has as many commits
+        counted = base and int(git.call("rev-list", "--count", f"b{base}", at=at))
+        base = base if base == counted else 0
     else:
         base = count  # as llama.cpp's own CMake counts
     if base == 0:
         return 0, _unknown_build(tree, "is a fork that no build of llama.cpp is known of")
     fork = f"note[SOURCE_IS_FORK]: {tree} is b{base} with {count - base} commits of its own"
     return base, fork if count > base else None
-
-
-def _tagged_build(at: tuple[str, ...]) -> int:
-    """Return the number of the newest tag ``bNNNN`` that has NNNN commits, else 0."""
-    number = _newest_tag(at)
-    counted = number and int(git.call("rev-list", "--count", f"b{number}", at=at))
-    return number if number == counted else 0
 
 
 def _newest_tag(at: tuple[str, ...], *options: str) -> int:
@@ -432,26 +424,7 @@ def _require_https(remote: str) -> None:
         raise UsageError("REMOTE_NOT_HTTPS", remote=remote)
 
 
-def _resolve_ref(repository: Path, ref: str) -> str:
-    """Return the commit of a tag, a branch or a number. 40 digits are never a tag's name."""
-    names = () if _COMMIT.fullmatch(ref) else (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}")
-    for candidate in (*names, ref):
-        verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
-        found = git.run(*verify, at=("-C", str(repository)))
-        if found.returncode == 0 and _is_reachable(repository, found.stdout.strip()):
-            return found.stdout.strip()
-    raise UsageError("REF_UNKNOWN", ref=ref)
-
-
-def _is_reachable(repository: Path, commit: str) -> bool:
+def _is_reachable(commit: str, at: tuple[str, ...]) -> bool:
     """Whether a branch or tag has the commit: GitHub gives a fork's commits by number, too."""
     beyond = ("rev-list", "--max-count=1", commit, "--not", "--all")
-    return git.call(*beyond, at=("-C", str(repository))) == ""
-
-
-def _check_out(repository: Path, commit: str, tree: Path) -> None:
-    # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
-    at = ("-C", str(repository))
-    git.call("worktree", "add", "--detach", str(tree), commit, at=at)
-    (tree / ".git").unlink()
-    git.call("worktree", "prune", at=at)
+    return git.call(*beyond, at=at) == ""

@@ -183,16 +183,13 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def release_rows(self) -> tuple[dict[str, str], ...]:
         """Return one row for each tarball of a release: ``line``, ``set``, and the verb for it."""
-        return tuple(
-            {"line": line, "set": name, "verb": self._verb(name)}
-            for line, names in self.release.items()
-            for name in names
-        )
-
-    def _verb(self, name: str) -> str:
-        if name == CUDA_RUNTIME:
-            return CUDA_RUNTIME
-        return "build-cuda" if self.sets[name].archs else "build-cpu"
+        rows = []
+        for line, name in ((line, name) for line, names in self.release.items() for name in names):
+            verb = CUDA_RUNTIME
+            if name != CUDA_RUNTIME:
+                verb = "build-cuda" if self.sets[name].archs else "build-cpu"
+            rows.append({"line": line, "set": name, "verb": verb})
+        return tuple(rows)
 
     def resolve(self, name: str) -> tuple[ArchSet, ...]:
         """Return the sets that ``name`` (a set, or a group of sets) stands for.
@@ -233,7 +230,14 @@ def parse_archs(text: str) -> tuple[Arch, ...]:
     entries = [entry.strip() for entry in text.split(";") if entry.strip()]
     if not entries:
         raise UsageError("ARCHS_INVALID/empty")
-    return tuple(_parse_arch(entry, text) for entry in entries)
+    found = []
+    for entry in entries:
+        match = _ARCH.fullmatch(entry)
+        if match is None:
+            raise UsageError("ARCHS_INVALID", text=text, entry=entry)
+        number, suffix, kind = match.groups()
+        found.append(Arch(int(number), suffix, sass=kind != "-virtual", ptx=kind != "-real"))
+    return tuple(found)
 
 
 def custom_set(archs: str, *, archive_format: str | None = None) -> ArchSet:
@@ -247,7 +251,8 @@ def custom_set(archs: str, *, archive_format: str | None = None) -> ArchSet:
     parsed = parse_archs(archs)
     if archs == "80;86;89;90":
         return ArchSet("seed", archs, archive_format or "tar.gz")
-    name = "sm" + "-".join(f"{arch.name}{_kind_suffix(arch)}" for arch in parsed)
+    kinds = {(True, True): "", (True, False): "real", (False, True): "virtual"}
+    name = "sm" + "-".join(f"{arch.name}{kinds[arch.sass, arch.ptx]}" for arch in parsed)
     if len(parsed) == 1:
         name = f"sm{parsed[0].number}" + ("-ptx" if parsed[0].ptx else "")
     return ArchSet(
@@ -291,20 +296,6 @@ def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
     return msgspec.structs.replace(
         line, min_driver=row.min_driver, oldest=row.oldest, newest=max(newest)
     )
-
-
-def _parse_arch(entry: str, text: str) -> Arch:
-    match = _ARCH.fullmatch(entry)
-    if match is None:
-        raise UsageError("ARCHS_INVALID", text=text, entry=entry)
-    kind = match["kind"]
-    return Arch(int(match["number"]), match["suffix"], sass=kind != "-virtual", ptx=kind != "-real")
-
-
-def _kind_suffix(arch: Arch) -> str:
-    if arch.sass and arch.ptx:
-        return ""
-    return "real" if arch.sass else "virtual"
 
 
 def _look_up(kind: str, name: str, rows: Mapping[str, _Row], *, others: Iterable[str] = ()) -> _Row:

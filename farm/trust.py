@@ -89,7 +89,11 @@ def signer(file: Path | None) -> Signer:
         raise UsageError("KEY_MISSING")
     where = VARIABLE if file is None else str(file)
     try:
-        key = _parse(text)
+        lines = text.strip()
+        if b"\n" in lines:
+            key = minisign.SecretKey.from_bytes(lines + b"\n")
+        else:  # the second line alone, which is easier to put into a variable
+            key = minisign.SecretKey.from_base64(lines)
         password = os.environ.get(PASSWORD, "")
         if key.is_encrypted() and not password:
             raise UsageError("KEY_INVALID/password", where=where)
@@ -137,14 +141,6 @@ def _is_public(text: bytes) -> bool:
         return bool(require_public(text.decode()))
     except (UsageError, UnicodeDecodeError):
         return False
-
-
-def _parse(text: bytes) -> minisign.SecretKey:
-    """Parse the whole file, or its second line alone, which is easier to put into a variable."""
-    stripped = text.strip()
-    if b"\n" in stripped:
-        return minisign.SecretKey.from_bytes(stripped + b"\n")
-    return minisign.SecretKey.from_base64(stripped)
 
 
 def _read(file: Path) -> bytes:

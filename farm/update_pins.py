@@ -11,23 +11,21 @@ import hashlib
 import re
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import requests
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from farm import durable, source, targets
-from farm.engines.docker import connect
+from farm.engines.docker.connection import connect
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import archives, packages, patches, pins
 from llama_loader.errors import printable
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     """What is pinned: the end of a file's name after its version, and the most MiB it can have."""
 
     end: str
@@ -42,12 +40,8 @@ _BUILD_IN_VERSION: Final = r"(?P<version>[0-9]{4}\.[0-9]{1,2}\.(?P<build>[0-9]{4
 """xllamacpp's versions: year, month, and the build number of the llama.cpp in it."""
 
 
-@dataclass(frozen=True)
-class Update:
-    """What an update changed: a line for each row.
-
-    ``newer`` is the build of a newer llama.cpp, None where that stays.
-    """
+class Update(NamedTuple):
+    """A line for each row that changed; the build of a ``newer`` llama.cpp, None if that stays."""
 
     changes: tuple[str, ...] = ()
     newer: int | None = None
@@ -61,7 +55,7 @@ def main(
     newest: bool = False,
     tags_of: Callable[[], tuple[int, ...]] = source.upstream_builds,
 ) -> Update:
-    """Look everything up again and write the file, if it changed; then read it back.
+    """Look everything up again and write the file, if it changed; return what changed.
 
     Args:
         path: the file to write.
@@ -69,9 +63,6 @@ def main(
         digest_of: an image's name → its digest; asks the registry when None.
         newest: take the newest source archive, too, instead of the version in the file.
         tags_of: gives the build numbers that llama.cpp's repository has tags for.
-
-    Returns:
-        What changed.
 
     Raises:
         SourceError: the package index cannot be reached, lacks a pinned version, or has another
@@ -81,14 +72,29 @@ def main(
     """
     try:
         before = path.read_text("utf-8")
-        document = tomlkit.parse(before)
+        document: Any = tomlkit.parse(before)
     except (OSError, ValueError, RecursionError, TOMLKitError) as error:
         raise UsageError("PINS_INVALID", name=path.name, error=error) from error
     old = document.unwrap()
-    _update_source(document["source"], say, tags_of, newest=newest)
-    _update_packages(document)
+    if newest:
+        _take_newest(document["source"], say, tags_of)
+    with packages.session() as web:
+        _update_file(web, document["source"], SDIST)
+    if newest:
+        _read_source(document["source"], say)
+    with packages.session() as web:
+        for row in document["models"]:
+            _update_file(web, row, ANY_WHEEL)
+            _update_member(row)
+        for row in (*document["toolkit"], *document.get("cuda_runtime", ())):
+            _update_file(web, row, LINUX_WHEEL)
     _update_images(document, say, digest_of or registry_digest)
-    changes = _changes(old, document.unwrap())
+    before_rows, rows = _rows(old), _rows(document.unwrap())
+    changes = tuple(
+        f"{name}: {_shown(before_rows.get(name))} → {_shown(row)}"
+        for name, row in rows.items()
+        if row != before_rows.get(name)
+    )
     written = tomlkit.dumps(document)
     now = pins.load(path, written).source.build  # what the index answered is checked, too
     if changes:
@@ -122,30 +128,21 @@ def differences(tree: Path, upstream: Path) -> tuple[str, ...]:
 
     A link in a file's place, or one that leads elsewhere, is another file to the compiler.
     """
+
+    def same(first: Path, second: Path) -> bool:
+        links = (first.is_symlink(), second.is_symlink())
+        if any(links):
+            return all(links) and first.readlink() == second.readlink()
+        return second.is_file() and filecmp.cmp(first, second, shallow=False)
+
     both = {one.relative_to(root) for root in (tree, upstream) for one in durable.files(root)}
     found = []
     for name in sorted(both):
         if not (tree / name).is_symlink() and not (tree / name).exists():
             found.append(f"{name} (left out)")
-        elif not _same(tree / name, upstream / name):
+        elif not same(tree / name, upstream / name):
             found.append(str(name))
     return tuple(found)
-
-
-def _same(first: Path, second: Path) -> bool:
-    if first.is_symlink() or second.is_symlink():
-        return first.is_symlink() and second.is_symlink() and first.readlink() == second.readlink()
-    return second.is_file() and filecmp.cmp(first, second, shallow=False)
-
-
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
-    """Return a line for each row that changed, with what identifies its old and new content."""
-    old, new = _rows(before), _rows(after)
-    return tuple(
-        f"{name}: {_shown(old.get(name))} → {_shown(row)}"
-        for name, row in new.items()
-        if row != old.get(name)
-    )
 
 
 def _rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -203,21 +200,6 @@ def _take_newest(
     row["version"], row["build"] = builds[newest], newest
 
 
-def _update_source(
-    row: Any,
-    say: Callable[[str], None],
-    tags_of: Callable[[], tuple[int, ...]],
-    *,
-    newest: bool,
-) -> None:
-    if newest:
-        _take_newest(row, say, tags_of)
-    with packages.session() as web:
-        _update_file(web, row, SDIST)
-    if newest:
-        _read_source(row, say)
-
-
 def _read_source(row: Any, say: Callable[[str], None]) -> None:
     """Read upstream's release number from the archive, and try whether each patch fits."""
     names = pins.SourcePin.__struct_fields__
@@ -233,15 +215,6 @@ def _read_source(row: Any, say: Callable[[str], None]) -> None:
         say(f"note[{error.code}]: {error.message}; b{row['build']} is built without it")
     if misfits:
         row["without_patches"] = list(misfits)
-
-
-def _update_packages(document: Any) -> None:
-    with packages.session() as web:
-        for row in document["models"]:
-            _update_file(web, row, ANY_WHEEL)
-            _update_member(row)
-        for row in (*document["toolkit"], *document.get("cuda_runtime", ())):
-            _update_file(web, row, LINUX_WHEEL)
 
 
 def _named(package: str, version: str, kind: _Kind) -> re.Pattern[str]:
@@ -263,17 +236,14 @@ def _update_file(web: requests.Session, row: Any, kind: _Kind) -> None:
             pattern=named.pattern,
             most=kind.most,
         )
-    new: dict[str, Any] = {
-        "filename": found[0].filename,
-        "size": found[0].size,
-        "sha256": found[0].sha256,
-    }
-    if row.get("filename") == found[0].filename and any(row[name] != new[name] for name in new):
+    (file,) = found
+    new: dict[str, Any] = {"filename": file.filename, "size": file.size, "sha256": file.sha256}
+    if row.get("filename") == file.filename and any(row[name] != new[name] for name in new):
         raise SourceError(
             "PACKAGE_FILE_CHANGED",
-            filename=found[0].filename,
-            size=found[0].size,
-            sha256=found[0].sha256,
+            filename=file.filename,
+            size=file.size,
+            sha256=file.sha256,
             pinned=row["sha256"],
         )
     row.update(new)
@@ -299,24 +269,16 @@ def _update_images(
     rows = {row["tag"]: row for row in document.get("images", ())}
     wanted = [line.image for line in targets.load().lines.values()]
     for tag in dict.fromkeys([*rows, *wanted]):
-        digest = _look_up(tag, say, digest_of, known=tag in rows)
-        if digest is None:
+        try:
+            digest = digest_of(tag)
+        except EngineError as error:
+            known = tag in rows
+            code = "IMAGE_DIGEST_KEPT" if known else "IMAGE_NOT_PINNED"
+            kept = "keeps its digest" if known else "has no digest and gets none"
+            say(f"note[{code}]: {tag} {kept}: {error.message}")
             continue
         if tag not in rows:
             rows[tag] = tomlkit.table()
             rows[tag]["tag"] = tag
             document.setdefault("images", tomlkit.aot()).append(rows[tag])
         rows[tag]["digest"], rows[tag]["seen"] = digest, SEEN_REGISTRY
-
-
-def _look_up(
-    tag: str, say: Callable[[str], None], digest_of: Callable[[str], str], *, known: bool
-) -> str | None:
-    try:
-        return digest_of(tag)
-    except EngineError as error:
-        code, kept = ("IMAGE_DIGEST_KEPT", "keeps its digest")
-        if not known:
-            code, kept = ("IMAGE_NOT_PINNED", "has no digest and gets none")
-        say(f"note[{code}]: {tag} {kept}: {error.message}")
-        return None

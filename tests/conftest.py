@@ -72,7 +72,7 @@ def _marked(item: pytest.Item, *names: str) -> bool:
 @pytest.fixture(scope="session")
 def client() -> Iterator[DockerClient]:
     """A Docker engine that answers; its absence fails where CI demands it, else skips."""
-    from farm.engines.docker import connect
+    from farm.engines.docker.connection import connect
     from farm.errors import EngineError
 
     try:

@@ -73,12 +73,7 @@ class Dispatcher:
         EngineError: ``SCHEDULER_UNREACHABLE``.
     """
 
-    def __init__(
-        self,
-        address: str,
-        source: Callable[[], bytes],
-        fleet: Fleet,
-    ) -> None:
+    def __init__(self, address: str, source: Callable[[], bytes], fleet: Fleet) -> None:
         self.fleet = fleet
         self._source = source
         self._packed: bytes | None = None
@@ -174,11 +169,7 @@ class Dispatcher:
         self._dropped[worker] = why.line if isinstance(why, FarmError) else repr(why)
 
     def _usable(self, hosts: list[str]) -> list[str]:
-        """Return the hosts that were not dropped; print a note of each that newly was.
-
-        Raises:
-            EngineError: ``HOSTS_UNUSABLE``: all of the hosts were dropped.
-        """
+        """Return the hosts that were not dropped; print a note of each that newly was."""
         good = [worker for worker in hosts if worker not in self._dropped]
         if hosts and not good and not self._builds:
             told = "; ".join(f"{place(worker)}: {self._dropped[worker]}" for worker in hosts)
@@ -190,18 +181,14 @@ class Dispatcher:
         return good
 
     def _hand_out(self, hosts: list[str]) -> None:
+        """Give free hosts the longest waiting set; without one, a set whose host is slow, once."""
         busy = {build.worker for build in self._builds}
-        for worker in hosts:
-            if worker not in busy and (job := self._next()) and self._is_ready(worker, job):
+        for worker in (one for one in hosts if one not in busy):
+            left = (build for build in self._builds if build.key not in self._overtaken)
+            slow = (build.job for build in left if self.fleet.is_slow(build.key))
+            job = self._waiting[0] if self._waiting else next(slow, None)
+            if job is not None and self._is_ready(worker, job):
                 self._submit(worker, job)
-
-    def _next(self) -> Job | None:
-        """Return the longest waiting set; without one, a set whose host is slow, once."""
-        if self._waiting:
-            return self._waiting[0]
-        slow = (build.job for build in self._builds
-                if build.key not in self._overtaken and self.fleet.is_slow(build.key))  # fmt: skip
-        return next(slow, None)
 
     def _is_ready(self, worker: str, job: Job) -> bool:
         """Send a host what it lacks: the first question if it joined later, the source."""
@@ -349,12 +336,7 @@ class _Run:
     began: float = field(default_factory=time.monotonic)
 
     def trees(self) -> Generator[KeptTree, None, None]:
-        """Yield the sets' trees: those of earlier runs first, then each when it is built.
-
-        Raises:
-            UsageError: an engine that hosts cannot use.
-            EngineError: no scheduler or no host answers.
-        """
+        """Yield the sets' trees: those of earlier runs first, then each when it is built."""
         plan, engine = self.plans[0], self.request.worker_engine
         # without folders of this machine
         own = replace(self.request, source=None, out=Path())
@@ -403,9 +385,8 @@ class _Run:
         log.write_bytes(outcome.log)
         if outcome.failure is not None:
             why = outcome.failure
-            raise BuildError(
-                why.code, f"{why.message} (on {outcome.host})", hint=why.hint, log=str(log)
-            )
+            message = f"{why.message} (on {outcome.host})"
+            raise BuildError(why.code, message, hint=why.hint, log=str(log))
         if outcome.built is None or outcome.line is None:
             raise BuildError("WORKER_FAILED/nothing", host=outcome.host, log=str(log))
         with tempfile.TemporaryDirectory(prefix="llama-farm-") as folder:

@@ -6,7 +6,6 @@ by events of Dask.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
 import shutil
@@ -33,7 +32,7 @@ from farm.tarball import archive
 from farm.terminal.progress import BuildReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from farm.options import BuildRequest
     from farm.plan import BuildPlan, Engine
@@ -93,11 +92,6 @@ class Outcome:
     built: BuiltTree | None = None
 
 
-async def aside(function: Callable[..., Any], *args: object) -> Any:
-    """Run a slow function in a thread, so that the worker's own loop is not blocked."""
-    return await asyncio.to_thread(function, *args)
-
-
 def place(worker: str) -> str:
     """Return a worker's address without its protocol; a number for one of this process."""
     scheme, _, where = worker.rpartition("://")
@@ -118,12 +112,7 @@ def compilers(job: Job) -> str | FarmError:
 
 @contextmanager
 def _engine(job: Job) -> Iterator[tuple[Engine, Line]]:
-    """Open this host's engine, and check that it keeps the promises of the job's line.
-
-    Raises:
-        FarmError: ``FARM_DIFFERS``: this is another checkout than the job's; or as
-            ``pipeline.choose_engine`` and ``pipeline.settled``.
-    """
+    """Open this host's engine, and check that it keeps the promises of the job's line."""
     if job.farm != FARM:
         raise EngineError("FARM_DIFFERS", host=socket.gethostname())
     quiet, line = BuildReport(Console(quiet=True)), job.plan.line
@@ -132,11 +121,9 @@ def _engine(job: Job) -> Iterator[tuple[Engine, Line]]:
 
 
 def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
-    """Keep a source, if one is sent; return whether this host has it, or the error.
+    """Keep a source, if its tar is sent; return whether this host has it, or the error.
 
     It appears complete or not at all, and survives restarts; a changed one is removed.
-
-    ``digest`` is the source's (``folder_digest``), ``packed`` its tar.
     """
     try:
         folder = _source_folder(digest)
@@ -164,11 +151,7 @@ def pack_folder(folder: Path) -> bytes:
 
 
 def pack_products(folder: Path, programs: tuple[str, ...]) -> bytes:
-    """Return what a tarball holds of a build's ``bin``, packed as releases are.
-
-    Raises:
-        PackError: a program is missing, or a link leads out of the folder.
-    """
+    """Return what a tarball holds of a build's ``bin``, packed as releases are."""
     packed = io.BytesIO()
     write(packed, _FORMAT, select(folder, programs), {}, programs, level=_LEVEL)
     return packed.getvalue()
@@ -268,11 +251,7 @@ def products(outcome: Outcome) -> Iterator[Member]:
 
 
 def unpack(outcome: Outcome, into: Path) -> None:
-    """Unpack the products as the ``bin`` of a build.
-
-    Raises:
-        BuildError: as ``products``.
-    """
+    """Unpack the ``products`` as the ``bin`` of a build."""
     for member in products(outcome):
         place = into / PurePosixPath(member.path).name
         with place.open("wb") as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import tempfile
@@ -104,11 +105,7 @@ class Connection:
         return bool(self._client.status == "closed")
 
     def reopen(self, until: float) -> None:
-        """Connect again, with retries until a time of the monotonic clock.
-
-        Raises:
-            EngineError: ``SCHEDULER_UNREACHABLE``.
-        """
+        """Connect again, with retries until a time of the monotonic clock."""
         while True:
             try:
                 self._client = self._connect()
@@ -136,16 +133,15 @@ class Connection:
         return self._known
 
     def ask(self, hosts: list[str], function: Callable[..., Any], *args: object) -> dict[str, Any]:
-        """Run a function on hosts, beside their builds.
+        """Run a function on hosts, beside their builds; return each host's result.
 
-        Returns:
-            Each host's result; an ``OSError`` if the host or the scheduler is lost.
+        It is an ``OSError`` if the host or the scheduler is lost.
         """
         where: dict[str, Any] = {"workers": hosts, "on_error": "return"}
         if not hosts:  # none would be all of them
             return {}
         try:
-            answers: dict[str, Any] = self._client.run(host.aside, function, *args, **where)
+            answers: dict[str, Any] = self._client.run(asyncio.to_thread, function, *args, **where)
         except (OSError, ValueError) as error:
             return dict.fromkeys(hosts, OSError(str(error)))
         return answers
@@ -173,11 +169,7 @@ class Connection:
 
 
 def _knock(address: str) -> None:
-    """Test whether a scheduler listens: Dask's own client fails with many more lines.
-
-    Raises:
-        OSError: none does.
-    """
+    """Test whether a scheduler listens: Dask's own client fails with many more lines."""
     scheme, _, rest = address.rpartition("://")
     if scheme == "inproc":
         return

@@ -106,10 +106,7 @@ def owner(source: Source, image: ImageFacts | None) -> str:
     """Return whose compiler cache a build uses: its own name, empty for the one of pinned inputs.
 
     Whoever writes the source, or a program of the image, can put wrong objects into the cache.
-
-    Args:
-        source: what is built.
-        image: the devel image below it, None on this machine.
+    ``image`` is the devel image below a build, None on this machine.
     """
     of_image = "" if image is None or image.trusted else image.id.rpartition(":")[2][:16]
     return "-".join(filter(None, (source.cache, of_image)))
@@ -124,12 +121,7 @@ def is_for(source: Source, image: ImageFacts | None) -> bool:
 
 
 def environment(source: Source, image: ImageFacts | None, note: LineSink) -> dict[str, str]:
-    """Return ccache's variables for every step of a build.
-
-    Args:
-        source: what is built.
-        image: the devel image below it, None on this machine.
-        note: takes one coded line.
+    """Return ccache's variables for every step of a build; ``note`` takes one coded line.
 
     Raises:
         UsageError: the bound is none, or the shared storage's address.
@@ -204,12 +196,8 @@ _ERRORS: Final = ("remote_storage_error", "remote_storage_timeout")
 def watched(workspace: Workspace, environment: Mapping[str, str], say: LineSink) -> Iterator[None]:
     """Report a shared storage that does not answer; do nothing if none is named.
 
-    The storage is asked for an object before the block. Its errors are counted after it.
-
-    Args:
-        workspace: where compilers run.
-        environment: of the build's steps.
-        say: takes one coded line.
+    The storage is asked for an object before the block. Its errors are counted after it. ``say``
+    takes one coded line.
     """
     if "CCACHE_REMOTE_STORAGE" not in environment:
         yield

@@ -64,15 +64,9 @@ def unpack(
 ) -> None:
     """Unpack the folder ``subdir`` of a tar, without its first component, to an empty folder.
 
-    File times and execute permissions are kept; owners and other modes are not.
-
-    Args:
-        stream: the tar; another machine or a foreign program may have made it.
-        into: where to.
-        what: its name in an error.
-        mode: how it is compressed.
-        most: bytes of all of its files.
-        subdir: the folder below the first one.
+    Another machine or a foreign program may have made the tar. File times and execute permissions
+    are kept; owners and other modes are not. ``what`` is its name in an error, ``most`` the bytes
+    of all of its files.
 
     Raises:
         SourceError: it is damaged, or contains something that is neither a file, a folder nor a
@@ -197,6 +191,8 @@ def _bounded_zip(stream: IO[bytes]) -> zipfile.ZipFile:
     if end and end[zipfile._ECD_SIZE] > _MOST_DIRECTORY:  # type: ignore[attr-defined]  # noqa: SLF001
         raise zipfile.BadZipFile(f"its list of members has more than {_MOST_DIRECTORY} bytes")
     wheel = zipfile.ZipFile(stream)
+    if sum(one.file_size for one in wheel.infolist()) > durable.MOST_ARCHIVE:
+        raise zipfile.BadZipFile(f"it unpacks to more than {durable.MOST_ARCHIVE >> 30} GiB")
     for one in wheel.infolist():
         if one.compress_type not in _METHODS:
             raise zipfile.BadZipFile(f"{one.filename!r} is neither stored nor deflated")

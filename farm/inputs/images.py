@@ -37,7 +37,7 @@ from farm.plan import SOURCE_DATE_EPOCH
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from farm.engines.docker import DockerImages
+    from farm.engines.docker.inventory import DockerImages
     from farm.targets import Line, Targets
 
 RECIPES: Final = PROJECT_ROOT / "build" / "images"
@@ -182,9 +182,7 @@ def tools_of(image: str, told: str) -> ImageTools:
         newest_gcc=int(newest) if (newest := read("newest_gcc", "([0-9]{1,9})")) else None,
         cuda=read("nvcc", r".*\brelease ([0-9]{1,4}\.[0-9]{1,4})\b.*"),
         cuda_root=PurePosixPath(values["root"]) if "root" in values else None,
-        codes=tuple(
-            int(code) for code in re.findall(r"\bsm_([0-9]{1,4})\b", values.get("codes", ""))
-        ),
+        codes=tuple(map(int, re.findall(r"\bsm_([0-9]{1,4})\b", values.get("codes", "")))),
         free=int(read("free", "([0-9]{1,15})") or 0) * 1024,
     )
 
@@ -310,12 +308,8 @@ def make_base_image(
 ) -> ImageFacts:
     """Make the devel image of a line, or return the one that was made from the same inputs.
 
-    Args:
-        store: the engine's images.
-        line: ``cpu``, ``cu124`` or ``cu130``.
-        tag: the image's name, ``TAGS[line]`` when None.
-        fresh: make it even if it exists, with the distribution's packages of today.
-        log: takes one line of progress at a time.
+    ``tag`` is the image's name, ``TAGS[line]`` when None. ``fresh``: make it even if it exists,
+    with the distribution's packages of today. ``log`` takes one line of progress at a time.
 
     Raises:
         UsageError: there is no recipe for the line, or mmdebstrap is not installed.
@@ -338,7 +332,11 @@ def make_base_image(
     if base is None:
         with root_tar(log) as root:
             return keep(store.import_root(root, tag, labels))
-    with _context(line) as context:
+    content: dict[str, Path | bytes] = {"Dockerfile": _recipe(line)}
+    if wheels := _wheels(line):  # fetched here: the container may not trust this host's proxy
+        content["cuda"] = toolkit.from_wheels(wheels).root
+    with tempfile.TemporaryFile() as context:
+        durable.write_tar(context, content, SOURCE_DATE_EPOCH)
         return keep(store.build(context, tag, buildargs={"BASE": base.id}, labels=labels, log=log))
 
 
@@ -356,14 +354,10 @@ def check_line(line: str) -> None:
 def root_tar(
     log: Callable[[str], None], arguments: tuple[str, ...] = DEBIAN
 ) -> Iterator[IO[bytes]]:
-    """Make a root file system of a distribution; it is removed when closed.
+    """Yield a root file system of a distribution, an uncompressed tar of about 200 MB.
 
-    Args:
-        log: takes one line of progress at a time.
-        arguments: further arguments of mmdebstrap: options, then the distribution's release.
-
-    Yields:
-        An uncompressed tar, about 200 MB; the same packages give the same bytes.
+    The same packages give the same bytes. ``log`` takes one line of progress at a time;
+    ``arguments`` are further ones of mmdebstrap: options, then the distribution's release.
 
     Raises:
         UsageError: ``MMDEBSTRAP_MISSING``.
@@ -373,8 +367,22 @@ def root_tar(
         raise UsageError("MMDEBSTRAP_MISSING")
     # Below the cache, not /tmp: the packages' own programs must run there.
     with tempfile.TemporaryDirectory(dir=cache_folder("roots")) as folder:
-        made = Path(folder) / "root.tar"
-        _run((*_own_mounts(), "mmdebstrap", *_ALWAYS, *arguments, str(made)), folder, log)
+        made, tail = Path(folder) / "root.tar", deque[str](maxlen=_SHOWN_LINES)
+        argv = (*_own_mounts(), "mmdebstrap", *_ALWAYS, *arguments, str(made))
+        own = {"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH), "LC_ALL": "C", "TMPDIR": folder}
+        with subprocess.Popen(
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | own,
+        ) as process:
+            for line in process.stdout or ():
+                tail.append(line.rstrip())
+                log(line.rstrip())
+        if process.returncode != 0:
+            shown = "\n".join(f"  | {line}" for line in tail)
+            raise EngineError("MMDEBSTRAP_FAILED", returncode=process.returncode, shown=shown)
         with made.open("rb") as stream:
             yield stream
 
@@ -392,24 +400,6 @@ def _own_mounts() -> tuple[str, ...]:
     return argv if alone.returncode == 0 else ()
 
 
-def _run(argv: tuple[str, ...], folder: str, log: Callable[[str], None]) -> None:
-    environment = os.environ | {
-        "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH),
-        "LC_ALL": "C",
-        "TMPDIR": folder,
-    }
-    tail: deque[str] = deque(maxlen=_SHOWN_LINES)
-    with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        for line in process.stdout or ():
-            tail.append(line.rstrip())
-            log(line.rstrip())
-    if process.returncode != 0:
-        shown = "\n".join(f"  | {line}" for line in tail)
-        raise EngineError("MMDEBSTRAP_FAILED", returncode=process.returncode, shown=shown)
-
-
 def _inputs(line: str, base: ImageFacts | None) -> str:
     if base is None:
         parts = [*_ALWAYS, *DEBIAN]
@@ -425,17 +415,3 @@ def _recipe(line: str) -> Path:
 
 def _wheels(line: str) -> tuple[pins.ToolkitPin, ...]:
     return tuple(pin for pin in pins.load().toolkit if pin.line == line)
-
-
-@contextmanager
-def _context(line: str) -> Iterator[IO[bytes]]:
-    """Make a build context: the recipe, and the toolkit if it comes as wheels.
-
-    The wheels are fetched here, not in the container, which may not trust this host's proxy.
-    """
-    content: dict[str, Path | bytes] = {"Dockerfile": _recipe(line)}
-    if wheels := _wheels(line):
-        content["cuda"] = toolkit.from_wheels(wheels).root
-    with tempfile.TemporaryFile() as stream:
-        durable.write_tar(stream, content, SOURCE_DATE_EPOCH)
-        yield stream

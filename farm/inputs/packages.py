@@ -186,10 +186,7 @@ class _Adapter(HTTPAdapter):
         seconds = DEADLINE if hasattr(request.body, "read") else ANSWER
         ask = partial(super().send, request, *words, **(options | {"stream": True}))
         keep = partial(received, ask, streamed=options.get("stream", False))
-        try:
-            return within(seconds, keep)
-        except TimeoutError as error:
-            raise requests.ReadTimeout(f"{error}", request=request) from error
+        return within(seconds, keep)
 
 
 def received(ask: Callable[[], requests.Response], *, streamed: bool) -> requests.Response:
@@ -250,11 +247,15 @@ def pieces(answer: requests.Response, end: float | None = None) -> Iterator[byte
 def fetched(web: requests.Session, url: str, end: float | None = None) -> Iterator[bytes]:
     """Yield a file's bytes, and not what a proxy may have made of them on the way.
 
+    The deadline includes redirects.
+
     Raises:
         RequestException: there is none, or as ``pieces``.
     """
+    end = time.monotonic() + DEADLINE if end is None else end
     headers = {"Accept-Encoding": "identity"}
-    with web.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
+    ask = partial(web.get, url, stream=True, timeout=_TIMEOUT, headers=headers)
+    with within(end - time.monotonic(), ask) as answer:
         answer.raise_for_status()
         yield from pieces(answer, end)
 
@@ -280,11 +281,11 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     """Return what a call returns; one that takes longer is left alone in its thread.
 
     Raises:
-        TimeoutError: it takes longer.
+        ReadTimeout: it takes longer.
     """
     asking = Background(ask)
     if not asking.wait(seconds):
-        raise TimeoutError(f"not done within {seconds:g} s")
+        raise requests.ReadTimeout(f"not done within {seconds:.4g} s")
     return asking.result()
 
 

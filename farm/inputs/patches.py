@@ -97,19 +97,17 @@ def load() -> tuple[Change, ...]:
         UsageError: ``PATCH_INVALID``: one is malformed, a file that it adds is missing, or its
             licence is not llama.cpp's and its text is not among the files.
     """
-    return tuple(_read(path.parent) for path in sorted(FOLDER.glob("*/patch.toml")))
-
-
-def _read(folder: Path) -> Change:
-    try:
-        text = (folder / "patch.toml").read_text("utf-8")
-        told = msgspec.convert(tomllib.loads(text), _PatchFile)
-        added = tuple((one.file, (folder / one.origin).read_bytes()) for one in told.add)
-        digest = hashlib.sha256(msgspec.json.encode((told.insert, added))).hexdigest()
-        patch = msgspec.convert({"name": folder.name, "sha256": digest}, Patch)
-    except (OSError, ValueError) as error:
-        raise UsageError("PATCH_INVALID", folder=folder / "patch.toml", error=error) from error
-    return Change(patch, told.insert, added)
+    found = []
+    for path in sorted(FOLDER.glob("*/patch.toml")):
+        try:
+            told = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _PatchFile)
+            added = tuple((one.file, (path.parent / one.origin).read_bytes()) for one in told.add)
+            digest = hashlib.sha256(msgspec.json.encode((told.insert, added))).hexdigest()
+            patch = msgspec.convert({"name": path.parent.name, "sha256": digest}, Patch)
+        except (OSError, ValueError) as error:
+            raise UsageError("PATCH_INVALID", folder=path, error=error) from error
+        found.append(Change(patch, told.insert, added))
+    return tuple(found)
 
 
 def recorded(wanted: tuple[Patch, ...]) -> tuple[Change, ...]:
@@ -155,10 +153,9 @@ def changed(tree: Path, chosen: Iterable[Change]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for one in chosen:
         for insert in one.inserts:
-            before = (
-                found[insert.file] if insert.file in found else _content(tree, one, insert.file)
-            )
-            found[insert.file] = _inserted(one.patch.name, insert, before)
+            file = insert.file
+            before = found[file] if file in found else _content(tree, one, file)
+            found[file] = _inserted(one.patch.name, insert, before)
         for file, content in one.added:
             if file in found or os.path.lexists(tree / file) or _leads_through_link(tree, file):
                 raise _misfit(one.patch.name, f"it adds {file}, which the source has already")

@@ -65,7 +65,10 @@ def locate(request: str | None = None) -> Toolkit:
         return _at(Path(os.environ["CUDA_PATH"]), "CUDA_PATH")
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
-        return _at(_root_of(nvcc), f"nvcc on PATH ({nvcc})")
+        # it may be a wrapper script, so it is asked for its toolkit's folder
+        told = re.search(r"^#\$ _HERE_=(.+)$", _output((nvcc, "--dryrun", "x.cu")), re.MULTILINE)
+        folder = Path(told[1] if told else Path(nvcc).resolve().parent)
+        return _at(folder.parent, f"nvcc on PATH ({nvcc})")
     if (DEFAULT_ROOT / "bin" / "nvcc").is_file():
         return _at(DEFAULT_ROOT, str(DEFAULT_ROOT))
     raise UsageError("TOOLKIT_MISSING", root=DEFAULT_ROOT)
@@ -103,11 +106,8 @@ def nvcc_version(nvcc: Path) -> str:
 
 
 def _at(root: Path, said_by: str) -> Toolkit:
-    missing = [
-        str(part)
-        for part in (Path("bin", "nvcc"), Path("include", "cuda_runtime.h"))
-        if not (root / part).is_file()
-    ]
+    parts = ("bin/nvcc", "include/cuda_runtime.h")
+    missing = [part for part in parts if not (root / part).is_file()]
     beside = root.parent.parent / "math_libs" / root.name  # of NVIDIA's HPC SDK
     for part, pattern in (("cublas_v2.h", "include"), ("libcublas.so", "lib*")):
         if not any((*root.glob(f"{pattern}/{part}"), *beside.glob(f"{pattern}/{part}"))):
@@ -118,13 +118,6 @@ def _at(root: Path, said_by: str) -> Toolkit:
         )
     # Not resolved: /usr/local/cuda stays what it is called, and what is built there is cached.
     return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))
-
-
-def _root_of(nvcc: str) -> Path:
-    """Ask nvcc for its toolkit's folder: the nvcc on PATH may be a wrapper script."""
-    told = _output((nvcc, "--dryrun", "x.cu"))
-    match = re.search(r"^#\$ _HERE_=(.+)$", told, re.MULTILINE)
-    return Path(match[1] if match else Path(nvcc).resolve().parent).parent
 
 
 def _output(argv: tuple[str, ...]) -> str:
@@ -148,18 +141,14 @@ def _complete(root: Path) -> None:
         if program.is_file() and program.suffix != ".profile":
             program.chmod(0o755)
     (root / "lib64").symlink_to("lib")
-    _link_unversioned(root / "lib")
+    for library in sorted((root / "lib").glob("lib*.so.*")):
+        link = root / "lib" / f"{library.name.partition('.so.')[0]}.so"
+        if not link.exists():
+            link.symlink_to(library.name)
     (root / "lib" / "stubs").mkdir()
     header = (root / "include" / "cuda.h").read_text("utf-8", "replace")
     make_stub(driver_functions(header), root / "lib" / "stubs" / "libcuda.so")
     (root / "lib" / "stubs" / "libcuda.so.1").symlink_to("libcuda.so")
-
-
-def _link_unversioned(folder: Path) -> None:
-    for library in sorted(folder.glob("lib*.so.*")):
-        link = folder / f"{library.name.partition('.so.')[0]}.so"
-        if not link.exists():
-            link.symlink_to(library.name)
 
 
 def driver_functions(header: str) -> list[str]:
@@ -182,14 +171,8 @@ def make_stub(functions: Iterable[str], target: Path) -> None:
     if compiler is None:
         raise EngineError("COMPILER_MISSING/stub")
     source = "".join(f"int {name}(void) {{ return {_STUB_ERROR}; }}\n" for name in functions)
-    flags = (
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-nostdlib",
-        "-Wl,-soname,libcuda.so.1",
-        "-Wl,--build-id=none",
-    )
+    linked = ("-Wl,-soname,libcuda.so.1", "-Wl,--build-id=none")
+    flags = ("-shared", "-fPIC", "-O1", "-nostdlib", *linked)
     done = subprocess.run(
         (compiler, *flags, "-x", "c", "-", "-o", str(target)),
         input=source,

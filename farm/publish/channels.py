@@ -72,17 +72,13 @@ class Channel:
     def promote(
         self, release: str, *, days: int = DAYS, at_least: int = 1, checked: str | None = None
     ) -> Promotion:
-        """Make a published release the current one of the channel.
+        """Make a published release the current one of the channel, for ``days``.
 
         The digests that are signed must be those that were checked, those of the place's files now,
         and those that this key signed before for a release of this name, in any channel here.
-
-        Args:
-            release: the release's name.
-            days: until it expires.
-            at_least: the lowest serial to give, if the place has lost earlier ones. Without it none
-                may be missing between those that the place keeps.
-            checked: sha256 of the manifest that was checked; None signs the published one.
+        ``checked`` is the sha256 of the manifest that was checked; None signs the published one.
+        ``at_least`` is the lowest serial to give, if the place has lost earlier ones; without it
+        none may be missing between those that the place keeps.
 
         Raises:
             PublishError: it is not published, was changed, has a known vulnerability, the channel
@@ -171,7 +167,7 @@ class Channel:
         found, serials = self.present(older=False), self.place.channel_serials(self.name)
         if found is None or not serials:
             raise missing(self.place, self.name)
-        pair = self._pair("manifest")
+        pair = _pair(self.place, self.name, "manifest")
         require_newest(self.place, self.name, pair, found.serial)
         if checked is not None and pair.sha256 != checked:
             raise not_approved(self.place, self.name, pair.sha256)
@@ -188,13 +184,10 @@ class Channel:
         return found
 
     def _signed(self, name: str, what: str, *, older: bool) -> Manifest:
-        content, signature = self._pair(name)
+        content, signature = _pair(self.place, self.name, name)
         comment = trust.require_signed(content, signature, self.signer.public_key, what=what)
         require_signed_for(comment, self.project, self.name, what=what, older=older)
         return schema.parse(content, what=what)
-
-    def _pair(self, name: str) -> Signed:
-        return _pair(self.place, self.name, name)
 
     def kept(
         self, present: Manifest | None, *, lost: bool = False, older: bool = False
@@ -203,12 +196,8 @@ class Channel:
 
         Whoever may write to the place can damage or remove what the key signed for a release, so
         that its files are compared with nothing, or put a file there under a number that was not
-        given yet.
-
-        Args:
-            present: the current one, up to which they must be there.
-            lost: whether the place may have lost some of them.
-            older: whether an older farm may have signed them.
+        given yet. So all up to the ``present`` one must be there, unless the place may have
+        ``lost`` some of them. ``older``: an older farm may have signed them.
 
         Raises:
             PublishError: one is not this channel's, or is missing.
@@ -262,11 +251,21 @@ class Channel:
         checked: str | None = None,
     ) -> Promotion:
         """Sign a published release that is what was checked, and what was signed before."""
-        published = _read(self.place, release, checked)
+        where = self.place.where
+        content = self.place.small(release, MANIFEST)
+        if checked is not None:
+            publishing.require_digest(content, checked, what=f"{release} of {where}")
+        published = schema.parse(content, what=f"{release} of {where}")
+        if published.release != release:
+            named = published.release
+            raise PublishError("RELEASE_MISNAMED", where=where, found=named, release=release)
+        publishing.names_of(published)
         if signed is not None:  # first, because it hashes no file of the place
             self.require_as_signed(published, signed)
         _require_unchanged(self.place, published)
-        addressed = _with_addresses(published, self.place.artifact_base(release))
+        base = self.place.artifact_base(release)
+        artifacts = tuple(_addressed(one, lambda name: base + name) for one in published.artifacts)
+        addressed = msgspec.structs.replace(published, artifacts=artifacts)
         return self._sign(addressed, present, last, days)
 
     def _sign(self, manifest: Manifest, before: Manifest | None, last: int, days: int) -> Promotion:
@@ -343,10 +342,7 @@ def missing(destination: Destination, name: str) -> PublishError:
 
 
 def state(destination: Destination, name: str) -> tuple[Signed, FarmError | None]:
-    """Return a channel's pair, empty if none can be read, and why it cannot be renewed.
-
-    Needs no key: the manifest and its signature are compared with those of the newest promotion.
-    """
+    """Return a channel's pair, empty if none can be read, and why it cannot be renewed; no key."""
     found, failed = Signed(b"", b""), None
     try:
         require_name("channel", name)
@@ -402,29 +398,10 @@ def require_signed_for(
         )
 
 
-def _with_addresses(release: Manifest, base: str) -> Manifest:
-    """Return a release's manifest for a channel, with URLs below ``base``."""
-    artifacts = (_addressed(one, lambda name: base + name) for one in release.artifacts)
-    return msgspec.structs.replace(release, artifacts=tuple(artifacts))
-
-
 def _addressed(artifact: Artifact, address: Callable[[str], str]) -> Artifact:
     """Return an artifact with other URLs, also of its SBOM."""
     sbom = artifact.sbom and msgspec.structs.replace(artifact.sbom, url=address(artifact.sbom.url))
     return msgspec.structs.replace(artifact, urls=tuple(map(address, artifact.urls)), sbom=sbom)
-
-
-def _read(destination: Destination, release: str, checked: str | None) -> Manifest:
-    content = destination.small(release, MANIFEST)
-    if checked is not None:
-        publishing.require_digest(content, checked, what=f"{release} of {destination.where}")
-    found = schema.parse(content, what=f"{release} of {destination.where}")
-    if found.release != release:
-        raise PublishError(
-            "RELEASE_MISNAMED", where=destination.where, found=found.release, release=release
-        )
-    publishing.names_of(found)
-    return found
 
 
 def _require_unchanged(destination: Destination, published: Manifest) -> None:

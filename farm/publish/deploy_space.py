@@ -35,6 +35,7 @@ _VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|PRIVATE", re.ASCII)
 _TOKEN: Final = re.compile(r"\b(?:hf_|gh[opsru]_|github_pat_|sk-)\w{8}", re.ASCII)
 """How tokens of the Hub, of GitHub and of the usual model services begin."""
+_LEFT_OUT: Final = re.compile(r"(?:^|/)(?:\.|__pycache__(?:/|$))")
 _RECORD: Final = ".deployed.json"
 _EMPTY_SPACE: Final = frozenset({".gitattributes", "README.md"})
 """Files that the Hub itself puts into a new Space."""
@@ -111,13 +112,10 @@ class Deployment:
 def plan(
     wanted: Deploy, root: Path = ROOT, *, release: Mapping[str, object] | None = None
 ) -> Deployment:
-    """Read what would be uploaded.
+    """Read what would be uploaded; hidden files and Python's caches are not.
 
-    Args:
-        wanted: the Space, its variables, and its model: in the Space's image, or mounted as a
-            bucket always is. Without one it is the model that the folder names.
-        root: the folder; hidden files and Python's caches are not uploaded.
-        release: the content of the Space's ``release.json``; empty for none, None for the folder's.
+    ``release`` is the content of the Space's ``release.json``; empty for none, None for the
+    folder's.
 
     Raises:
         UsageError: a name or a variable cannot be one, or it would be a secret.
@@ -129,7 +127,7 @@ def plan(
     files: dict[str, Path | bytes] = {
         path.relative_to(root).as_posix(): path
         for path in sorted(root.rglob("*"))
-        if path.is_file() and not _is_left_out(path.relative_to(root))
+        if path.is_file() and not _LEFT_OUT.search(path.relative_to(root).as_posix())
     }
     keys = [name for name in files if _is_key(root / name)]
     if keys:
@@ -217,13 +215,11 @@ def require_model(text: str | None) -> None:
 def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
     """Compare what would be uploaded with the Space's files.
 
-    Args:
-        deployment: what would be uploaded.
-        adopt: also accept a Space that no earlier deployment wrote to. Nothing of it is deleted.
+    ``adopt``: also accept a Space that no earlier deployment wrote to. Nothing of it is deleted.
 
     Raises:
-        PublishError: the Space holds files and no record of an earlier deployment
-            (``SPACE_NOT_OURS``), or the Hub refuses.
+        PublishError: ``SPACE_NOT_OURS``: the Space holds files and no record of an earlier
+            deployment; or the Hub refuses.
     """
     api = hub.api()
     with hub.hub_errors(f"Space {deployment.space}"):
@@ -231,15 +227,13 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
             head = api.space_info(deployment.space).sha
         except RepositoryNotFoundError:
             return Changes(deployment, None, tuple(deployment.files), (), (), ())
-        there = _files(api, deployment.space, head)
+        listed = hub.tree(api, deployment.space, head or "main", repo_type="space")
+        there = {path: one.lfs.oid if one.lfs else one.oid for path, one in listed.items()}
         record = _record(api, deployment.space, head) if _RECORD in there else None
         present = api.get_space_variables(deployment.space) if deployment.replaced else {}
     if record is None and not adopt and there.keys() - _EMPTY_SPACE:
-        raise PublishError(
-            "SPACE_NOT_OURS",
-            space=deployment.space,
-            theirs=", ".join(sorted(there.keys() - _EMPTY_SPACE)[:5]),
-        )
+        theirs = ", ".join(sorted(there.keys() - _EMPTY_SPACE)[:5])
+        raise PublishError("SPACE_NOT_OURS", space=deployment.space, theirs=theirs)
     ours = record or {}
     gone = [name for name in ours if name in there and name not in deployment.files]
     contents = {name: _identities(path) for name, path in deployment.files.items()}
@@ -258,11 +252,8 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
     """Apply the changes as one commit and return the address of the Space once it is built.
 
     The Hub tells the address, ``https://OWNER-NAME.hf.space``; until then it is the Space's page.
-
-    Args:
-        changes: what ``compare`` found. If another commit came in between, the Hub refuses.
-        hardware: the Hub's name of the hardware; None means ZeroGPU for a new Space, and no change
-            for an existing one.
+    If another commit came in between, the Hub refuses. ``hardware`` is the Hub's name of it; None
+    means ZeroGPU for a new Space, and no change for an existing one.
 
     Raises:
         PublishError: the Hub refuses.
@@ -291,7 +282,9 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
             CommitOperationAdd(name, one if isinstance(one, bytes) else str(one))
             for name, one in deployment.files.items()
         ]
-        additions.append(CommitOperationAdd(_RECORD, _new_record(deployment)))
+        uploaded = {name: _identities(path) for name, path in deployment.files.items()}
+        record = json.dumps({"files": uploaded}, indent=1).encode()
+        additions.append(CommitOperationAdd(_RECORD, record))
         api.create_commit(
             deployment.space,
             [*map(CommitOperationDelete, changes.deleted), *additions],
@@ -302,12 +295,6 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
         return str(api.space_info(deployment.space).host or made)
 
 
-def _files(api: HfApi, space: str, revision: str | None) -> dict[str, str]:
-    """Return every file of a Space with the identity that the Hub knows it by."""
-    found = hub.tree(api, space, revision or "main", repo_type="space")
-    return {path: one.lfs.oid if one.lfs else one.oid for path, one in found.items()}
-
-
 def _identities(file: Path | bytes) -> list[str]:
     """Return the two ids that the Hub may use for a content: git's blob id, and LFS's sha256."""
     content = file if isinstance(file, bytes) else file.read_bytes()
@@ -315,23 +302,12 @@ def _identities(file: Path | bytes) -> list[str]:
     return [blob.hexdigest(), hashlib.sha256(content).hexdigest()]
 
 
-def _new_record(deployment: Deployment) -> bytes:
-    files = {name: _identities(path) for name, path in deployment.files.items()}
-    return json.dumps({"files": files}, indent=1).encode()
-
-
 def _record(api: HfApi, space: str, revision: str | None) -> dict[str, list[str]]:
-    """Return what earlier deployments uploaded, by path.
-
-    Raises:
-        PublishError: the record is damaged, so it is unknown which files are ours.
-    """
+    """Return what earlier deployments uploaded, by path."""
     what = f"Space {space}: {_RECORD}"
-    content = places.small(
-        hub.content(api, space, _RECORD, revision or "main", repo_type="space"), what
-    )
+    blocks = hub.content(api, space, _RECORD, revision or "main", repo_type="space")
     try:
-        found = msgspec.json.decode(content, type=_Record)
+        found = msgspec.json.decode(places.small(blocks, what), type=_Record)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise PublishError("SPACE_RECORD_DAMAGED", what=what, error=error) from error
     return found.files
@@ -418,7 +394,3 @@ def _is_key(path: Path) -> bool:
     with path.open("rb") as stream:
         first = stream.readline(256).lower()
     return b"secret key" in first or b"private key-----" in first
-
-
-def _is_left_out(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)

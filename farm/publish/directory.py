@@ -52,13 +52,18 @@ class Directory(Destination):
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the parts in the release's folder, else those gathered for it."""
+
+        def hashed(path: Path, size: int) -> str:
+            with _disk(path):  # to the size that it had, and to the end of that block
+                return publishing.hashed(publishing.blocks(path), size).sha256
+
         place = self._root / release
         visible = place.is_dir()
         place = place if visible else self._root / _gathered(release)
         with _disk(place):
             found = sorted(place.iterdir()) if place.is_dir() else []
             return {
-                path.name: Known(size, partial(_sha256, path, size), visible)
+                path.name: Known(size, partial(hashed, path, size), visible)
                 for path in found
                 if not path.name.startswith(".")
                 for size in (path.stat().st_size,)
@@ -73,8 +78,11 @@ class Directory(Destination):
             folder = final if final.is_dir() else gathered
             folder.mkdir(exist_ok=True)
             with durable.held(folder) as place:
-                if folder is gathered:
-                    _leave_only({part.name for part in plan.parts}, place)
+                if folder is gathered:  # what a publication that was cut off left there
+                    names = {part.name for part in plan.parts}
+                    for path in place.iterdir():
+                        if path.name not in names:
+                            path.unlink()
                 for part in plan.new:
                     tell(str(part))
                     with (
@@ -158,12 +166,6 @@ class Directory(Destination):
             os.close(handle)
 
 
-def _sha256(path: Path, size: int) -> str:
-    """Hash a file to the size that it had, and to the end of that block if it has grown."""
-    with _disk(path):
-        return publishing.hashed(publishing.blocks(path), size).sha256
-
-
 def _gathered(release: str) -> str:
     """Return the name under which a release is gathered."""
     return f".{release}.publishing"
@@ -185,10 +187,3 @@ def _disk(place: Path) -> Iterator[None]:
         raise PublishError(
             "DESTINATION_NOT_WRITABLE/disk", place=place, strerror=error.strerror or error
         ) from error
-
-
-def _leave_only(names: set[str], folder: Path) -> None:
-    """Remove files that a publication which was cut off gathered, and this one does not have."""
-    for path in folder.iterdir():
-        if path.name not in names:
-            path.unlink()

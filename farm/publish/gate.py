@@ -180,19 +180,17 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) -> Iterator[Check]:
-    servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
-    read = _check(
-        "tarballs, SBOMs and digests are what the manifest says",
-        lambda: _read(folder, content),
-    )
+    named = "tarballs, SBOMs and digests are what the manifest says"
+    read = _check(named, lambda: _read(folder, content))
     yield read
     yield _check("no known hole of llama.cpp", lambda: _no_advisory(manifest))
     if not start or not read.passed:
         return
     yield _check("every tarball computes on the CPU", lambda: "; ".join(smoke(folder, manifest)))
-    for artifact in servers:
-        asked = partial(_ask, folder, artifact)
-        yield _check(f"{artifact.name} answers with a real model", asked)
+    for artifact in manifest.artifacts:
+        if artifact.kind == LLAMA_SERVER:
+            asked = partial(_ask, folder, artifact)
+            yield _check(f"{artifact.name} answers with a real model", asked)
 
 
 def _read(folder: Path, content: bytes) -> str:
@@ -229,7 +227,7 @@ def _only(folder: Path, artifact: Artifact, store: str) -> tuple[str, ...]:
 
 def _ask(folder: Path, artifact: Artifact) -> str:
     """Start one tarball with no GPU in sight, and let it complete a sentence."""
-    model = _model()
+    model = packages.fetch_model(pins.load().model(MODEL))
     with (
         tempfile.TemporaryDirectory(prefix="llama-farm-gate-") as store,
         loader.serving(
@@ -240,10 +238,6 @@ def _ask(folder: Path, artifact: Artifact) -> str:
     if not said.startswith(EXPECTED):
         raise FarmError("GATE_WRONG_ANSWER", prompt=PROMPT, said=said)
     return f"{PROMPT}{said}"
-
-
-def _model() -> Path:
-    return packages.fetch_model(pins.load().model(MODEL))
 
 
 @contextmanager
@@ -267,8 +261,7 @@ def opened(
             than the manifest says.
         IntegrityError: the manifest is malformed.
     """
-    address = _hub_address(named)
-    parts = _parts(address)
+    address, parts = _address(named)
     if parts.scheme in {"http", "https"}:
         _require_safe(address)
         with tempfile.TemporaryDirectory(prefix="llama-farm-verify-") as name:
@@ -292,43 +285,33 @@ def read_manifest(url: str) -> bytes:
         UsageError: it is another kind of URL.
         SourceError: it cannot be read.
     """
-    address = _hub_address(url)
-    parts = _parts(address)
+    address, parts = _address(url)
     if parts.scheme == "file":
         try:
             return durable.read_small(Path(unquote(parts.path)))
         except OSError as error:
-            raise SourceError(
-                "RELEASE_UNREACHABLE/file", url=url, strerror=error.strerror
-            ) from error
+            why = error.strerror
+            raise SourceError("RELEASE_UNREACHABLE/file", url=url, strerror=why) from error
     _require_safe(address)
     with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as name, packages.session() as web:
         _fetch(web, (address,), Path(name) / MANIFEST, schema.MAX_MANIFEST_BYTES)
         return (Path(name) / MANIFEST).read_bytes()
 
 
-def _parts(address: str) -> SplitResult:
+def _address(named: str) -> tuple[str, SplitResult]:
+    """Return an address and its parts; ``hf://`` becomes the Hub's (``HF_ENDPOINT``'s) https."""
+    if match := _HUB.fullmatch(named):
+        from huggingface_hub import hf_hub_url  # noqa: PLC0415 - a second to import, seldom needed
+
+        named = hf_hub_url(match["repo"], match["path"], revision=match["revision"])
     try:
-        return urlsplit(address)
+        return named, urlsplit(named)
     except ValueError as error:
-        raise UsageError("RELEASE_URL_UNKNOWN", address=shown(address)) from error
-
-
-def _hub_address(named: str) -> str:
-    """Turn ``hf://`` into the Hub's https address (``HF_ENDPOINT`` names another Hub)."""
-    match = _HUB.fullmatch(named)
-    if match is None:
-        return named
-    from huggingface_hub import hf_hub_url  # noqa: PLC0415 - a second to import, and seldom needed
-
-    return hf_hub_url(match["repo"], match["path"], revision=match["revision"])
+        raise UsageError("RELEASE_URL_UNKNOWN", address=shown(named)) from error
 
 
 def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | None) -> bytes:
-    """Fetch the manifest first, then everything that it names, or the wanted artifact.
-
-    Returns the manifest.
-    """
+    """Fetch and return the manifest, then everything that it names, or the wanted artifact."""
     manifest_url = url if url.endswith(".json") else f"{url.rstrip('/')}/{MANIFEST}"
     with packages.session() as web:
         _fetch(web, (manifest_url,), folder / MANIFEST, schema.MAX_MANIFEST_BYTES)
@@ -340,19 +323,12 @@ def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | 
         for name in (SCHEMA, SUMS):
             _fetch(web, (urljoin(manifest_url, name),), folder / name, durable.SMALL)
         for artifact in manifest.artifacts if wanted is None else (wanted(manifest),):
-            _fetch_artifact(web, artifact, manifest_url, folder)
+            urls = artifact.resolved_urls(manifest_url)
+            _fetch(web, urls, folder / artifact.name, artifact.size)
+            if artifact.sbom is not None:
+                sbom_url = schema.resolve(manifest_url, artifact.sbom.url)
+                _fetch(web, (sbom_url,), folder / artifact.sbom.url, durable.SMALL)
     return fetched
-
-
-def _fetch_artifact(
-    web: requests.Session, artifact: Artifact, manifest_url: str, folder: Path
-) -> None:
-    urls = artifact.resolved_urls(manifest_url)
-    _fetch(web, urls, folder / artifact.name, artifact.size)
-    if artifact.sbom is None:
-        return
-    sbom_url = schema.resolve(manifest_url, artifact.sbom.url)
-    _fetch(web, (sbom_url,), folder / artifact.sbom.url, durable.SMALL)
 
 
 def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int) -> None:
@@ -395,12 +371,7 @@ def _require_pin(content: bytes, sha256: str, what: str) -> None:
 
 
 def _require_safe(url: str) -> None:
-    """Refuse a URL that is neither https nor http to an address of this machine, not a name.
-
-    ``packages`` does so for redirects.
-    """
+    """Refuse what is neither https nor http to an address of this machine, as for redirects."""
     if not is_allowed_web(url):
-        raise UsageError(
-            "RELEASE_URL_UNSAFE" if ":" in url else "RELEASE_URL_UNSAFE/path",
-            url=shown(url),
-        )
+        code = "RELEASE_URL_UNSAFE" if ":" in url else "RELEASE_URL_UNSAFE/path"
+        raise UsageError(code, url=shown(url))

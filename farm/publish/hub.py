@@ -51,7 +51,7 @@ class _Api(HfApi):
     """Gives each call a deadline: the client's own is for each read, where it has one."""
 
     def __getattribute__(self, name: str) -> Any:
-        """Return a method that raises ``TimeoutError`` when it takes too long.
+        """Return a method that raises ``ReadTimeout`` when it takes too long.
 
         It raises ``PLACE_UNUSABLE`` when the Hub answers what the client does not understand.
         """

@@ -137,12 +137,8 @@ class Archive:
 def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Archive:
     """Download an archive as a Space would, and read from its binaries which hosts can run it.
 
-    Nothing of it is executed.
-
-    Args:
-        url: https, hf, or http on loopback; any llama.cpp release archive.
-        hosts: facts of hosts, as the loader's ``--suppose`` takes them.
-        options: of the loader, beside the facts.
+    Nothing of it is executed. ``hosts`` are facts, as the loader's ``--suppose`` takes them;
+    ``options`` are the loader's, beside the facts.
 
     Raises:
         FarmError: it cannot be downloaded, or it is no archive of llama.cpp for Linux.
@@ -164,17 +160,16 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
     source = schema.Source(
         project="llama.cpp", version=None, build=0, commit=None, origin=url[:1024], sha256=None
     )
-    written = schema.dump(
-        schema.Manifest(
-            schema_version=schema.SCHEMA_VERSION,
-            release="archive",
-            serial=1,
-            created=datetime.now(timezone.utc),
-            expires=None,
-            source=source,
-            artifacts=(listed,),
-        )
+    manifest = schema.Manifest(
+        schema_version=schema.SCHEMA_VERSION,
+        release="archive",
+        serial=1,
+        created=datetime.now(timezone.utc),
+        expires=None,
+        source=source,
+        artifacts=(listed,),
     )
+    written = schema.dump(manifest)
     schema.parse(written, what="the manifest that the farm wrote of the archive")
     answers = []
     for host in hosts:
@@ -196,28 +191,22 @@ def _listed(url: str, sha256: str, size: int, found: tuple[elf.Inspection, ...])
         build_json=b"",
         chunking=Chunking(_CHUNK),
     )
+    merged = elf.merge(found)
+    cuda = None
+    if merged.sass or merged.ptx:
+        # the major version is in the name of the cudart that it needs; one that is linked in
+        # leaves no name: then no minimum driver is known
+        needed = {name for one in found for name in one.needs}
+        major = max((m[1] for name in needed if (m := _CUDART.fullmatch(name))), default="0")
+        row = targets.load().cuda.get(major)
+        driver = row.min_driver if row else "0.0"
+        cuda = schema.Cuda(
+            toolkit=f"{major}.0", min_driver=driver, sass=merged.sass, ptx=merged.ptx
+        )
     try:
-        return inventory.entry(_cuda(found, elf.merge(found)))
+        return inventory.entry(cuda)
     except InspectError as error:
         raise PublishError("ARCHIVE_NOT_LINUX", url=url) from error
-
-
-def _cuda(found: tuple[elf.Inspection, ...], merged: elf.Merged) -> schema.Cuda | None:
-    """Return the CUDA code; its major version is in the name of the cudart that it needs.
-
-    A cudart that is linked in leaves no name; then no minimum driver is known.
-    """
-    if not (merged.sass or merged.ptx):
-        return None
-    needed = {name for one in found for name in one.needs}
-    majors = [match[1] for name in needed if (match := _CUDART.fullmatch(name))]
-    row = targets.load().cuda.get(max(majors, default=""))
-    return schema.Cuda(
-        toolkit=f"{max(majors, default='0')}.0",
-        min_driver=row.min_driver if row else "0.0",
-        sass=merged.sass,
-        ptx=merged.ptx,
-    )
 
 
 def write(pin: dict[str, Any], file: Path = FILE) -> None:

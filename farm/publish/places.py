@@ -69,19 +69,11 @@ class Destination(ABC):
 
     @abstractmethod
     def require_there(self) -> None:
-        """Check that the place exists and can be read.
-
-        Raises:
-            FarmError: it does not exist, or cannot be read.
-        """
+        """Check that the place exists and can be read."""
 
     @abstractmethod
     def require_writable(self) -> None:
-        """Check, as far as possible without writing, that a release can be published here.
-
-        Raises:
-            FarmError: it cannot.
-        """
+        """Check, as far as possible without writing, that a release can be published here."""
 
     @abstractmethod
     def present(self, release: str) -> Mapping[str, Known]:
@@ -310,25 +302,15 @@ def parse(text: str | None) -> Destination:
         return GitHub(rest) if kind == "github" else Hub(rest)
     if re.match(r"[a-z][a-z0-9+.-]+:", text, re.IGNORECASE):
         raise UsageError("DESTINATION_INVALID", text=text)
-    return Directory(_folder(text))
-
-
-def _folder(text: str) -> Path:
-    """Return an existing folder, or one whose parent folder exists.
-
-    Otherwise ``OWNER/REPO`` without its ``hf:`` would silently become a folder.
-    """
     folder = Path(text).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UsageError("DESTINATION_INVALID/file", text=text)
+    # else OWNER/REPO without its hf: would silently become a folder
     if not folder.absolute().parent.is_dir():
-        raise UsageError(
-            "DESTINATION_MISSING/parent",
-            text=text,
-            parent=folder.parent,
-            meant=f": hf:{text}?" if _REPOSITORY.fullmatch(text) else "",
-        )
-    return folder
+        meant = f": hf:{text}?" if _REPOSITORY.fullmatch(text) else ""
+        parent = folder.parent
+        raise UsageError("DESTINATION_MISSING/parent", text=text, parent=parent, meant=meant)
+    return Directory(folder)
 
 
 def require_name(kind: str, name: str | None) -> str:

@@ -77,7 +77,8 @@ class Plan:
     @property
     def parts(self) -> tuple[Part, ...]:
         """All parts, the manifest last."""
-        return tuple(sorted((*self.there, *self.new), key=_manifest_last))
+        found = (*self.there, *self.new)
+        return tuple(sorted(found, key=lambda part: part.name == folder_of.MANIFEST))
 
     @property
     def size(self) -> int:
@@ -94,11 +95,8 @@ def prepare(
 ) -> Plan:
     """Verify a release folder and return what publishing it would do.
 
-    Args:
-        folder: the release.
-        destination: the place.
-        note: takes one line about a fact that an old tarball does not record.
-        wheel: the wheel ``llama-space``, which is published beside the manifest.
+    ``note`` takes one line about a fact that an old tarball does not record. The ``wheel``
+    ``llama-space`` is published beside the manifest.
 
     Raises:
         UsageError: it is no release folder, or its name cannot be published.
@@ -121,7 +119,12 @@ def prepare(
             "the source did not tell"
         )
     present = destination.present(name)
-    more = () if wheel is None else _unpublished(of_file(wheel), present, note)
+    more = [] if wheel is None else [of_file(wheel)]
+    for part in more:
+        known = present.get(part.name)
+        if known is not None and known.visible and not known.is_of(part):
+            note(f"the published {part.name} is kept: the one that was built now has other bytes")
+            more = []
     return plan(name, destination.where, (*found[:-1], *more, found[-1]), present)
 
 
@@ -158,17 +161,6 @@ def _require_verified(
     for part in found:
         if digests[part.name] != part.sha256:
             raise PublishError("RELEASE_CHANGED/verified", path=folder / part.name)
-
-
-def _unpublished(
-    wheel: Part, present: Mapping[str, Known], note: Callable[[str], None]
-) -> tuple[Part, ...]:
-    """Return the wheel, unless another one of the same release was published already."""
-    known = present.get(wheel.name)
-    if known is None or not known.visible or known.is_of(wheel):
-        return (wheel,)
-    note(f"the published {wheel.name} is kept: the one that was built now has other bytes")
-    return ()
 
 
 def names_of(manifest: Manifest) -> tuple[str, ...]:
@@ -260,11 +252,9 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 
 def of_file(path: Path, most: int = durable.SMALL) -> Part:
-    """Open and hash a file, and describe it as a part of a release.
+    """Open and hash a file of at most ``most`` bytes, and describe it as a part of a release.
 
     The part keeps it open: what its name leads to later is never sent.
-
-    ``most`` are the bytes that it may have.
 
     Raises:
         PublishError: it cannot be read, is a link, or is larger: nothing of that is hashed.
@@ -274,9 +264,8 @@ def of_file(path: Path, most: int = durable.SMALL) -> Part:
         opened = durable.opened(stream.fileno())
         found = hashed(blocks(opened), most)
     except OSError as error:
-        raise PublishError(
-            "RELEASE_INCOMPLETE/unreadable", path=path, strerror=error.strerror
-        ) from error
+        why = error.strerror
+        raise PublishError("RELEASE_INCOMPLETE/unreadable", path=path, strerror=why) from error
     part = Part(path.name, opened, found.size, found.sha256)
     weakref.finalize(part, stream.close)
     return part
@@ -291,12 +280,8 @@ def _beside(url: str, name: str | None) -> str:
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Sort releases by their numbers: b9999-1, then b11549-1, then b11549-2."""
-    return tuple(sorted(names, key=_counted))
 
+    def counted(name: str) -> list[tuple[int, str]]:
+        return [(int(number or 0), word) for word, number in _COUNTED.findall(name)]
 
-def _counted(name: str) -> list[tuple[int, str]]:
-    return [(int(number or 0), word) for word, number in _COUNTED.findall(name)]
-
-
-def _manifest_last(part: Part) -> bool:
-    return part.name == folder_of.MANIFEST
+    return tuple(sorted(names, key=counted))

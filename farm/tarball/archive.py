@@ -106,17 +106,14 @@ class ChunkHasher:
             self._chunk.update(view[:room])
             self._size += len(view[:room])
             if self._size % self.chunk_size == 0:
-                self._end_chunk()
+                self._chunks.append(self._chunk.hexdigest())
+                self._chunk = hashlib.sha256()
             view = view[room:]
 
     def digests(self) -> Digests:
         """Return the digests of all bytes so far."""
         last = [self._chunk.hexdigest()] if self._size % self.chunk_size else []
         return Digests(self._size, self._whole.hexdigest(), (*self._chunks, *last))
-
-    def _end_chunk(self) -> None:
-        self._chunks.append(self._chunk.hexdigest())
-        self._chunk = hashlib.sha256()
 
 
 def hash_file(stream: BinaryIO, chunk_size: int) -> Digests:
@@ -156,13 +153,7 @@ class Writer:
 def write(
     raw: IO[bytes], archive_format: str, mtime: int, *, level: int = ZSTD_LEVEL
 ) -> Iterator[Writer]:
-    """Write an archive to ``raw``, which stays open.
-
-    Args:
-        raw: where the compressed bytes go.
-        archive_format: one of ``FORMATS``.
-        mtime: every member's time, in seconds since 1970.
-        level: zstd's.
+    """Write an archive to ``raw``, which stays open; ``level`` is zstd's.
 
     Raises:
         PackError: ``FORMAT_UNKNOWN``.
@@ -179,18 +170,16 @@ def members(
 ) -> Iterator[Member]:
     """Yield an archive's members, streaming it once; read each one before the next.
 
-    Args:
-        raw: the compressed bytes.
-        archive_format: one of ``FORMATS``.
-        what: its name in an error.
-        root: the one folder that must contain everything.
+    ``what`` is its name in an error, ``root`` the one folder that must contain everything.
 
     Raises:
         PackError: ``ARCHIVE_UNSOUND``: it contains something that no release may contain.
         Exception: one of ``DAMAGE``, here or when a member is read.
     """
+    if archive_format not in FORMATS:
+        raise _unknown(archive_format)
     with (
-        _decompressor(raw, archive_format, what) as unpacked,
+        io.BufferedReader(_Unpacked(raw, archive_format, what), BLOCK) as unpacked,
         tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_PlainInfo) as tar,
     ):
         left, names = MAX_BYTES, set[str]()
@@ -203,7 +192,12 @@ def members(
                 twice = f"{info.name} stands in it twice, or differs in case only"
                 raise PackError("ARCHIVE_UNSOUND/twice", what=what, twice=twice)
             names.add(info.name.casefold())
-            yield _member(tar, info, what, root)
+            problem = _unsound(info, root)
+            stream = tar.extractfile(info) if not problem else None
+            if stream is None:
+                raise PackError("ARCHIVE_UNSOUND", what=what, name=info.name, problem=problem)
+            content = cast("BinaryIO", stream)
+            yield Member(info.name, info.size, info.mode, content, int(info.mtime))
         # The compressor's checksum stands at the very end: read up to it. tarfile has read ahead.
         rest = cast("BinaryIO", tar.fileobj)
         if rest.read(BLOCK).strip(b"\0") or rest.read(1):
@@ -249,14 +243,6 @@ class _PlainInfo(tarfile.TarInfo):
         if found.type in _EXTENDED:
             raise tarfile.ReadError("it has an extended header")
         return found
-
-
-def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str, root: str) -> Member:
-    problem = _unsound(info, root)
-    stream = tar.extractfile(info) if not problem else None
-    if stream is None:
-        raise PackError("ARCHIVE_UNSOUND", what=what, name=info.name, problem=problem)
-    return Member(info.name, info.size, info.mode, cast("BinaryIO", stream), int(info.mtime))
 
 
 def _unsound(info: tarfile.TarInfo, root: str) -> str:
@@ -321,12 +307,6 @@ class _Unpacked(io.RawIOBase):
         if one.unused_data or self._raw.read(1):
             raise PackError("ARCHIVE_UNSOUND/end", what=self._what)
         return 0
-
-
-def _decompressor(raw: BinaryIO, archive_format: str, what: str) -> io.BufferedReader:
-    if archive_format not in FORMATS:
-        raise _unknown(archive_format)
-    return io.BufferedReader(_Unpacked(raw, archive_format, what), BLOCK)
 
 
 def _unknown(name: str) -> PackError:

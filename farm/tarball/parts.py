@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -140,8 +140,7 @@ class Survey:
     texts: Mapping[str, bytes]
 
 
-@dataclass(frozen=True)
-class _Upstream:
+class _Upstream(NamedTuple):
     """Where a vendored file comes from, by upstream's own list."""
 
     path: str
@@ -174,8 +173,7 @@ class _Texts(dict[str, bytes]):
         return " AND ".join(f"({n})" if " " in n and known[1:] else n for n in known) or None
 
 
-@dataclass(frozen=True)
-class _Licence:
+class _Licence(NamedTuple):
     """A part's licence, and its texts' names."""
 
     expression: str | None
@@ -198,7 +196,10 @@ def survey(tree: Path, *, version: str | None = None) -> Survey:
     own = _licence_in(tree, _licence_files(tree), tree, texts)
     origin = "https://github.com/ggml-org/llama.cpp"
     found = [_part(tree, _files(tree), "llama.cpp", ".", own, version, origin)]
-    found += [_vendored(tree, folder, upstreams, texts) for folder in _vendor_folders(tree)]
+    for folder in sorted(path for path in (tree / "vendor").glob("*") if path.is_dir()):
+        # of a folder of several parts, its folders
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and _sources(path))
+        found += [_vendored(tree, one, upstreams, texts) for one in inner or [folder]]
     found += _single_files(tree, texts)
     return Survey(tuple(found), texts)
 
@@ -244,15 +245,6 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in durable.files(folder) if path.is_symlink() or path.is_file()]
 
 
-def _vendor_folders(tree: Path) -> list[Path]:
-    """Return the folders of ``vendor/`` with code; for a folder of several parts, its folders."""
-    found: list[Path] = []
-    for folder in sorted(path for path in (tree / "vendor").glob("*") if path.is_dir()):
-        inner = sorted(path for path in folder.iterdir() if path.is_dir() and _sources(path))
-        found += inner or [folder]
-    return found
-
-
 def _vendored(tree: Path, folder: Path, upstreams: Iterable[_Upstream], texts: _Texts) -> Part:
     path = str(folder.relative_to(tree))
     upstream = next((row for row in upstreams if row.path.startswith(f"{path}/")), None)
@@ -280,7 +272,8 @@ def _single_files(tree: Path, texts: _Texts) -> list[Part]:
 
 def _licence_of(tree: Path, folder: Path, texts: _Texts) -> _Licence:
     """Read a part's licence: its own files, the tree's ``licenses/``, else its comments."""
-    beside, names = _licence_files(folder), {_plain(path.name) for path in _sources(folder)}
+    beside = _licence_files(folder)
+    names = {re.sub(r"[^a-z0-9]", "", path.name.lower()) for path in _sources(folder)}
     by_name = (tree / "licenses" / f"LICENSE-{name}" for name in sorted(names))
     named = [path for path in by_name if path.is_file()]
     if beside or named:
@@ -318,10 +311,6 @@ def _sources(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix in SOURCE_SUFFIXES)
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def _text_name(path: str) -> str:
     return f"{path.replace('/', '-')}.txt"
 
@@ -352,9 +341,8 @@ def _upstreams(tree: Path) -> list[_Upstream]:
         match = _GITHUB.match(_FILLED_IN.sub(lambda name: constants.get(name[1], name[0]), url))
         if match:
             origin = f"https://github.com/{match['repository']}"
-            rows.append(
-                _Upstream(str(PurePosixPath(path)), origin, match["commit"] or match["tag"])
-            )
+            version = match["commit"] or match["tag"]
+            rows.append(_Upstream(str(PurePosixPath(path)), origin, version))
     return rows
 
 
@@ -369,26 +357,20 @@ def parse_cub(lines: list[str]) -> tuple[Part, bytes] | None:
         return None
     at = lines.index(_CUB_FILES)
     headers, files = "\n".join(lines[:at]), lines[at + 1 :]
-    text = in_comments(headers) or ""
+    text, version = in_comments(headers) or "", None
+    if match := _CUB_VERSION.search(headers):  # its digits: major, minor (3), patch (2)
+        number = int(match[1])
+        version = f"{number // 100_000}.{number // 100 % 1000}.{number % 100}"
     part = Part(
         name="CUB",
         path="cuda/include/cub",
-        version=_cub_version(headers),
+        version=version,
         origin=_CUB_ORIGIN,
         licence=identify(text),
         licence_files=(_CUB_LICENCE,) if text else (),
         sha256=hashlib.sha256("".join(f"{line}\n" for line in files).encode()).hexdigest(),
     )
     return part, text.encode()
-
-
-def _cub_version(headers: str) -> str | None:
-    """Read ``CUB_VERSION``, whose digits are those of major, minor (3) and patch (2)."""
-    match = _CUB_VERSION.search(headers)
-    if match is None:
-        return None
-    number = int(match[1])
-    return f"{number // 100_000}.{number // 100 % 1000}.{number % 100}"
 
 
 def identify(text: str) -> str | None:
@@ -426,9 +408,7 @@ def in_comments(source: str) -> str | None:
     whole = (one for one in comments if one.endswith("*/") or not one.startswith("/*"))
     known = [comment for comment in whole if identify(comment)]
     known.sort(key=lambda comment: identify(comment) == PUBLIC_DOMAIN)
-    return _without_marks(known[0]) if known else None
-
-
-def _without_marks(comment: str) -> str:
-    lines = [line.rstrip() for line in _MARKS.sub("", comment).strip("\n").split("\n")]
+    if not known:
+        return None
+    lines = [line.rstrip() for line in _MARKS.sub("", known[0]).strip("\n").split("\n")]
     return "\n".join(lines).strip() + "\n"

@@ -55,12 +55,8 @@ def name_of(tarball: str) -> str:
 
 
 def of_server(artifact: Artifact, record: BuildRecord) -> bytes:
-    """Return the document of a llama-server's tarball.
-
-    ``record`` is its ``BUILD.json``.
-    """
-    source = record.source
-    parts = record.parts
+    """Return the document of a llama-server's tarball; ``record`` is its ``BUILD.json``."""
+    source, parts = record.source, record.parts
     licence = parts[0].licence if parts else None
     root = _root(artifact, f"b{source.build}", _expression(licence))
     root.properties.update(
@@ -103,11 +99,28 @@ def of_cuda_runtime(artifact: Artifact, record: RuntimeRecord) -> bytes:
 
 
 def _document(root: Component, components: Iterable[Component], artifact: Artifact) -> bytes:
-    inner = list(components)
-    shipped = [one for one in inner if one.scope is not ComponentScope.EXCLUDED]
-    files, needs = list(_files(artifact)), list(_needs(artifact))
-    depends_on = [Dependency(one.bom_ref) for one in (*shipped, *files, *needs)]
-    everything = [*inner, *files, *needs]
+    files = [
+        Component(
+            name=entry.path,
+            type=ComponentType.FILE,
+            bom_ref=f"file:{entry.path}",
+            hashes=[_sha256(entry.sha256)],
+            properties=_properties({"size": str(entry.size)}),
+        )
+        for entry in artifact.files
+    ]
+    needs = [  # the libraries that the host has to bring
+        Component(
+            name=soname,
+            type=ComponentType.LIBRARY,
+            bom_ref=f"host:{soname}",
+            properties=_properties({"provided-by": "host"}),
+        )
+        for soname in artifact.needs
+    ]
+    everything = [*components, *files, *needs]
+    shipped = [one for one in everything if one.scope is not ComponentScope.EXCLUDED]
+    depends_on = [Dependency(one.bom_ref) for one in shipped]
     bom = Bom(
         serial_number=uuid.uuid5(uuid.NAMESPACE_OID, f"sha256:{artifact.sha256}"),
         metadata=BomMetaData(
@@ -148,9 +161,12 @@ def _root(
 
 def _part(part: Part) -> Component:
     """Describe code that was compiled in; its digest is over several files, so a property."""
-    references = []
+    references, purl, github = [], None, "https://github.com/"
     if part.origin:
         references.append(ExternalReference(type=ExternalReferenceType.VCS, url=XsUri(part.origin)))
+    if part.origin and part.origin.startswith(github):
+        owner, _, name = part.origin.removeprefix(github).partition("/")
+        purl = PackageURL("github", namespace=owner, name=name, version=part.version)
     return Component(
         name=part.name,
         version=part.version,
@@ -158,7 +174,7 @@ def _part(part: Part) -> Component:
         bom_ref=f"part:{part.path}",
         scope=ComponentScope.REQUIRED,
         licenses=_expression(part.licence),
-        purl=_github(part),
+        purl=purl,
         external_references=references,
         properties=_properties(
             {
@@ -168,13 +184,6 @@ def _part(part: Part) -> Component:
             }
         ),
     )
-
-
-def _github(part: Part) -> PackageURL | None:
-    if not part.origin or not part.origin.startswith("https://github.com/"):
-        return None
-    owner, _, name = part.origin.removeprefix("https://github.com/").partition("/")
-    return PackageURL("github", namespace=owner, name=name, version=part.version)
 
 
 def _made_with(record: BuildRecord) -> list[Component]:
@@ -221,28 +230,6 @@ def _tool(name: str, version: str | None, *, sha256: str | None = None) -> Compo
         scope=ComponentScope.EXCLUDED,
         hashes=[_sha256(sha256)] if sha256 else [],
     )
-
-
-def _files(artifact: Artifact) -> Iterable[Component]:
-    for entry in artifact.files:
-        yield Component(
-            name=entry.path,
-            type=ComponentType.FILE,
-            bom_ref=f"file:{entry.path}",
-            hashes=[_sha256(entry.sha256)],
-            properties=_properties({"size": str(entry.size)}),
-        )
-
-
-def _needs(artifact: Artifact) -> Iterable[Component]:
-    """Describe the libraries that the host has to bring."""
-    for soname in artifact.needs:
-        yield Component(
-            name=soname,
-            type=ComponentType.LIBRARY,
-            bom_ref=f"host:{soname}",
-            properties=_properties({"provided-by": "host"}),
-        )
 
 
 def _expression(licence: str | None) -> list[LicenseExpression] | list[DisjunctiveLicense]:

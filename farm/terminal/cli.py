@@ -15,7 +15,6 @@ from dataclasses import is_dataclass
 from inspect import Parameter, Signature, signature
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import (
     Annotated,
     Any,
@@ -60,7 +59,7 @@ def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
         # also SIGINT: a shell's `&` starts programs with it ignored, but its sender means it
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _interrupt)
+            signal.signal(number, signal.default_int_handler)
         try:
             function(*args, **kwargs)
         except FarmError as error:
@@ -156,11 +155,7 @@ def _typed(default: Any) -> Any:
 
 
 def _value(option: Parameter, text: Any) -> Any:
-    """Return the value of what was typed.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """Return the value of what was typed."""
     if text is None and not isinstance(option.default, tuple):
         return None
     kind, *parse = _parts(option.annotation)
@@ -192,7 +187,12 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
     def run(program: Program) -> None:
         try:
             if method.__name__ == "parse_tasks":
-                _help_first(program)
+                # after a verb, too: invoke takes the next word for the verb's first argument, so
+                # that `invoke promote -h` would promote a release of that name
+                words = program.core.unparsed
+                if len(words) > 1 and not {"-h", "--help"}.isdisjoint(words[1:]):
+                    program.args.help.value = words[0]
+                    words.clear()
                 program.core.unparsed[:] = _one_each(program)
             method(program)
         except ParseError as error:
@@ -243,18 +243,6 @@ def _with_options(words: list[str], verb: Any) -> list[str]:
     return [shlex.join(whole)] if whole[1:] != words else []
 
 
-def _help_first(program: Program) -> None:
-    """Read ``-h`` or ``--help`` after a verb as a request for the verb's help.
-
-    invoke takes the word after a verb for the verb's first argument: ``invoke promote -h`` would
-    promote a release of that name.
-    """
-    words = program.core.unparsed
-    if len(words) > 1 and not {"-h", "--help"}.isdisjoint(words[1:]):
-        program.args.help.value = words[0]
-        words.clear()
-
-
 def _one_each(program: Program) -> list[str]:
     """Write ``--also a b`` as ``--also a --also b``: invoke takes ``b`` for another verb."""
     words: list[str] = []
@@ -279,8 +267,3 @@ def _end_unread() -> None:
 def _end(message: str, status: int) -> None:
     print(message, file=sys.stderr)
     raise Exit(code=status)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    del signum, frame
-    raise KeyboardInterrupt

@@ -6,7 +6,6 @@ import json
 import math
 import shlex
 import sys
-from collections import Counter
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Final
 
@@ -86,21 +85,19 @@ def release_rows(rows: Targets) -> None:
 
 def status(manifest: Manifest) -> None:
     """Print a release's artifacts and the size of their parts, in MB (10^6 bytes)."""
+    from llama_loader.manifest import LLAMA_SERVER
+
     line(f"{manifest.release}  llama.cpp {manifest.source.version} build {manifest.source.build}")
     rows = []
     for artifact in manifest.artifacts:
-        parts = _parts(artifact)
         sizes = [decimal(artifact.size), decimal(artifact.unpacked_size)]
-        sizes += [decimal(parts[kind]) if kind in parts else "" for kind in ("gpu", "host")]
+        gpu = sum(one.size for one in artifact.files if one.path.endswith("libggml-cuda.so"))
+        host = sum(one.size for one in artifact.files) - gpu
+        is_server = artifact.kind == LLAMA_SERVER
+        sizes += [decimal(gpu), decimal(host)] if is_server else ["", ""]
         rows.append((artifact.name, *sizes, _holds(artifact)))
     columns = ("artifact", "download", "unpacked", "GPU code", "host code", "holds")
     _table(columns, rows, narrowest=24)
-
-
-def verified(names: Iterable[str]) -> None:
-    """Print one line for each artifact that was read again and found to be as listed."""
-    for name in names:
-        line(f"ok {name}")
 
 
 def leavings(left: Leavings) -> None:
@@ -111,18 +108,6 @@ def leavings(left: Leavings) -> None:
     if left.engine:
         note(f"note[ENGINE_NOT_ASKED]: {left.engine}")
     line(f"{decimal(left.size):>12}  in all")
-
-
-def _parts(artifact: Artifact) -> Counter[str]:
-    from llama_loader.manifest import LLAMA_SERVER
-
-    sizes: Counter[str] = Counter()
-    if artifact.kind != LLAMA_SERVER:
-        return sizes
-    sizes["gpu"] = 0
-    for entry in artifact.files:
-        sizes["gpu" if entry.path.endswith("libggml-cuda.so") else "host"] += entry.size
-    return sizes
 
 
 def _holds(artifact: Artifact) -> str:

@@ -21,7 +21,8 @@ from rich.filesize import decimal
 
 from farm import STATE_FOLDER, durable, loader, release, run_lock
 from farm.engines import shared_cache
-from farm.engines.docker import CACHE_VOLUME, Stored, cache_counters, connect, stored
+from farm.engines.docker.connection import connect
+from farm.engines.docker.inventory import CACHE_VOLUME, Stored, cache_counters, stored
 from farm.engines.local import ccache_dir
 from farm.errors import EngineError, UsageError
 from farm.inputs.packages import cache_root
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from farm.engines.shared_cache import Statistics
     from farm.errors import FarmError
     from farm.publish.places import Destination
-    from llama_loader.manifest import Manifest
 
 _FOLDER: Final = Path("dist")
 _PATIENCE: Final = 2
@@ -101,18 +101,15 @@ def caches() -> Iterator[str]:
     counted = shared_cache.statistics(folder)
     told = "no ccache on PATH" if counted is None else _figures(counted, str(folder))
     yield f"compiler cache, local engine: {told}"
-    yield f"compiler cache, docker engine: {_of_docker()}"
-
-
-def _of_docker() -> str:
     try:
         with closing(connect(_PATIENCE)) as client:
             lines = cache_counters(client, CACHE_VOLUME)
+        told = f"empty, no volume {CACHE_VOLUME} yet"
+        if lines is not None:
+            told = _figures(shared_cache.counted(lines), f"volume {CACHE_VOLUME}")
     except EngineError as error:
-        return error.message.partition(": ")[0]  # the rest is a system's words: a build says them
-    if lines is None:
-        return f"empty, no volume {CACHE_VOLUME} yet"
-    return _figures(shared_cache.counted(lines), f"volume {CACHE_VOLUME}")
+        told = error.message.partition(": ")[0]  # the rest is a system's words: a build says them
+    yield f"compiler cache, docker engine: {told}"
 
 
 def _figures(counted: Statistics, where: str) -> str:
@@ -136,16 +133,6 @@ class Row(NamedTuple):
     tarballs: int
     size: int
     gets: str | None
-
-    @classmethod
-    def of(cls, name: str, manifest: Manifest, gets: str | None) -> Self:
-        """Take a manifest's facts, and keep nothing else of it."""
-        held = manifest.artifacts
-        size = sum(artifact.size for artifact in held)
-        ends = manifest.expires
-        return cls(
-            name, manifest.release, manifest.serial, manifest.created, ends, len(held), size, gets
-        )
 
     @property
     def left(self) -> timedelta | None:
@@ -196,19 +183,24 @@ def supposed(manifest: bytes, suppose: str) -> str:
 
 
 def _row(name: str, content: bytes, suppose: str | None) -> Row:
-    gets = None if suppose is None else _gets(content, suppose)
-    return Row.of(name, schema.parse(content, what=name), gets)
-
-
-def _gets(manifest: bytes, suppose: str) -> str:
-    """Return the artifact's name, or the error's code."""
-    done = loader.suppose(manifest, suppose, "--json")
-    choice = json.loads(done.stdout)["choice"] if done.stdout else None
-    if choice:
-        name: str = choice["artifact"]
-        return name
-    code = _CODE.search(done.stderr)
-    return f"nothing: {code[1]}" if code else "nothing"
+    """Take a manifest's facts, and keep nothing else of it."""
+    found, gets = schema.parse(content, what=name), None
+    if suppose is not None:
+        done = loader.suppose(content, suppose, "--json")
+        choice = json.loads(done.stdout)["choice"] if done.stdout else None
+        code = _CODE.search(done.stderr)
+        gets = f"nothing: {code[1]}" if code else "nothing"
+        gets = choice["artifact"] if choice else gets
+    return Row(
+        name,
+        found.release,
+        found.serial,
+        found.created,
+        found.expires,
+        tarballs=len(found.artifacts),
+        size=sum(artifact.size for artifact in found.artifacts),
+        gets=gets,
+    )
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from docker import DockerClient
 from needs import must_or_skip
 
-from farm.engines.docker import DockerImages
+from farm.engines.docker.inventory import DockerImages
 from farm.errors import EngineError, UsageError
 from farm.inputs import images, pins
 from farm.inputs.images import ImageFacts

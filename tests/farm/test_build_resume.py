@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,12 @@ def test_kept_tree_is_packed_into_another_folder_and_where_the_tarball_was_chang
     (tarball,) = (tmp_path / "out").glob("*.tar.zst")
     whole = tarball.read_bytes()
     tarball.write_bytes(whole[:-1])
+    handle, left = tempfile.mkstemp(prefix=f".{tarball.name}.", dir=tarball.parent)
+    os.close(handle)  # as a run leaves it that is killed while it packs
     for name in ("out", "elsewhere"):
         assert ALREADY in build(built, tmp_path / name)
         assert (tmp_path / name / tarball.name).read_bytes() == whole
+    assert not Path(left).exists()
 
 
 def test_tarball_that_is_swapped_after_it_was_packed_is_neither_listed_nor_kept(

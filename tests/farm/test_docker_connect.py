@@ -14,7 +14,8 @@ import psutil
 import pytest
 import urllib3
 
-from farm.engines.docker import connect, connection
+from farm.engines.docker import connection
+from farm.engines.docker.connection import connect
 from farm.errors import EngineError
 from farm.inputs import packages
 from tests.rigs.http_served import Answer, Request, serving

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import socket
 import tarfile
 import tracemalloc
@@ -372,12 +373,14 @@ def test_no_file_of_a_wheel_lands_outside_its_folder(tmp_path: Path, name: str) 
         (b"no zip", "not a zip"),
         (wheel_of({"x": b"x"}, zipfile.ZIP_LZMA), "'x' is neither stored nor deflated"),
         (wheel_of({f"{n:060000}": b"" for n in range(70)}), "list of members has more than"),
+        (wheel_of({f"{n}": b"" for n in range(3)}), "unpacks to more than 8 GiB"),
     ],
-    ids=["no zip", "LZMA", "list"],
+    ids=["no zip", "LZMA", "list", "size"],
 )
 def test_file_that_is_no_wheel_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     wheel = tmp_path / "w.whl"
-    wheel.write_bytes(content)
+    claimed = b"(?s)(PK\x01\x02.{20}).{4}", b"\\1\xff\xff\xff\xfe"  # 4 GiB of each member
+    wheel.write_bytes(re.sub(*claimed, content) if "GiB" in words else content)
     with refused("ARCHIVE_UNSAFE", SourceError, words):
         archives.extract_wheel(wheel, tmp_path / "in", durable.sha256(wheel))
 

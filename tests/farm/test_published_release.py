@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import fault_server
+import http_served
 import msgspec
 import pytest
 from fault_server import FaultServer
@@ -85,6 +87,7 @@ def test_a_manifest_on_the_hub_is_read_from_its_repository(folder: Path, tmp_pat
 
 READ = """
 import sys
+import time
 from farm.publish.gate import opened
 with opened(sys.argv[1]) as (folder, _):
     print(*sorted(path.name for path in folder.iterdir()))
@@ -203,6 +206,21 @@ def test_urls_of_one_file_share_its_deadline(folder: Path, monkeypatch: pytest.M
         late, url = "more URLs: no time is left", f"{server.url}/manifest.json"
         with refused("RELEASE_UNREACHABLE", FarmError, late), opened(url):
             pass
+
+
+def test_redirects_of_one_file_share_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "DEADLINE", 0.5)
+
+    def elsewhere(asked: http_served.Request) -> http_served.Answer:
+        time.sleep(0.2)
+        return http_served.Answer(302, None, {"Location": f"{asked.path}x"})
+
+    with (
+        http_served.serving(elsewhere) as url,
+        refused("RELEASE_UNREACHABLE", FarmError, "not done within"),
+        opened(f"{url}/manifest.json"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "a tebibyte"])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from farm import durable
-from farm.compare import compare
 from farm.errors import BuildError, PackError
+from farm.reproduce import compare
 from farm.tarball import archive
 from farm.tarball.archive import Member
 from tests.rigs.heard import script

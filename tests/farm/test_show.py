@@ -26,7 +26,9 @@ def row(manifest: Manifest, name: str, gets: str | None, left: timedelta | None 
     now = datetime.now(timezone.utc)
     end = None if left is None else now + left
     made = now - timedelta(hours=30)
-    return Row.of(name, structs.replace(manifest, created=made, expires=end), gets)
+    held = manifest.artifacts
+    size = sum(artifact.size for artifact in held)
+    return Row(name, manifest.release, manifest.serial, made, end, len(held), size, gets)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from docker import DockerClient
 from spread_run import TINY, Held
 
 from farm import pipeline
-from farm.engines.docker import DockerImages
+from farm.engines.docker.inventory import DockerImages
 from farm.options import BuildRequest
 from llama_space import Engine
 from tests.rigs.archives import Entry, tar

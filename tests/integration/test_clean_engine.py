@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from docker import DockerClient
 
-from farm.engines import docker as engine
+from farm.engines.docker import inventory as engine
 from farm.engines.docker.inventory import LABEL, make_volume
 from tests.rigs.archives import Entry, tar
 

@@ -33,7 +33,8 @@ from waiting import until
 from farm import pipeline, source
 from farm.cluster import dispatch, host, scheduler
 from farm.cluster.dispatch import Dispatcher
-from farm.engines.docker import LABEL, DockerEngine
+from farm.engines.docker import DockerEngine
+from farm.engines.docker.container import LABEL
 from farm.errors import EngineError
 from farm.inputs.packages import cache_folder, cache_root
 from farm.options import BuildRequest

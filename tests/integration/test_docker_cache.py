@@ -17,9 +17,10 @@ from tiny_release import Person, Silent
 from verbs import PROJECT, invoke
 
 from farm import source, targets
-from farm.engines import shared_cache
-from farm.engines.docker import DockerEngine, DockerImages, cache_counters, engine
+from farm.engines import docker, shared_cache
+from farm.engines.docker import DockerEngine
 from farm.engines.docker import inventory as cache
+from farm.engines.docker.inventory import DockerImages, cache_counters
 from farm.execute import execute
 from farm.inputs.images import ImageFacts
 from farm.plan import BuildPlan
@@ -37,7 +38,7 @@ TABLE = targets.load()
 def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a volume of the test's own in place of the farm's; nothing has made it yet."""
     name = f"llama-farm-test-{secrets.token_hex(4)}"
-    monkeypatch.setattr(engine, "CACHE_VOLUME", name)
+    monkeypatch.setattr(docker, "CACHE_VOLUME", name)
     monkeypatch.setattr(status, "CACHE_VOLUME", name)
     yield name
     for made in client.volumes.list(filters={"name": name}):
@@ -130,7 +131,7 @@ def hostile_image(client: DockerClient, base_image: str) -> Iterator[str]:
         args, labels = {"BASE": below}, {"llama-farm": "base"}
         return store.build(packed, name, buildargs=args, labels=labels, log=lambda _: None)
 
-    builder = engine._builder_tag(make(tag, engine._builder_tag(base), HOSTILE))
+    builder = docker._builder_tag(make(tag, docker._builder_tag(base), HOSTILE))
     fake = make(builder, base.id, "ARG BASE\nFROM ${BASE}\n")
     yield tag
     for name in (builder, fake.id, tag):  # the name was given to another one meanwhile

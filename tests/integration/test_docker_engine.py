@@ -221,7 +221,7 @@ def test_no_permission_is_told_apart_from_no_engine(client: DockerClient) -> Non
     del client
     script = (  # the import comes first: its files may lie where only root may look
         "import os, sys; sys.path[:0] = ['.', 'spaces']\n"
-        "from farm.engines.docker import connect\n"
+        "from farm.engines.docker.connection import connect\n"
         "from farm.errors import EngineError\n"
         "os.setgid(65534); os.setgroups([]); os.setuid(65534)\n"
         "try: connect()\n"

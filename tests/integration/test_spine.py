@@ -11,7 +11,7 @@ import pytest
 from docker import DockerClient
 from verbs import Release, succeed
 
-from farm.engines.docker import CACHE_VOLUME
+from farm.engines.docker.inventory import CACHE_VOLUME
 from farm.inputs import patches, pins
 from farm.plan import CACHE_FOLDER
 from tests.rigs.heard import heard

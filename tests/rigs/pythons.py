@@ -18,7 +18,8 @@ from typing import Final
 
 from docker import DockerClient
 
-from farm.engines.docker import DockerImages, connect
+from farm.engines.docker.connection import connect
+from farm.engines.docker.inventory import DockerImages
 from farm.inputs import images
 from tests.rigs.heard import heard
 

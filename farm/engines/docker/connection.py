@@ -81,21 +81,18 @@ def find() -> Address:
         return Address(named["base_url"], "DOCKER_HOST", named.get("tls"))
     config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     variable = os.environ.get("DOCKER_CONTEXT")
-    context = variable or _current(config / "config.json")
+    context, file = variable or _DEFAULT, config / "config.json"
+    if not variable and file.is_file():
+        try:
+            told = msgspec.json.decode(file.read_bytes(), type=_Config)
+        except (OSError, msgspec.DecodeError) as error:
+            raise _invalid(f"{file} cannot be read: {error}") from error
+        context = told.current_context or _DEFAULT
     if context == _DEFAULT:
         url = DEFAULT_UNIX_SOCKET.removeprefix("http+")
         return Address(url, "Docker's usual socket", named.get("tls"))
-    told = "DOCKER_CONTEXT" if variable else "the current context"
-    return _of_context(config / "contexts", context, f"context {context!r}, {told}")
-
-
-def _current(file: Path) -> str:
-    if not file.is_file():
-        return _DEFAULT
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=_Config).current_context or _DEFAULT
-    except (OSError, msgspec.DecodeError) as error:
-        raise _invalid(f"{file} cannot be read: {error}") from error
+    by = "DOCKER_CONTEXT" if variable else "the current context"
+    return _of_context(config / "contexts", context, f"context {context!r}, {by}")
 
 
 def _of_context(contexts: Path, name: str, told: str) -> Address:
@@ -107,19 +104,15 @@ def _of_context(contexts: Path, name: str, told: str) -> Address:
         raise _invalid(f"{told} does not exist: no {file}") from error
     except (OSError, KeyError, msgspec.DecodeError) as error:
         raise _invalid(f"{told} cannot be read: {file}: {error}") from error
-    return Address(endpoint.host, told, _tls(contexts / "tls" / digest / "docker", endpoint))
-
-
-def _tls(folder: Path, endpoint: _Endpoint) -> TLSConfig | None:
-    """Return the certificates that lie beside a context; None where none do."""
-    if not folder.is_dir():
-        return None
-    own, authority = (folder / "cert.pem", folder / "key.pem"), folder / "ca.pem"
-    return TLSConfig(
-        client_cert=(str(own[0]), str(own[1])) if own[0].is_file() else None,
-        ca_cert=str(authority) if authority.is_file() else None,
-        verify=not endpoint.skip_tls_verify,
-    )
+    folder, tls = contexts / "tls" / digest / "docker", None
+    if folder.is_dir():
+        own, authority = (folder / "cert.pem", folder / "key.pem"), folder / "ca.pem"
+        tls = TLSConfig(
+            client_cert=(str(own[0]), str(own[1])) if own[0].is_file() else None,
+            ca_cert=str(authority) if authority.is_file() else None,
+            verify=not endpoint.skip_tls_verify,
+        )
+    return Address(endpoint.host, told, tls)
 
 
 def _invalid(what: str) -> EngineError:
@@ -138,13 +131,7 @@ _SSH_OPTIONS: Final = (
 
 @contextmanager
 def _forwarded(address: str) -> Iterator[str]:
-    """Yield a ``unix://`` address that forwards to the engine of an ``ssh://`` address.
-
-    Raises:
-        EngineError: ``ENGINE_SSH_MISSING``: there is no ssh; ``ENGINE_NOT_RUNNING``: it cannot log
-            in there; the error has ssh's message.
-        ValueError: the address is invalid.
-    """
+    """Yield a ``unix://`` address that forwards to the engine of an ``ssh://`` address."""
     ssh = shutil.which("ssh")
     if ssh is None:
         raise EngineError("ENGINE_SSH_MISSING", address=address)
@@ -156,18 +143,10 @@ def _forwarded(address: str) -> Iterator[str]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="llama-farm-ssh-"))
         here, said = Path(folder) / "docker.sock", stack.enter_context(tempfile.TemporaryFile())
+        way = ("-L", f"{here}:{parts.path or _REMOTE_SOCKET}", "--", parts.hostname)
         process = stack.enter_context(
             subprocess.Popen(
-                # cat ends with our end of the pipe, and ssh with it
-                [
-                    ssh,
-                    *options,
-                    "-L",
-                    f"{here}:{parts.path or _REMOTE_SOCKET}",
-                    "--",
-                    parts.hostname,
-                    "cat",
-                ],
+                [ssh, *options, *way, "cat"],  # cat ends with our end of the pipe, ssh with it
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
@@ -259,16 +238,12 @@ def connect(patience: int | None = None) -> docker.DockerClient:
                 probe.ping()
             return _Client(reached, way.pop_all(), patience or _STREAM_SECONDS)
         except (DockerException, requests.RequestException, OSError) as error:
-            raise _silent(named, error) from error
+            said = reason(error)
+            denied = "Permission denied" in said
+            code = "ENGINE_PERMISSION" if denied else "ENGINE_NOT_RUNNING"
+            raise EngineError(code, named=named, said=said) from error
         except ValueError as error:  # of a port that is no number, before any connection was opened
             raise _unusable(str(named), error) from error
-
-
-def _silent(named: Address, error: Exception) -> EngineError:
-    said = reason(error)
-    if "Permission denied" in said:
-        return EngineError("ENGINE_PERMISSION", named=named, said=said)
-    return EngineError("ENGINE_NOT_RUNNING", named=named, said=said)
 
 
 def _unusable(named: str, error: Exception) -> EngineError:
@@ -276,12 +251,7 @@ def _unusable(named: str, error: Exception) -> EngineError:
 
 
 def _knock(reached: Address) -> None:
-    """Open the engine's Unix socket once as a test: if that fails, docker-py would leak its own.
-
-    Raises:
-        OSError: no engine listens there, or this user has no access.
-        DockerException: the address cannot be read.
-    """
+    """Open the engine's Unix socket once as a test: if that fails, docker-py would leak its own."""
     scheme, _, path = str(parse_host(reached.url)).partition("://")
     if scheme == "http+unix":
         with closing(socket.socket(socket.AF_UNIX)) as knocking:

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import tempfile
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +33,7 @@ LABEL: Final = "llama-farm"
 """The label of every container and image of ours: a person finds them with ``--filter label=…``."""
 CONFLICT: Final = 409
 """The engine's answers if a container uses the thing, or another process is removing it."""
+_LOST: Final = "the Docker engine went away in the middle of a step"
 _REMOVING_SECONDS: Final = 60
 _STDIN: Final = {"stdin": 1, "stream": 1}
 _MOST_PRODUCTS: Final = 8 << 30
@@ -54,14 +55,8 @@ def running(
 ) -> Iterator[DockerWorkspace]:
     """Run a container as long as this process lives: its only program reads from here.
 
-    The engine removes it when that has ended, also of a process that is killed.
-
-    Args:
-        client: the engine.
-        image: what is in the container; its own entry point is not run.
-        key: what the container is for, in its name and its label.
-        network: the engine's network, by default none.
-        volumes: what is mounted, by name.
+    The engine removes it when that has ended, also of a process that is killed. The image's own
+    entry point is not run. ``key`` is what the container is for, in its name and its label.
 
     Raises:
         EngineError: the engine is out of reach, or the image has no such program.
@@ -145,17 +140,19 @@ class DockerWorkspace(Workspace):
             EngineError: the engine or the container went away in the middle.
         """
         api = self.container.client.api
-        with _engine():
+        with engine_errors("ENGINE_LOST", _LOST):
             execution = api.exec_create(
                 self.container.id,
                 list(argv),
                 environment=dict(environment),
                 workdir=str(self.layout.build),
             )["Id"]
-        with _output(api, execution) as pieces:
-            # Outside of the engine's errors: a log that cannot be written is no engine's fault.
-            _split_lines(pieces, sink)
-        with _engine():
+            stream = api.exec_start(execution, socket=True)
+        # Outside of the engine's errors: a log that cannot be written is no engine's fault.
+        with _closing(stream):  # docker-py's own stream never closes its socket
+            frames = frames_iter(stream, tty=False)  # type: ignore[no-untyped-call]
+            _split_lines(_guarded((data for _, data in frames), _LOST), sink)
+        with engine_errors("ENGINE_LOST", _LOST):
             status = api.exec_inspect(execution)["ExitCode"]
         if status is None:
             raise EngineError("ENGINE_LOST")
@@ -186,13 +183,6 @@ class DockerWorkspace(Workspace):
         remove_container(self.container)
 
 
-_LOST: Final = "the Docker engine went away in the middle of a step"
-
-
-def _engine() -> AbstractContextManager[None]:
-    return engine_errors("ENGINE_LOST", _LOST)
-
-
 def _guarded(pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
     """Yield the engine's items; only an error of reading them is the engine's failure."""
     while True:
@@ -201,16 +191,6 @@ def _guarded(pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
         if piece is None:
             return
         yield piece
-
-
-@contextmanager
-def _output(api: Any, execution: str) -> Iterator[Iterator[bytes]]:
-    """Start a command and yield its output; docker-py's own stream never closes its socket."""
-    with _engine():
-        stream = api.exec_start(execution, socket=True)
-    with _closing(stream):
-        frames = frames_iter(stream, tty=False)  # type: ignore[no-untyped-call]
-        yield _guarded((data for _, data in frames), _LOST)
 
 
 @contextmanager

@@ -4,11 +4,14 @@ An image that a person builds on one of ours inherits its label, and so does a c
 person starts from it or from any image with that label. So only an image or container under the
 farm's own names is removed. Neither label nor name makes an image one that a build may trust: its
 author writes both (``farm.inputs.images.is_trusted``).
+
+Everything here raises ``EngineError`` where the engine is out of reach.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -43,7 +46,7 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
     A container of a builder image reads the volume, without network and read-only.
 
     Raises:
-        EngineError: the engine has no builder image, or cannot be reached.
+        EngineError: ``NO_BUILDER_IMAGE``.
     """
     with engine_errors("ENGINE_FAILED", "the compiler cache could not be read"):
         if volume not in {one.name for one in client.volumes.list()}:
@@ -60,11 +63,7 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
 
 
 def make_volume(client: docker.DockerClient, volume: str) -> None:
-    """Make the compiler cache's volume with the farm's label, unless it exists.
-
-    Raises:
-        EngineError: the engine is out of reach.
-    """
+    """Make the compiler cache's volume with the farm's label, unless it exists."""
     with engine_errors("ENGINE_FAILED", f"volume {volume} could not be made"):
         client.volumes.create(volume, labels={LABEL: "ccache"})
 
@@ -86,25 +85,21 @@ class Stored:
     delete: Callable[[], str]
 
     def remove(self) -> str:
-        """Remove the thing; returns why it stays, empty where it is gone.
-
-        Raises:
-            EngineError: the engine is out of reach.
-        """
+        """Remove the thing; returns why it stays, empty where it is gone."""
         return self.kept or self.delete()
 
 
 def stored(
     client: docker.DockerClient, *, volume: str = CACHE_VOLUME, images: tuple[str, ...] = IMAGES
 ) -> list[Stored]:
-    """Return the farm's things in the engine, in the order in which they can be removed.
-
-    Raises:
-        EngineError: the engine is out of reach.
-    """
+    """Return the farm's things in the engine, in the order in which they can be removed."""
     with engine_errors("ENGINE_FAILED", "what the farm keeps in the engine could not be listed"):
         containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
-        found = [_container(one) for one in containers if is_named_by_us(one)]
+        found = []
+        for one in filter(is_named_by_us, containers):
+            kept = "a run of the farm uses it" if one.status in _IN_USE else ""
+            remove = partial(remove_container, one)
+            found.append(_thing(f"container {one.name}", 0, kept, remove))
         used = client.df()
         found += _images(client, images, used)
         sizes = {one["Name"]: one["UsageData"]["Size"] for one in used["Volumes"] or ()}
@@ -114,26 +109,18 @@ def stored(
         return found
 
 
-def _deleted(name: str, delete: Callable[[], object]) -> str:
-    with engine_errors("ENGINE_FAILED", f"{name} could not be removed"):
-        try:
-            delete()
-        except NotFound:
-            return ""
-        except APIError as error:
-            if error.status_code != CONFLICT:
-                raise
-            return "a container uses it"
-    return ""
-
-
 def _thing(name: str, size: int, kept: str, delete: Callable[[], object]) -> Stored:
-    return Stored(name, size, kept, partial(_deleted, name, delete))
+    def remove() -> str:
+        with engine_errors("ENGINE_FAILED", f"{name} could not be removed"), suppress(NotFound):
+            try:
+                delete()
+            except APIError as error:
+                if error.status_code != CONFLICT:
+                    raise
+                return "a container uses it"
+        return ""
 
-
-def _container(container: Any) -> Stored:
-    kept = "a run of the farm uses it" if container.status in _IN_USE else ""
-    return _thing(f"container {container.name}", 0, kept, partial(remove_container, container))
+    return Stored(name, size, kept, remove)
 
 
 def _images(
@@ -185,31 +172,20 @@ class DockerImages:
         """
         try:
             for event in self._client.api.pull(reference, stream=True, decode=True):
-                if "error" in event:
-                    raise EngineError(
-                        "IMAGE_UNAVAILABLE", reference=reference, error=event["error"]
-                    )
+                if why := event.get("error"):
+                    raise EngineError("IMAGE_UNAVAILABLE", reference=reference, error=why)
             return _facts(self._client.images.get(reference), reference)
         except ENGINE_FAILURES as error:
-            raise EngineError(
-                "IMAGE_UNAVAILABLE", reference=reference, error=reason(error)
-            ) from error
+            why = reason(error)
+            raise EngineError("IMAGE_UNAVAILABLE", reference=reference, error=why) from error
 
     def remove(self, reference: str) -> None:
-        """Remove an image.
-
-        Raises:
-            EngineError: something uses it.
-        """
+        """Remove an image; that something uses it is an error, too."""
         with engine_errors("ENGINE_FAILED", f"image {reference} could not be removed"):
             self._client.images.remove(reference)
 
     def tools(self, image: ImageFacts) -> ImageTools:
-        """Return an image's tools, which a container without a network prints.
-
-        Raises:
-            EngineError: no container can be started from it, or it does not answer.
-        """
+        """Return an image's tools, which a container without a network prints."""
         with running(self._client, image, "probe") as workspace:
             told = workspace.ask("/bin/sh", "-c", PROBE)
         return tools_of(image.reference, "\n".join(told))
