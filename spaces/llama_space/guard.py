@@ -15,6 +15,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -29,7 +30,6 @@ from gradio.mcp import GradioMCPServer
 from gradio.queueing import Queue
 from gradio.route_utils import FnIndexInferError
 from gradio.routes import App
-from gradio.server_messages import ProcessCompletedMessage
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -55,14 +55,9 @@ os.environ.pop("GRADIO_NUM_WORKERS", None)  # such processes serve files of any 
 logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it logs what a caller sends as it stands
 logging.getLogger().addFilter(lambda told: "/mcp/" not in told.pathname)  # by the root logger, too
 _described: Final = ContextVar[Any]("_described", default=None)
-
-
-def _describe(_: object, told: Any) -> None:
-    _described.set(told)
-
-
 # the description has the address of whoever asks: gradio would keep the first one's for all
-App.api_info = property(lambda _: _described.get(), _describe)  # type: ignore[assignment]
+_write: Any = lambda _, told: _described.set(told)  # noqa: E731
+App.api_info = property(lambda _: _described.get(), _write)  # type: ignore[assignment]
 _mcp_server: Final = GradioMCPServer.create_mcp_server
 _send: Final = Queue.send_message
 
@@ -97,14 +92,18 @@ async def _result(_: object, job: Any) -> list[Any]:
 
 def _keep(queue: Any, event: Any, message: Any) -> None:
     """Keep a message for its reader, or end all events of a session that reads none."""
-    name, late = event.session_hash, {"error": "its answers were not read in time"}
-    if event.alive and (kept := queue.pending_messages_per_session[name]).qsize() >= _MESSAGES:
-        while kept.qsize():
-            kept.get_nowait()
-        for one in {event._id, *queue.pending_event_ids_session.get(name, ())}:  # noqa: SLF001
-            queue.event_ids_to_events.get(one, event).alive = False
-            kept.put_nowait(ProcessCompletedMessage(output=late, success=False, event_id=one))
+    messages = queue.pending_messages_per_session
+    if event.alive and messages[event.session_hash].qsize() >= _MESSAGES:
+        _forget(queue, event.session_hash)
     _send(queue, event, message)
+
+
+def _forget(queue: Any, session: str) -> None:
+    """End a session's events, and keep none of its answers: their reader is told of an error."""
+    for event in queue.event_ids_to_events.values():
+        event.alive = event.alive and event.session_hash != session
+    queue.pending_event_ids_session.pop(session, None)
+    queue.pending_messages_per_session.pop(session, None)
 
 
 _GRADIOS: Any = GradioMCPServer
@@ -228,9 +227,8 @@ class Guard:
             line = f"refused {scope['method']} {scope['path']}: {type(error).__name__}: {error}"
             sys.stderr.write(f"{safe(line)[:300]}\n")
             if began:
-                await send(
-                    {"type": "http.response.body"}
-                )  # or uvicorn logs that the end is missing
+                # or uvicorn logs that the end is missing
+                await send({"type": "http.response.body"})
             else:
                 await _answer(400, "this request is none that the page makes")(scope, receive, send)
         finally:
@@ -387,8 +385,9 @@ def _require_arguments(scope: Scope, asked: Any) -> None:
 def _require_read(scope: Scope, asked: Any) -> None:
     """Refuse a further event of a session that fetches no answers: gradio keeps all of them.
 
-    What it still knows of a session without any is forgotten here, and the oldest answers are when
-    there are too many. A cancellation that ends no running event would be one more answer.
+    What it still knows of a session without any is forgotten here. When there are too many answers,
+    the oldest are that are whole, else those of the session with the most unread messages. A
+    cancellation that ends no running event would be one more answer.
     """
     if scope["method"] != "POST" or not isinstance(asked, dict):
         return
@@ -407,14 +406,15 @@ def _require_read(scope: Scope, asked: Any) -> None:
     for name in [name for name, events in unread.items() if not events or name not in answers]:
         del unread[name]
     total = sum(map(len, unread.values()))
-    for name in [name for name, events in unread.items() if not events & known.keys()]:
-        if total >= _UNREAD_BY_ALL:
-            total -= len(unread.pop(name))
-            del answers[name]
+
+    def worth(name: str) -> float:
+        return math.inf if unread[name].isdisjoint(known) else answers[name].qsize()
+
+    while total >= _UNREAD_BY_ALL:
+        total -= len(unread[name := max(unread, key=worth)])
+        _forget(queue, name)
     session = len(unread.get(asked.get("session_hash"), ()))
-    if path.startswith(("/gradio_api/queue", "/gradio_api/call")) and (
-        session >= _UNREAD or total >= _UNREAD_BY_ALL
-    ):
+    if path.startswith(("/gradio_api/queue", "/gradio_api/call")) and session >= _UNREAD:
         raise HTTPException(429, "fetch the answers to your events before you send another")
 
 
