@@ -20,6 +20,7 @@ import os
 import re
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -60,6 +61,7 @@ _write: Any = lambda _, told: _described.set(told)  # noqa: E731
 App.api_info = property(lambda _: _described.get(), _write)  # type: ignore[assignment]
 _mcp_server: Final = GradioMCPServer.create_mcp_server
 _send: Final = Queue.send_message
+_cancelling: Final = ThreadPoolExecutor()
 
 
 def _bounded(self: Any) -> Any:
@@ -86,7 +88,7 @@ async def _result(_: object, job: Any) -> list[Any]:
     try:
         return [await asyncio.wrap_future(job.future)]
     except asyncio.CancelledError:
-        asyncio.get_running_loop().run_in_executor(None, job.cancel)  # it asks this server
+        _cancelling.submit(job.cancel)  # it asks this server, in vain while that is being ended
         raise
 
 

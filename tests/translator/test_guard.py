@@ -369,7 +369,7 @@ while len(ended) < told.count("left"):
     time.sleep(0.05)
 kinds, left = sorted(set(told)), told.count("left")
 told = [kinds, left, max(ended) - began < 2, "isError\\":false" in call(9)]
-asked["method"] = "prompts/get"
+tool, asked = asked, {**asked, "method": "prompts/get"}
 told.append("Method not found" in call(9))
 gradios = f"{demo.local_url}gradio_api/"
 asked = {"data": ["x"], "fn_index": 0, "session_hash": "s"}
@@ -392,11 +392,12 @@ guard._MESSAGES, guard._UNREAD_BY_ALL = 500, 2
 for _ in range(3):
     event = requests.post(f"{gradios}call/slow", json={"data": ["x"]}).json()["event_id"]
 print(*told, event in demo._queue.pending_messages_per_session)
+asked, guard._UNREAD_BY_ALL = tool, 400
 with ThreadPoolExecutor(4) as callers:
     for _ in range(4):
         callers.submit(call, 9)
     time.sleep(1)
-    demo.close()
+    demo.close(verbose=False)
 """
 
 
