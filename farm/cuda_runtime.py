@@ -14,9 +14,10 @@ import io
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
+from typing import IO, TYPE_CHECKING, Annotated, BinaryIO, Final, cast
 
 import msgspec
+from msgspec import Meta
 
 from farm import durable, elf, targets
 from farm.errors import InspectError, PackError, SourceError
@@ -67,14 +68,14 @@ class Wheel(msgspec.Struct, frozen=True):
     version: str
     filename: str
     sha256: str
-    files: tuple[WheelFile, ...]
+    files: Annotated[tuple[WheelFile, ...], Meta(max_length=archive.MAX_FILES)]
 
 
 class RuntimeRecord(msgspec.Struct, frozen=True):
-    """Everything in ``CUDA_RUNTIME.json``."""
+    """Everything in ``CUDA_RUNTIME.json``. A line has three wheels at most."""
 
     line: LineRecord
-    wheels: tuple[Wheel, ...]
+    wheels: Annotated[tuple[Wheel, ...], Meta(max_length=100)]
     schema_version: int = 1
 
     @property

@@ -11,8 +11,9 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -37,6 +38,7 @@ from farm.plan import artifact_name
 from farm.tarball import archive, build_record, sbom
 from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
+from llama_loader.errors import IntegrityError
 from llama_loader.manifest import Artifact, Manifest
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ Known = Mapping[str, tuple[str, ...]]
 """The sha256 of tarballs by name; after a run that was killed, of two of which either is right."""
 MAX_BYTES: Final = 32 << 30
 """Bytes of all tarballs of a release, which whoever verifies it fetches to a temporary folder."""
+_LEAST_PIECE: Final = 1 << 16
+"""Bytes of a file's pieces; their digests are kept. Of one byte each, a GiB has 100 GB of them."""
 _AGAIN: Final = (
     "of a release that you fetched: fetch it again, and ask its publisher; of your own: invoke"
     " manifest writes manifest and SBOMs again from the tarballs"
@@ -237,7 +241,7 @@ def verify_artifact(
     tarball = folder / listed.name
     if tarball.is_file() and (size := tarball.stat().st_size) != listed.size:
         raise _differs(listed, "size", listed.size, size)
-    found = read(tarball, Chunking(listed.chunk_size, listed.piece_size))
+    found = read(tarball, Chunking(listed.chunk_size, max(listed.piece_size, _LEAST_PIECE)))
     for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
                   "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
         said, there = getattr(listed, field), getattr(found.artifact, field)
@@ -314,8 +318,8 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
 def _json(document: bytes) -> object:
     """Parse somebody else's JSON of at most 1 MiB, else return None: it may take 60 times of it."""
     try:
-        return json.loads(document) if len(document) <= 1 << 20 else None
-    except (ValueError, RecursionError):
+        return schema.strict_json(document, what="", max_bytes=1 << 20)
+    except IntegrityError:
         return None
 
 
@@ -335,7 +339,7 @@ class Found:
     """Facts from a tarball's bytes: its entry (SBOM included), its SBOM, its record's source."""
 
     artifact: Artifact
-    sbom: bytes
+    sbom: bytes = b""
     source: schema.Source | None = None
     parts: tuple[Part, ...] | None = ()
     variants: str = ""
@@ -350,26 +354,29 @@ def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - 
         InspectError: its binaries are not what its record says.
     """
     if cuda_runtime.is_one(path.name):
-        libraries, wheels = cuda_runtime.read_with_record(path, chunking=chunking)
-        document = sbom.of_cuda_runtime(libraries, wheels)
-        return Found(_with_sbom(libraries, document), document)
+        entry, wheels = cuda_runtime.read_with_record(path, chunking=chunking)
+        return _described(Found(entry), partial(sbom.of_cuda_runtime, entry, wheels))
     inventory = read_inventory(path, chunking=chunking)
     if not inventory.build_json:
         raise PackError("BUILD_RECORD_MISSING/ours", name=path.name)
     record = build_record.decode(inventory.build_json, what=path.name)
     inventory.require_name(_name(record, inventory.format))
     elf.check(inventory.inspections, _asked(record))
-    server = inventory.artifact(record.line)
-    try:
-        document = sbom.of_server(server, record)
-    except sbom.INVALID as error:
-        raise PackError("BUILD_RECORD_INVALID", name=path.name, error=error) from error
+    entry = inventory.artifact(record.line)
     variants = record.defined.get(recipe.DEFINITION, "")
-    return Found(_with_sbom(server, document), document, record.source, record.parts, variants)
+    found = Found(entry, b"", record.source, record.parts, variants)
+    return _described(found, partial(sbom.of_server, entry, record))
 
 
-def _with_sbom(artifact: Artifact, document: bytes) -> Artifact:
-    return msgspec.structs.replace(artifact, sbom=_listed_sbom(artifact, document))
+def _described(found: Found, describe: Callable[[], bytes]) -> Found:
+    """Add the SBOM; the library refuses values that a record may have."""
+    entry = found.artifact
+    try:
+        document = describe()
+    except sbom.INVALID as error:
+        raise PackError("BUILD_RECORD_INVALID", name=entry.name, error=error) from error
+    listed = msgspec.structs.replace(entry, sbom=_listed_sbom(entry, document))
+    return replace(found, artifact=listed, sbom=document)
 
 
 def _listed_sbom(artifact: Artifact, document: bytes) -> schema.Sbom:

@@ -327,6 +327,7 @@ def fewer_libraries(members: Members) -> None:
 NO_DRIVER: Callable[[dict[str, Any]], object] = lambda record: record["line"].update(  # noqa: E731
     min_driver=None
 )
+EMPTY = {"package": "", "version": "", "filename": "", "sha256": "", "files": []}
 FORGERIES: dict[str, tuple[Callable[[Members], object], str, str]] = {
     "a modified library": (modified, "FILE_MODIFIED", "libcudart.so.13"),
     "a file more": (
@@ -353,6 +354,16 @@ FORGERIES: dict[str, tuple[Callable[[Members], object], str, str]] = {
         "RECORD_INVALID",
         "",
     ),
+    "a record of more wheels than a line has": (
+        partial(told_otherwise, change=lambda record: record["wheels"].extend([EMPTY] * 100)),
+        "RECORD_INVALID",
+        "length <= 100",
+    ),
+    "a wheel of no package": (
+        partial(told_otherwise, change=lambda record: record["wheels"].append(EMPTY)),
+        "BUILD_RECORD_INVALID",
+        "",
+    ),
     "a record without a driver": (partial(told_otherwise, change=NO_DRIVER), "RECORD_INVALID", ""),
     "twice": (
         lambda members: members.update({"cuda-runtime/LIBCUDART.so.13": b"x"}),
@@ -367,7 +378,7 @@ def test_a_forged_tarball_is_refused_with_what_is_wrong(forged: Forged, how: str
     forge, code, named = FORGERIES[how]
     forge(forged.members)
     kind = InspectError if code == "LIBRARY_MISSING" else PackError
-    assert named in refused(kind, code, lambda: read(forged.write())).message
+    assert named in refused(kind, code, lambda: release.read(forged.write())).message
 
 
 def test_a_tarball_under_another_name(tarball: Path) -> None:

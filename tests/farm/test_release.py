@@ -95,19 +95,26 @@ def test_sums_are_those_of_sha256sum_and_name_everything(released: Path) -> None
 
 
 def test_a_release_that_was_cut_into_other_chunks_is_verified_as_it_was_cut(
-    released: Path,
+    tree: Path, tmp_path: Path
 ) -> None:
-    """Releases outlive the farm that made them; 4096 so that tiny files have pieces, too."""
-    before = release.load(released)
-    for file_chunk_size in (4096, 0):
-        found = release.read(released / NAME, Chunking(4096, 4096))
+    """Releases outlive the farm that made them; but none has pieces of two bytes, each a digest."""
+    large = changed(tree, tmp_path / "large")
+    (large / "licenses" / "large").write_bytes(bytes(100_000))
+    for cut_from, file_chunk_size in ((large, 1 << 16), (large, 0), (tree, 2)):
+        released = packed(cut_from, tmp_path / f"dist{file_chunk_size}")
+        before = release.load(released)
+        found = release.read(released / NAME, Chunking(1 << 16, file_chunk_size or 1 << 16))
         cut = msgspec.structs.replace(found.artifact, file_chunk_size=file_chunk_size)
         assert any(len(entry.chunks) > 1 for entry in cut.files)
         listed = msgspec.structs.replace(before, artifacts=(cut,))
         (released / "manifest.json").write_bytes(schema.dump(listed))
         beside = ((released / name).read_bytes() for name in ("manifest.json", release.SCHEMA))
         (released / "SHA256SUMS").write_bytes(release.sums(release.digests(listed, *beside)))
-        assert release.verify(released) == (NAME,)
+        if file_chunk_size == 2:
+            with refused("RELEASE_MISMATCH", PackError, "files is"):
+                release.verify(released)
+        else:
+            assert release.verify(released) == (NAME,)
 
 
 @pytest.mark.parametrize("name", ["manifest.schema.json", "manifest.json"])
@@ -151,14 +158,24 @@ def test_verify_refuses_a_changed_sbom(released: Path) -> None:
         release.verify(released)
 
 
-def test_verify_refuses_an_sbom_that_is_listed_but_says_something_else(released: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"0.60.1"', '"0.60.2"'),
+        ("{", '{"components": [], '),  # what counts of two equal keys is each reader's own choice
+        ("{", "[" * 200_000),
+    ],
+)
+def test_verify_refuses_an_sbom_that_is_listed_but_says_something_else(
+    released: Path, before: str, after: str
+) -> None:
     document = released / f"{NAME}.cdx.json"
-    lying = document.read_text().replace('"0.60.1"', '"0.60.2"')
+    lying = document.read_text().replace(before, after, 1)
     document.write_text(lying)
     with edited(released) as manifest:
         listed = manifest["artifacts"][0]["sbom"]
         listed["sha256"] = hashlib.sha256(lying.encode()).hexdigest()
-    with pytest.raises(PackError, match="does not say what the tarball holds"):
+    with refused("RELEASE_MISMATCH", PackError, "does not say what the tarball holds"):
         release.verify(released)
 
 
@@ -192,15 +209,6 @@ def test_manifest_that_no_release_has_is_refused_before_its_files_are_touched(
 def test_tarball_of_another_size_than_listed_is_not_hashed(released: Path) -> None:
     os.truncate(released / NAME, 1 << 42)  # it takes no more disk than before
     with refused("RELEASE_MISMATCH", PackError, f"size is .* but {1 << 42} in the tarball"):
-        release.verify(released)
-
-
-def test_sbom_without_depth_is_another_one(released: Path) -> None:
-    deep = b"[" * 200_000
-    (released / f"{NAME}.cdx.json").write_bytes(deep)
-    with edited(released) as manifest:
-        manifest["artifacts"][0]["sbom"]["sha256"] = hashlib.sha256(deep).hexdigest()
-    with refused("RELEASE_MISMATCH", PackError, "does not say what the tarball holds"):
         release.verify(released)
 
 
