@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from inspect import Parameter, Signature, signature
@@ -52,7 +53,8 @@ _MISSING: Final = re.compile(r"'(\S+)' did not receive required positional argum
 def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     """Turn expected errors into their line and exit status; SIGTERM cleans up like Ctrl-C.
 
-    An unexpected error of the disk is one line, too.
+    An unexpected error of the disk is one line, too. Nothing is done where another user can swap a
+    temporary folder.
     """
 
     @functools.wraps(function)
@@ -61,6 +63,9 @@ def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler)
         try:
+            from farm import durable  # noqa: PLC0415 - `invoke --list` imports none of the work
+
+            durable.require_own(Path(tempfile.gettempdir()))
             function(*args, **kwargs)
         except FarmError as error:
             _end(error.render(), error.exit_status)

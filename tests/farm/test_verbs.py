@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import verbs
@@ -166,6 +167,16 @@ def test_a_wrong_call_of_a_process_has_no_traceback() -> None:
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error[ARCH_SET_UNKNOWN]: ")
     assert "Traceback" not in refused.stderr
+
+
+def test_temporary_folder_that_another_user_can_change_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for mode, status, told in ((0o777, 1, "error[FOLDER_NOT_OWN]: "), (0o1777, 0, "")):
+        tmp_path.chmod(mode)
+        done = invoke("version")
+        assert (done.returncode, done.stderr.partition(str(tmp_path))[0]) == (status, told)
 
 
 @pytest.mark.parametrize("lacking", ["version_info = (3, 10, 13)", "modules['rich'] = None"])

@@ -415,17 +415,20 @@ def test_a_set_that_kills_its_hosts_is_given_up_and_the_others_finish(
     assert told.count("error[HOSTS_LOST]: 3 hosts were lost while they built it: 127.0.0.1:") == 1
 
 
-@pytest.mark.parametrize("what", ["cache", "compiler"])
+@pytest.mark.parametrize("what", ["cache", "compiler", "shared"])
 def test_a_host_that_cannot_build_is_named_and_left_out(
     hosts: Hosts, request_: BuildRequest, tmp_path: Path, what: str
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "nothing").mkdir()
-    wrong = {"cache": {"XDG_CACHE_HOME": str(tmp_path / "file")},
-             "compiler": {"PATH": str(tmp_path / "nothing")}}[what]  # fmt: skip
-    code = {"cache": "CACHE_UNUSABLE", "compiler": "COMPILER_MISSING"}[what]
+    (tmp_path / "nothing").chmod(0o777)
+    name, place, code = {
+        "cache": ("XDG_CACHE_HOME", "file", "CACHE_UNUSABLE"),
+        "compiler": ("PATH", "nothing", "COMPILER_MISSING"),
+        "shared": ("TMPDIR", "nothing", "FOLDER_NOT_OWN"),
+    }[what]
     hosts.scheduler()
-    hosts.worker("broken", **wrong)
+    hosts.worker("broken", **{name: str(tmp_path / place)})
     run = Run(TINY, ("one", "two"), replace(request_, scheduler=hosts.address))
     run.start()
     assert "HOST_DROPPED" not in run.fail("HOSTS_UNUSABLE", words=code)  # told once
