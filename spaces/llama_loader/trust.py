@@ -98,10 +98,11 @@ def manifest(
 
 def release_file() -> Path:
     """Return ``release.json`` beside the package, or beside the app of an installed package."""
-    app = getattr(sys.modules["__main__"], "__file__", None)
-    if app is None or RELEASE_FILE.exists():
+    app = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
+    by_module = app.parent == Path(__file__).resolve().parent  # python3 -m llama_loader
+    if by_module or RELEASE_FILE.exists():
         return RELEASE_FILE
-    return Path(app).resolve().with_name(RELEASE_FILE.name)
+    return app.with_name(RELEASE_FILE.name)
 
 
 def read(path: Path) -> Pin:

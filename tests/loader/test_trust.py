@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -142,6 +143,10 @@ def test_an_installed_package_reads_the_file_beside_the_apps_script(
     assert "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL" in caught.value.hint
     write(place, manifest_url=url, manifest_sha256=sha256)
     assert resolve(tmp_path) == ("b1-1", url)
+    for module in (str(Path(trust.__file__).with_name("__main__.py")), None):  # python3 -m
+        monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__=module))
+        with pytest.raises(SettingError, match=re.escape(f" {installed} cannot be read")):
+            resolve(tmp_path)
     installed.parent.mkdir()
     write(installed, manifest_url=url, manifest_sha256=SHA)
     with pytest.raises(IntegrityError, match="is pinned"):
