@@ -1,6 +1,6 @@
 """The Hub's own client: how it is made, how long it may take, and its errors as sentences.
 
-It is huggingface_hub from version 1.0 on, which asks through a client of httpx or httpx2.
+It is huggingface_hub from version 1.1 on, which asks through a client of httpx or httpx2.
 """
 
 import re
@@ -63,6 +63,8 @@ def of(settings: Settings) -> ModuleType:
         raise SettingError("SETTING_INVALID/hub-client", error=error) from error
     except ImportError as error:
         raise SettingError("HUB_CLIENT_MISSING") from error
+    if huggingface_hub.__version__.startswith("1.0."):  # its hf_hub_download has no tqdm_class
+        raise SettingError("HUB_CLIENT_MISSING")
     # else it asks the server which of this user's variables it shall look for, and tells it
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr

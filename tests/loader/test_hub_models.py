@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -444,7 +445,7 @@ def test_begun_download_that_is_no_file_of_this_user_alone_is_not_gone_on_with(
         FOLDER,
         *(f"{FOLDER}/{one}" for one in ("refs", "snapshots", "blobs", f"snapshots/{COMMIT}/sub")),
         *(f"{FOLDER}/{one}" for one in ("trees", f"trees/{COMMIT}.json", "blobs/1.incomplete")),
-        f".locks/{FOLDER}/1.lock",  # a filelock of before 2025 empties what it leads to
+        f".locks/{FOLDER}/1.lock",  # filelock before 3.20.1 empties what it leads to
     ],
 )
 def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, place: str) -> None:
@@ -734,6 +735,22 @@ def test_client_of_the_hub_that_cannot_be_used_is_a_finding_and_no_defect(
     (line,) = (line for line in done.stdout.splitlines() if "FAIL model: " in line)
     assert words in line.lower()
     assert "verdict: a model cannot be served" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "told"), [("1.0.1", "HUB_CLIENT_MISSING"), ("1.1.0", COMMIT)])
+def test_oldest_client_of_the_hub_fetches_and_one_before_it_is_refused(
+    tmp_path: Path, version: str, told: str
+) -> None:
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert uv is not None
+    install = (uv, "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "client")
+    subprocess.run([*install, f"huggingface_hub=={version}"], check=True)
+    with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
+        path = f"{tmp_path / 'client'}:{PROJECT / 'spaces'}"
+        environ = environment(hub, tmp_path) | {"PYTHONPATH": path}
+        done = heard([sys.executable, "-c", PRINT_PATH], env=environ)
+    assert told in done.stdout + done.stderr
 
 
 def gguf(*pairs: bytes, tensors: int = 1) -> bytes:
