@@ -316,8 +316,9 @@ def _parsed(body: bytes, most: dict[str, int]) -> Any:
     """Return what a body's JSON says, None for an empty one."""
     try:
         asked = json.loads(body or b"null")
+        json.dumps(asked, ensure_ascii=False).encode()  # gradio could not send it back
     except (ValueError, RecursionError) as error:
-        raise HTTPException(400, "a request is JSON") from error
+        raise HTTPException(400, "a request is JSON, without lone surrogates") from error
     if sum(1 for _ in _levels(asked)) > _DEEPEST:
         raise HTTPException(400, f"a request has at most {_DEEPEST} levels")
     for name, limit in most.items() if isinstance(asked, dict) else ():

@@ -525,7 +525,8 @@ def test_deeply_nested_body_is_refused_without_a_traceback(
     page: Space, route: str, levels: int
 ) -> None:
     headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-    for one in ("[" * levels + "]" * levels, '{"data":' * levels + "1" + "}" * levels, "[{"):
+    nested = ("[" * levels + "]" * levels, '{"data":' * levels + "1" + "}" * levels)
+    for one in (*nested, "[{", '{"data": ["\\ud800", "en", "auto"], "text": "\\ud800"}'):
         assert post(page, route, data=one, headers=headers).status_code == 400
     assert "Traceback" not in page.said()
 
