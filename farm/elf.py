@@ -15,11 +15,11 @@ import msgspec
 
 from farm import elf_file, fatbin
 from farm.elf_file import ElfFile
-from farm.errors import FarmError, InspectError, UsageError
+from farm.errors import FarmError, InspectError, PackError, UsageError
 from llama_loader.errors import tell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Sequence, Sized
     from collections.abc import Set as AbstractSet
 
     from farm.tarball.build_record import LineRecord
@@ -43,6 +43,8 @@ _SYSTEM: Final = re.compile(
 _ALLOWED: Final = re.compile(rf"(?:{_SYSTEM.pattern}|libgomp\.so\.1)")
 _DRIVER: Final = "libcuda.so.1"
 _TURNED_BY_GGML: Final = re.compile("12[0-9]")
+MOST_BINARIES: Final = 500
+"""What is known of each is kept until all are merged; the largest release has fewer than 60."""
 _CUDA_LIBRARIES: Final = ("libcudart", "libcublas", "libcublasLt")
 
 
@@ -170,6 +172,17 @@ def inspect_stream(stream: BinaryIO, name: str) -> Inspection:
         runpath=_one(elf, dynamic, elf_file.DT_RUNPATH),
         rpath=_one(elf, dynamic, elf_file.DT_RPATH),
     )
+
+
+def require_few(found: Sized, what: str) -> None:
+    """Refuse more binaries than ``MOST_BINARIES``.
+
+    Raises:
+        PackError: ``ARCHIVE_UNSOUND``.
+    """
+    if len(found) > MOST_BINARIES:
+        most = f"more than {MOST_BINARIES} programs and libraries"
+        raise PackError("ARCHIVE_UNSOUND/most", what=what, most=most)
 
 
 def merge(inspections: Sequence[Inspection]) -> Merged:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import requests
 
 from farm import PROJECT_ROOT, durable
@@ -123,14 +124,18 @@ def serving(*options: str, variables: Mapping[str, str] | None = None) -> Iterat
 
 
 def complete(served: Mapping[str, Any], prompt: str | list[int], tokens: int) -> dict[str, Any]:
-    """Ask a server of ``serving`` for tokens at temperature 0; returns its whole answer."""
+    """Ask a server of ``serving`` for tokens at temperature 0; returns its whole answer.
+
+    Raises:
+        requests.RequestException: it does not answer, or refuses.
+        ValueError: what it answers is no object in JSON.
+    """
     body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
     key = {"Authorization": f"Bearer {served['api_key']}"}
     url = f"{served['url']}/completion"
     with requests.post(url, json=body, headers=key, timeout=_ANSWER_SECONDS) as answer:
         answer.raise_for_status()
-        content: dict[str, Any] = answer.json()
-        return content
+        return msgspec.convert(answer.json(), dict[str, Any])
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:

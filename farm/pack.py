@@ -58,8 +58,6 @@ _IN_MEMORY: Final = 64 << 20
 _LARGEST: Final = 2 << 30
 """Bytes of one member: what a reader may write to look into it. A linker makes no larger library of
 code that is compiled as usual (x86-64 psABI, "Architectural Constraints")."""
-_MOST_BINARIES: Final = 500
-"""What is known of each is kept until all are compared; the largest release has fewer than 60."""
 FREE_SPACE: Final = "name folders with more space with --out and TMPDIR, where the disk is full"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -312,9 +310,7 @@ def read_inventory(
                 files.append(entry)
                 inspections += [inspection] if inspection else []
                 record = record or data
-                if len(inspections) > _MOST_BINARIES:
-                    most = f"more than {_MOST_BINARIES} programs and libraries"
-                    raise PackError("ARCHIVE_UNSOUND/most", what=called, most=most)
+                elf.require_few(inspections, called)
     except archive.DAMAGE as error:
         raise PackError("ARCHIVE_DAMAGED/pack", called=called, error=error) from error
     except OSError as error:

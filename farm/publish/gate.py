@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+import msgspec
 import requests
 
 from farm import durable, kept, loader, release
@@ -234,7 +235,7 @@ def _ask(folder: Path, artifact: Artifact) -> str:
             *_only(folder, artifact, store), "--model", str(model), variables=_NO_GPU
         ) as served,
     ):
-        said: str = loader.complete(served, PROMPT, 1)["content"]
+        said = msgspec.convert(loader.complete(served, PROMPT, 1)["content"], str)
     if not said.startswith(EXPECTED):
         raise FarmError("GATE_WRONG_ANSWER", prompt=PROMPT, said=said)
     return f"{PROMPT}{said}"

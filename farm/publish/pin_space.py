@@ -154,6 +154,7 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
                 error.hint = "free some space, or name a folder with more room in TMPDIR"
             raise
         binaries = [path for path in Path(store).rglob("*") if path.is_file() and is_elf(path)]
+        elf.require_few(binaries, url)
         found = tuple(map(elf.inspect, binaries))
     sizes = {stage["name"]: stage["size"] for stage in told["timeline"]}
     listed = _listed(url, told["sha256"], sizes["fetch"], found)

@@ -244,9 +244,8 @@ def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
 def overview(found: Overview) -> None:
     """Print the channels and releases of a place."""
     line(found.where)
-    parts = (("channel", found.channels, found.failed), ("release", found.releases, ()))
-    for title, rows, failed in parts:
-        if not rows and not failed:
+    for title, rows in (("channel", found.channels), ("release", found.releases)):
+        if not rows and not found.failed:
             line(f"no {title}s")
         if not rows:
             continue

@@ -24,11 +24,12 @@ from farm.engines import shared_cache
 from farm.engines.docker.connection import connect
 from farm.engines.docker.inventory import CACHE_VOLUME, Stored, cache_counters, stored
 from farm.engines.local import ccache_dir
-from farm.errors import EngineError, UsageError
+from farm.errors import EngineError, PublishError, UsageError
 from farm.inputs.packages import cache_root
 from farm.publish import channels
 from farm.terminal import show
 from llama_loader import manifest as schema
+from llama_loader.errors import LoaderError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,7 +148,7 @@ class Overview(NamedTuple):
     channels: tuple[Row, ...]
     releases: tuple[Row, ...]
     failed: tuple[FarmError, ...] = ()
-    """Why channels cannot be renewed."""
+    """Why channels cannot be renewed, and which releases cannot be read."""
 
 
 def of(destination: Destination, suppose: str | None = None) -> Overview:
@@ -155,20 +156,23 @@ def of(destination: Destination, suppose: str | None = None) -> Overview:
 
     Raises:
         PublishError: the place cannot be read.
-        LoaderError: a release's manifest is malformed, or ``suppose`` cannot be read.
+        UsageError: ``suppose`` cannot be read.
     """
     destination.require_there()
     # one by one: others may put thousands of manifests there
     followed: list[Row] = []
+    released: list[Row] = []
     failures: list[FarmError] = []
     for name in destination.channels():
         pair, failed = channels.state(destination, name)
         followed += [_row(name, pair.manifest, suppose)] if pair.manifest else []
         failures += [failed] if failed else []
-    released = (
-        _row(name, destination.small(name, release.MANIFEST), suppose)
-        for name in destination.releases()
-    )
+    for name in destination.releases():
+        try:
+            released.append(_row(name, destination.small(name, release.MANIFEST), suppose))
+        except (PublishError, LoaderError, OSError) as error:
+            told = f"release {name!r} of {destination.where} cannot be read: {error}"
+            failures.append(PublishError("RELEASE_UNREADABLE", told, hint="repair it or remove it"))
     return Overview(destination.where, tuple(followed), tuple(released), tuple(failures))
 
 

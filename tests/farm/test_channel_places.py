@@ -592,7 +592,10 @@ def test_place_of_many_manifests_takes_the_memory_of_one(signed: Signed, tmp_pat
         for name in ("manifest.json", "1.json"):
             os.link(tmp_path / "large", folder / name)
     tracemalloc.start()
-    assert len(overview.of(signed.to).channels) == 9
+    (signed.root / "b8").mkdir()
+    (signed.root / "b8" / "manifest.json").write_bytes(b"{}")
+    found = overview.of(signed.to)
+    assert (len(found.channels), found.failed[-1].code) == (9, "RELEASE_UNREADABLE")
     assert len(channels.due(signed.to, 30)[0]) == 8
     assert tracemalloc.get_traced_memory()[1] < 24 << 20
     tracemalloc.stop()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,9 +12,10 @@ import pytest
 
 from farm import loader, release
 from farm.errors import PackError, PublishError
+from farm.inputs import packages
 from farm.publish import gate, places
 from farm.publish.publishing import Known
-from tests.rigs import github_releases, published
+from tests.rigs import github_releases, http_served, published
 from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused
 
@@ -55,6 +57,18 @@ def test_no_program_is_started_of_a_release_that_is_not_what_its_manifest_says(
     (released / "SHA256SUMS").write_bytes(b"")
     report = gate.run(released, lambda _: None)
     assert [check.passed for check in report.checks] == [False, True]
+
+
+@pytest.mark.parametrize("answer", [[1], "x", {"content": 1}])
+def test_answer_that_no_llama_server_gives_is_a_check_that_failed(
+    released: Path, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    monkeypatch.setattr(packages, "fetch_model", str)
+    with http_served.serving(lambda _: http_served.Answer(200, answer)) as url:
+        served = nullcontext({"url": url, "api_key": ""})
+        monkeypatch.setattr(loader, "serving", lambda *_, **__: served)
+        check = gate.run(released, lambda _: None).checks[-1]
+    assert (check.passed, check.detail[:9]) == (False, "Expected ")
 
 
 def test_digest_is_that_of_the_manifest_that_was_checked(

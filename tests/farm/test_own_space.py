@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from invoke.context import Context
 
-from farm import kept, loader, own_space, pipeline, preflight, release_verbs
+from farm import elf, kept, loader, own_space, pipeline, preflight, release_verbs
 from farm.errors import FarmError, PackError, PublishError, UsageError
 from farm.options import Deploy, Wish
 from farm.pack import Packed
@@ -395,11 +395,16 @@ def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(
     assert not any("CPP" in name for name in repository.variables)
 
 
-def test_what_is_no_archive_of_llama_cpp_is_told_in_the_loaders_words(tmp_path: Path) -> None:
+def test_what_is_no_archive_of_llama_cpp_is_told_in_the_loaders_words(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"<html>log in</html>")
     with refused("ARCHIVE_UNKNOWN", FarmError) as caught:
         pin_space.archive((tmp_path / "x.tar.gz").as_uri(), own_space.ZEROGPU)
     assert "error[" not in caught.value.message
+    monkeypatch.setattr(elf, "MOST_BINARIES", 0)
+    with refused("ARCHIVE_UNSOUND", PackError):
+        pin_space.archive(archive.as_uri(), own_space.ZEROGPU)
 
 
 @pytest.mark.parametrize(

@@ -424,7 +424,7 @@ def test_tarball_of_more_bytes_than_a_release_has(
     path = tarball(tmp_path / "x.tar.gz", *entries)
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
     monkeypatch.setattr(archive, "MAX_BYTES", 8 << 30)
-    monkeypatch.setattr(pack, "_MOST_BINARIES", 2)
+    monkeypatch.setattr(elf, "MOST_BINARIES", 2)
     program = Path(sys.executable).resolve().read_bytes()
     path = tarball(path, *((f"runtime/{name}", {}, program) for name in "abc"))
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
