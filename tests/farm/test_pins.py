@@ -1,14 +1,17 @@
 """The pins as they are, and rows that must be refused."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tomlkit
 import tomllib
 
-from farm.errors import UsageError
+from farm.engines.docker.inventory import DockerImages
+from farm.errors import EngineError, UsageError
 from farm.inputs import pins
 from tests.rigs.refusals import refused
 
@@ -36,8 +39,17 @@ def test_the_file_pins_everything_that_the_farm_fetches() -> None:
 
 
 def test_an_image_is_pulled_by_its_digest() -> None:
-    reference = REAL.image("nvidia/cuda:12.8.1-devel-ubuntu22.04").reference
-    assert re.fullmatch(r"nvidia/cuda@sha256:[0-9a-f]{64}", reference)
+    pin = REAL.image("nvidia/cuda:12.8.1-devel-ubuntu22.04")
+    assert re.fullmatch(r"nvidia/cuda@sha256:[0-9a-f]{64}", pin.reference)
+    client = Mock()
+    client.api.pull.return_value = []
+    other = f"sha256:{'0' * 64}"  # what containerd's store says of an archive's image
+    for digest, found in ((pin.digest, True), (other, False), (None, True)):
+        attrs = {"Config": {}} | ({"Descriptor": {"digest": digest}} if digest else {})
+        client.images.get.return_value = Mock(labels={}, attrs=attrs)
+        assert (DockerImages(client).find(pin.reference) is not None) == found
+        with nullcontext() if found else refused("IMAGE_UNAVAILABLE", EngineError, other):
+            DockerImages(client).pull(pin.reference)
 
 
 def test_the_port_of_a_registry_is_no_tag() -> None:

@@ -21,7 +21,7 @@ from docker.errors import APIError, ImageNotFound, NotFound
 from farm.engines.docker.connection import ENGINE_FAILURES, engine_errors, reason
 from farm.engines.docker.container import CONFLICT, LABEL, is_named_by_us, remove_container, running
 from farm.errors import EngineError
-from farm.inputs.images import PROBE, ImageFacts, ImageTools, is_ours, tools_of
+from farm.inputs.images import PROBE, ImageFacts, ImageTools, is_ours, names_digest, tools_of
 from farm.plan import CACHE_CONFIG, CACHE_FOLDER
 
 if TYPE_CHECKING:
@@ -243,5 +243,13 @@ class DockerImages:
 
 
 def _facts(image: Any, reference: str) -> ImageFacts:
+    """Return an image's facts.
+
+    One of another digest than it was asked for by is not found: in containerd's store an archive
+    names its images as it likes.
+    """
+    digest = (image.attrs.get("Descriptor") or {}).get("digest")  # other stores tell none
+    if digest and names_digest(reference) and reference.rpartition("@")[2] != digest:
+        raise ImageNotFound(f"the engine's {reference} has the digest {digest}")
     triggers = tuple(image.attrs["Config"].get("OnBuild") or ())
     return ImageFacts(image.id, dict(image.labels), reference, triggers)
