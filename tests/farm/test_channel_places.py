@@ -18,7 +18,7 @@ import pytest
 import verbs
 
 from farm import trust
-from farm.errors import FarmError, PublishError, UsageError
+from farm.errors import FarmError, PublishError, SourceError, UsageError
 from farm.publish import channels, pin_space, places, publishing
 from farm.publish.places import Destination
 from farm.terminal import show
@@ -252,6 +252,8 @@ def test_a_channel_s_manifest_is_not_pinned_by_its_digest(signed: Signed) -> Non
     ):
         with refused("PIN_IS_CHANNEL", UsageError, hint=f"--channel {name} --to PLACE"):
             pin_space.url(url)
+    with refused("RELEASE_UNREACHABLE", SourceError, hint="FOLDER/manifest.json"):
+        pin_space.url(signed.folder.as_uri())
 
 
 def test_a_clock_that_is_behind_promotes_nothing(

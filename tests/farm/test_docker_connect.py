@@ -32,7 +32,7 @@ def test_no_engine_is_one_error_and_leaves_no_socket(
     monkeypatch.setenv("DOCKER_HOST", f"unix://{place}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with refused("ENGINE_NOT_RUNNING", EngineError):
+        with refused("ENGINE_NOT_RUNNING", EngineError, hint="a build needs none with"):
             connect()
         gc.collect()
     assert [one for one in caught if one.category is ResourceWarning] == []

@@ -116,6 +116,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("serve-release --port 70000", "NUMBER_INVALID", "65535"),
         ("pin-space --url foo", "SETTING_INVALID", "https://…"),
         ("pin-space --manifest dist/manifest.json", "RELEASE_URL_UNSAFE", "invoke publish"),
+        ("promote b1-1 --channel x --to .", "KEY_MISSING", "--key FILE takes it"),
         ("pin-space --to nowhere --release b1-1", "DESTINATION_MISSING", "nowhere"),
         ("nosuch", "USAGE", "'nosuch'"),
         ("build", "USAGE", "did you mean build-cuda or build-cpu?"),
