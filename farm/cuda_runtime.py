@@ -211,7 +211,8 @@ def _libraries(
 ) -> dict[str, list[_Taken]]:
     """Return each library, in exactly one wheel of the line's, by the wheel's file name."""
     found: dict[str, list[_Taken]] = {pin.filename: [] for pin, _ in opened}
-    for soname in (f"{stem}.so.{line.cuda_major}" for stem in STEMS):
+    major = (line.toolkit or "").partition(".")[0]  # in which the libraries' sonames end
+    for soname in (f"{stem}.so.{major}" for stem in STEMS):
         holding = [
             (pin, _Taken(wheel, info, soname))
             for pin, wheel in opened

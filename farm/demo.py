@@ -183,7 +183,15 @@ class Demo:
             except UsageError as error:
                 report.say(f"note[{error.code}]: {error.message}; building without a container")
                 request = replace(request, engine="local")
-        return request if is_cpu else _with_toolkit(request, self._line, report)
+        if is_cpu or request.image is not None:
+            return request
+        try:
+            row = targets.load().line(self._line)
+            if row.accepts_toolkit(toolkit.locate().version):
+                return request
+        except UsageError as error:
+            report.say(f"note[{error.code}]: {error.message}; taking NVIDIA's wheels")
+        return replace(request, toolkit=toolkit.WHEELS)
 
     def _use(self, trusted: tuple[str, ...], model: Path, store: Path, report: BuildReport) -> str:
         options = (*trusted, "--store", str(store), "--allow-cpu")
@@ -218,18 +226,6 @@ def _say_next(request: BuildRequest, model: Path, report: BuildReport) -> None:
   (takes what this compiled from the cache)"""
     for line in told.splitlines():
         report.say(line)
-
-
-def _with_toolkit(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
-    if request.image is not None:
-        return request
-    try:
-        row = targets.load().line(line)
-        if row.accepts_toolkit(toolkit.locate().version):
-            return request
-    except UsageError as error:
-        report.say(f"note[{error.code}]: {error.message}; taking NVIDIA's wheels")
-    return replace(request, toolkit=toolkit.WHEELS)
 
 
 def _spans(told: Mapping[str, Any], owner: str, only: tuple[str, ...] = ()) -> list[Span]:

@@ -219,8 +219,13 @@ def check(inspections: Sequence[Inspection], asked: Asked) -> None:
     _check_libraries(inspections, merged, asked.line.toolkit)
     _check_code("machine code (SASS)", merged.sass, asked.sass)
     _check_code("PTX", merged.ptx, asked.ptx)
-    for inspection in inspections:
-        _check_whole(inspection)
+    for file, code in ((inspection.file, inspection.code) for inspection in inspections):
+        if code.gaps:
+            gaps = ", ".join(f"{gap.code} is missing in {gap.lacking}" for gap in code.gaps)
+            objects = code.containers + code.empty
+            raise InspectError("ARCH_PARTIAL", file=file, objects=objects, gaps=gaps)
+        if code.other:
+            raise InspectError("CODE_NOT_ASKED/whole", file=file, other=", ".join(code.other))
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -308,22 +313,8 @@ def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> No
         raise InspectError("ARCH_MISSING", kind=kind, missing=", ".join(missing), held=_list(held))
     extra = [arch for arch in held if arch not in answers.values()]
     if extra:
-        raise InspectError(
-            "CODE_NOT_ASKED", kind=kind, extra=", ".join(extra), asked=_list(tuple(asked))
-        )
-
-
-def _check_whole(inspection: Inspection) -> None:
-    code = inspection.code
-    if code.gaps:
-        gaps = ", ".join(f"{gap.code} is missing in {gap.lacking}" for gap in code.gaps)
-        raise InspectError(
-            "ARCH_PARTIAL", file=inspection.file, objects=code.containers + code.empty, gaps=gaps
-        )
-    if code.other:
-        raise InspectError(
-            "CODE_NOT_ASKED/whole", file=inspection.file, other=", ".join(code.other)
-        )
+        told = _list(tuple(asked))
+        raise InspectError("CODE_NOT_ASKED", kind=kind, extra=", ".join(extra), asked=told)
 
 
 def _list(archs: tuple[str, ...]) -> str:

@@ -76,29 +76,27 @@ def require_known(code: str, option: str, value: str, known: tuple[str, ...]) ->
         raise UsageError(code, f"{option} {value!r}", hint=f"it is one of {', '.join(known)}")
 
 
-def one_of(options: Mapping[str, str | None]) -> str:
-    """Require exactly one of several options; return its name.
+def one_of(
+    options: Mapping[str, str | None],
+    takes: Mapping[str, tuple[str, ...]],
+    beside: Mapping[str, str | None],
+) -> None:
+    """Require exactly one of several options, and beside it none that it does not take.
+
+    Such an option would be ignored.
 
     Raises:
-        UsageError: none or more than one was given.
+        UsageError: ``OPTIONS_INVALID``: names the options, and what the chosen one takes.
     """
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
-        raise UsageError("OPTIONS_INVALID", options=", ".join(options), given=len(given))
-    return given[0]
-
-
-def require_beside(chosen: str, taken: tuple[str, ...], others: Mapping[str, str | None]) -> None:
-    """Refuse options that the chosen one does not take beside it: they would be ignored.
-
-    Raises:
-        UsageError: names them, and those that it takes.
-    """
-    wrong = [name for name, value in others.items() if value is not None and name not in taken]
+    chosen = [name for name, value in options.items() if value is not None]
+    if len(chosen) != 1:
+        raise UsageError("OPTIONS_INVALID", options=", ".join(options), given=len(chosen))
+    (name,) = chosen
+    given = [option for option, value in beside.items() if value is not None]
+    wrong = ", ".join(option for option in given if option not in takes[name])
     if wrong:
-        hint = f"{chosen} takes {', '.join(taken) or 'none of these'}"
-        named = ", ".join(wrong)
-        raise UsageError("OPTIONS_INVALID/beside", options=named, chosen=chosen, hint=hint)
+        hint = f"{name} takes {', '.join(takes[name]) or 'none of these'}"
+        raise UsageError("OPTIONS_INVALID/beside", options=wrong, chosen=name, hint=hint)
 
 
 Days = Annotated[int, partial(number, most=3650)]

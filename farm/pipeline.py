@@ -182,13 +182,13 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
         EngineError: the image cannot be pulled, or no program can be started in it.
     """
     table = targets.load()
-    if engine.name == "local":
+    if not isinstance(engine, DockerEngine):
         if line is None or (line.is_cuda and request.line is None):
             found = toolkit.locate(request.toolkit)
             line = table.line_of_toolkit(found.version, what=str(found.root))
         notes: tuple[str | None, ...] = (table.unchecked(line, listed=False),)
         line = promise_of_this_host(line, report)
-    elif isinstance(engine, DockerEngine):
+    else:
         tools = _tools(engine, request, line)
         report.say(f"image: {tools}")
         if line is None or (request.image and request.line is None):
@@ -196,8 +196,6 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
         else:
             notes = (table.unchecked(line, listed=False),)
         raise_all(images.contradictions(line, tools))
-    else:
-        raise EngineError("ENGINE_UNKNOWN", name=engine.name)
     for note in filter(None, notes):
         report.say(note)
     return line

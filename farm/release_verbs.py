@@ -239,12 +239,10 @@ def pin_space(
     from farm.publish import pin_space as pins_of
     from farm.publish import places
 
-    chosen = options.one_of(
-        {"--manifest": manifest, "--release": release, "--channel": channel, "--url": url}
-    )
+    ways = {"--manifest": manifest, "--release": release, "--channel": channel, "--url": url}
     beside = {"--to": to, "--public-key": public_key, "--project": project, "--suppose": suppose}
     beside["--allow-cpu"] = "1" if allow_cpu else None
-    options.require_beside(chosen, pins_of.BESIDE[chosen], beside)
+    options.one_of(ways, pins_of.BESIDE, beside)
     if url is not None:
         hosts = (suppose,) if suppose else own_space.ZEROGPU
         show.archive(pins_of.archive(url, hosts, ("--allow-cpu",) if allow_cpu else ()))

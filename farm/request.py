@@ -81,8 +81,6 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
         raise UsageError("CLUSTER_WITHOUT_DASK", given=" and ".join(given))
     if request.scheduler is not None and not _is_address(request.scheduler):
         raise UsageError("SCHEDULER_INVALID", scheduler=request.scheduler)
-    if request.jobs is not None and request.jobs < 1:
-        raise UsageError("JOBS_INVALID", jobs=request.jobs)
     sets = (
         (targets.custom_set(request.archs, archive_format=request.format),)
         if request.archs is not None

@@ -48,8 +48,6 @@ class ReleaseServer:
             raise UsageError("FOLDER_MISSING", folder=folder)
         try:
             self._server = _Server((HOST, port), partial(_Handler, folder=folder.resolve()))
-        except OverflowError as error:
-            raise UsageError("PORT_INVALID", port=port) from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise FarmError("PORT_IN_USE", port=port) from error

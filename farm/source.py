@@ -176,7 +176,9 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
         verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
         resolved = git.run(*verify, at=at)
         commit = resolved.stdout.strip()
-        if resolved.returncode == 0 and _is_reachable(commit, at):
+        # of a branch or tag: GitHub gives a fork's commits by number, too
+        beyond = ("rev-list", "--max-count=1", commit, "--not", "--all")
+        if resolved.returncode == 0 and git.call(*beyond, at=at) == "":
             break
     else:
         raise UsageError("REF_UNKNOWN", ref=ref)
@@ -422,9 +424,3 @@ def _require_https(remote: str) -> None:
         address = urlsplit("")
     if address.scheme != "https" or not address.hostname:
         raise UsageError("REMOTE_NOT_HTTPS", remote=remote)
-
-
-def _is_reachable(commit: str, at: tuple[str, ...]) -> bool:
-    """Whether a branch or tag has the commit: GitHub gives a fork's commits by number, too."""
-    beyond = ("rev-list", "--max-count=1", commit, "--not", "--all")
-    return git.call(*beyond, at=at) == ""

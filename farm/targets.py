@@ -54,11 +54,6 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether binaries of this line hold CUDA code."""
         return self.toolkit is not None
 
-    @property
-    def cuda_major(self) -> int | None:
-        """The toolkit's major version; its libraries' sonames end in it."""
-        return int(self.toolkit.split(".")[0]) if self.toolkit else None
-
     def accepts_toolkit(self, version: str) -> bool:
         """Whether a toolkit of this ``major.minor`` can build this line."""
         return self.toolkit == ".".join(version.split(".")[:2])

@@ -154,7 +154,14 @@ class Connection:
 
     def _connect(self) -> Any:
         try:
-            _knock(self.address)
+            scheme, _, rest = self.address.rpartition("://")
+            if scheme != "inproc":  # where nobody listens, Dask's own client fails in many lines
+                parts = urlsplit(f"//{rest}")
+                where = (parts.hostname or "", parts.port or 0)
+                with socket.create_connection(where, _CONNECT_SECONDS) as knocking:
+                    # over plain TCP a scheduler speaks first
+                    if scheme in {"", "tcp"} and not knocking.recv(1):
+                        raise ConnectionResetError("it ends the connection")
             client = Client(
                 self.address,
                 timeout=_CONNECT_SECONDS,
@@ -166,16 +173,3 @@ class Connection:
             raise EngineError("SCHEDULER_UNREACHABLE", address=self.address, why=why) from error
         client.subscribe_topic(host.TOPIC, self._told)
         return client
-
-
-def _knock(address: str) -> None:
-    """Test whether a scheduler listens: Dask's own client fails with many more lines."""
-    scheme, _, rest = address.rpartition("://")
-    if scheme == "inproc":
-        return
-    parts = urlsplit(f"//{rest}")
-    where = (parts.hostname or "", parts.port or 0)
-    with socket.create_connection(where, _CONNECT_SECONDS) as knocking:
-        # over plain TCP a scheduler speaks first
-        if scheme in {"", "tcp"} and not knocking.recv(1):
-            raise ConnectionResetError("it ends the connection")

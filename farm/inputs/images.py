@@ -319,7 +319,11 @@ def make_base_image(
     check_line(line)
     tag = tag or TAGS[line]
     base = None if line == "cpu" else make_base_image(store, line="cpu", fresh=fresh, log=log)
-    inputs = _inputs(line, base)
+    parts = [*_ALWAYS, *DEBIAN]
+    if base is not None:
+        parts = [base.id, _recipe(line).read_text("utf-8")]
+        parts += [toolkit.RECIPE, *(pin.sha256 for pin in _wheels(line))]
+    inputs = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     there = store.find(tag)
     known = there is not None and is_ours(there) and there.labels.get(INPUTS_LABEL) == inputs
     if there is not None and known and not fresh:
@@ -398,15 +402,6 @@ def _own_mounts() -> tuple[str, ...]:
         return ()
     alone = subprocess.run((*argv, "true"), capture_output=True, check=False)
     return argv if alone.returncode == 0 else ()
-
-
-def _inputs(line: str, base: ImageFacts | None) -> str:
-    if base is None:
-        parts = [*_ALWAYS, *DEBIAN]
-    else:
-        parts = [base.id, _recipe(line).read_text("utf-8")]
-        parts += [toolkit.RECIPE, *(pin.sha256 for pin in _wheels(line))]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _recipe(line: str) -> Path:

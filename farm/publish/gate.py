@@ -181,10 +181,20 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) -> Iterator[Check]:
-    named = "tarballs, SBOMs and digests are what the manifest says"
-    read = _check(named, lambda: _read(folder, content))
+    build = manifest.source.build
+
+    def verified() -> str:
+        notes: list[str] = []
+        count = len(release.verify(folder, notes.append, content))
+        return "; ".join((f"{count} tarballs read", *notes))
+
+    def without_hole() -> str:
+        pins.require_no_advisory(build)
+        return f"b{build} has none of {len(pins.advisories())}"
+
+    read = _check("tarballs, SBOMs and digests are what the manifest says", verified)
     yield read
-    yield _check("no known hole of llama.cpp", lambda: _no_advisory(manifest))
+    yield _check("no known hole of llama.cpp", without_hole)
     if not start or not read.passed:
         return
     yield _check("every tarball computes on the CPU", lambda: "; ".join(smoke(folder, manifest)))
@@ -192,13 +202,6 @@ def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) ->
         if artifact.kind == LLAMA_SERVER:
             asked = partial(_ask, folder, artifact)
             yield _check(f"{artifact.name} answers with a real model", asked)
-
-
-def _read(folder: Path, content: bytes) -> str:
-    """Verify a release; return how many tarballs were read, and what is to note of them."""
-    notes: list[str] = []
-    count = len(release.verify(folder, notes.append, content))
-    return "; ".join((f"{count} tarballs read", *notes))
 
 
 def _require_packed(folder: Path, manifest: Manifest) -> None:
@@ -213,11 +216,6 @@ def _check(name: str, make: Callable[[], str]) -> Check:
     except _EXPECTED_ERRORS as error:
         told = error.line if isinstance(error, FarmError) else str(error)
         return Check(name, passed=False, detail=told)
-
-
-def _no_advisory(manifest: Manifest) -> str:
-    pins.require_no_advisory(manifest.source.build)
-    return f"b{manifest.source.build} has none of {len(pins.advisories())}"
 
 
 def _only(folder: Path, artifact: Artifact, store: str) -> tuple[str, ...]:

@@ -110,7 +110,13 @@ def prepare(
     found = tuple(
         of_file(folder / one, sizes.get(one, durable.SMALL)) for one in names_of(manifest)
     )
-    _require_verified(folder, manifest, content, found)
+    # what is sent is what was verified: others may write to the folder meanwhile
+    described = next(part for part in found if part.name == folder_of.SCHEMA)
+    digests = folder_of.digests(manifest, content, durable.read_small(described.path))
+    digests[folder_of.SUMS] = hashlib.sha256(folder_of.sums(digests)).hexdigest()
+    for part in found:
+        if digests[part.name] != part.sha256:
+            raise PublishError("RELEASE_CHANGED/verified", path=folder / part.name)
     name = places.require_name("release", manifest.release)
     pins.require_no_advisory(manifest.source.build)
     if manifest.source.build_assumed:
@@ -149,18 +155,6 @@ def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -
     """
     destination.publish(plan, tell)
     return destination.manifest_url(plan.release)
-
-
-def _require_verified(
-    folder: Path, manifest: Manifest, content: bytes, found: tuple[Part, ...]
-) -> None:
-    """Compare what is sent with the manifest that was verified: others may write to the folder."""
-    described = next(part for part in found if part.name == folder_of.SCHEMA)
-    digests = folder_of.digests(manifest, content, durable.read_small(described.path))
-    digests[folder_of.SUMS] = hashlib.sha256(folder_of.sums(digests)).hexdigest()
-    for part in found:
-        if digests[part.name] != part.sha256:
-            raise PublishError("RELEASE_CHANGED/verified", path=folder / part.name)
 
 
 def names_of(manifest: Manifest) -> tuple[str, ...]:

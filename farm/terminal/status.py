@@ -211,9 +211,8 @@ def _row(name: str, content: bytes, suppose: str | None) -> Row:
 class Leavings:
     """All that there is. A context manager: as long as it is open, no run begins to use it.
 
-    Args:
-        patience: seconds for each answer of the Docker engine.
-        state: the checkout's ``.farm``.
+    ``patience`` are seconds for each answer of the Docker engine, ``state`` is the checkout's
+    ``.farm``.
     """
 
     patience: int | None = None
@@ -229,7 +228,11 @@ class Leavings:
             for root in (cache_root(), self.state):
                 if root.is_dir():
                     free = stack.enter_context(run_lock.unused(root))
-                    self.things += _folders(root, "" if free else _BUSY)
+                    for path in sorted(root.iterdir()):  # other files there are left alone
+                        told, kept = _NAMES.get(path.name), "" if free else _BUSY
+                        if told is not None and path.is_dir() and not path.is_symlink():
+                            name, remove = f"{path}: {told}", partial(durable.remove, path)
+                            self.things.append(Stored(name, size_of(path), kept, remove))
             try:
                 client = stack.enter_context(closing(connect(self.patience)))
                 self.things += stored(client)
@@ -248,22 +251,10 @@ class Leavings:
         return sum(thing.size for thing in self.things)
 
     def remove(self) -> Iterator[str]:
-        """Remove what can be; gives a line for each thing.
-
-        Raises:
-            EngineError: the engine went away in the middle.
-        """
+        """Remove what can be; gives a line for each thing."""
         for thing in self.things:
             stays = thing.remove()
             yield f"stays: {thing.name}: {stays}" if stays else f"removed {thing.name}"
-
-
-def _folders(root: Path, kept: str) -> Iterator[Stored]:
-    """Give what the farm makes in a folder; other files there are left alone."""
-    for path in sorted(root.iterdir()):
-        told = _NAMES.get(path.name)
-        if told is not None and path.is_dir() and not path.is_symlink():
-            yield Stored(f"{path}: {told}", size_of(path), kept, partial(durable.remove, path))
 
 
 def size_of(folder: Path) -> int:

@@ -33,12 +33,11 @@ if TYPE_CHECKING:
 
 
 class DockerEngine:
-    """Builds in containers on top of one devel image.
+    """Builds in containers on top of one devel image, which is pulled unless the engine has it.
 
-    Args:
-        reference: the devel image; it is pulled unless the engine has it.
-        jobs: compilers at a time; the engine's processor count when None.
-        cached: False compiles everything, with no compiler cache in the container.
+    ``jobs`` compilers run at a time, as many as the engine has processors when None. Without
+    ``cached`` everything is compiled, with no compiler cache in the container. Every method raises
+    ``EngineError`` where the image is missing or unusable, or the engine is out of reach.
     """
 
     name = "docker"
@@ -60,31 +59,19 @@ class DockerEngine:
         self._pulled = False
 
     def tools(self) -> ImageTools:
-        """Return the devel image's tools; the image is probed once.
-
-        Raises:
-            EngineError: the image is missing, or no program can be started in it.
-        """
+        """Return the devel image's tools; the image is probed once."""
         if self._tools is None:
             self._tools = self._images.tools(replace(self._base(), reference=self._reference))
         return self._tools
 
     def identity(self, plan: BuildPlan) -> str:
-        """Return the identity of the devel image's content and of the builder image's recipe.
-
-        Raises:
-            EngineError: the image is missing, or the engine cannot be reached.
-        """
+        """Return the identity of the devel image's content and of the builder image's recipe."""
         del plan  # all of a run's plans are built on one image
         return f"docker {self._base().id} {_builder_tag(self._base())}"
 
     @contextmanager
     def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[DockerWorkspace]:
-        """Start a container with the plan's source; it is removed on every exit.
-
-        Raises:
-            EngineError: the image is missing or unusable, or the engine is out of reach.
-        """
+        """Start a container with the plan's source; it is removed on every exit."""
         base = self._base()
         builder = self._builder_image(base, sink)
         trusted = images.is_trusted(base, self._images)
@@ -131,19 +118,11 @@ class DockerEngine:
         self._client.close()
 
     def has_image(self) -> bool:
-        """Whether the engine has the devel image, so that it need not be pulled.
-
-        Raises:
-            EngineError: the engine is out of reach.
-        """
+        """Whether the engine has the devel image, so that it need not be pulled."""
         return self._images.find(self._reference) is not None
 
     def forget_pulled(self) -> None:
-        """Remove the devel image if this engine pulled it; used after a check without a build.
-
-        Raises:
-            EngineError: the engine refused, because something else uses it by now.
-        """
+        """Remove the devel image if this engine pulled it; used after a check without a build."""
         if self._pulled:
             self._images.remove(self._reference)
 

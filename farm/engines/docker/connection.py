@@ -217,8 +217,7 @@ class _Client(docker.DockerClient):
 def connect(patience: int | None = None) -> docker.DockerClient:
     """Connect to the engine: DOCKER_HOST's, else the current Docker context's, else the socket's.
 
-    Args:
-        patience: seconds for every answer; None waits as long as a compiler may be silent.
+    ``patience`` are seconds for every answer; None waits as long as a compiler may be silent.
 
     Raises:
         EngineError: no engine answers, this user may not use it, or its address is invalid. The
@@ -227,13 +226,17 @@ def connect(patience: int | None = None) -> docker.DockerClient:
     try:
         named = find()
     except DockerException as error:
-        raise _unusable("DOCKER_HOST", error) from error
+        raise EngineError("ENGINE_ADDRESS_INVALID", named="DOCKER_HOST", error=error) from error
     with ExitStack() as way:
         try:
             reached = named
             if named.url.startswith("ssh://"):
                 reached = replace(named, url=way.enter_context(_forwarded(named.url)))
-            _knock(reached)
+            scheme, _, path = str(parse_host(reached.url)).partition("://")
+            if scheme == "http+unix":  # opened once as a test: docker-py would leak its own socket
+                with closing(socket.socket(socket.AF_UNIX)) as knocking:
+                    knocking.settimeout(_PING_SECONDS)
+                    knocking.connect(path)
             with closing(_Client(reached, ExitStack(), patience or _PING_SECONDS)) as probe:
                 probe.ping()
             return _Client(reached, way.pop_all(), patience or _STREAM_SECONDS)
@@ -243,20 +246,7 @@ def connect(patience: int | None = None) -> docker.DockerClient:
             code = "ENGINE_PERMISSION" if denied else "ENGINE_NOT_RUNNING"
             raise EngineError(code, named=named, said=said) from error
         except ValueError as error:  # of a port that is no number, before any connection was opened
-            raise _unusable(str(named), error) from error
-
-
-def _unusable(named: str, error: Exception) -> EngineError:
-    return EngineError("ENGINE_ADDRESS_INVALID", named=named, error=error)
-
-
-def _knock(reached: Address) -> None:
-    """Open the engine's Unix socket once as a test: if that fails, docker-py would leak its own."""
-    scheme, _, path = str(parse_host(reached.url)).partition("://")
-    if scheme == "http+unix":
-        with closing(socket.socket(socket.AF_UNIX)) as knocking:
-            knocking.settimeout(_PING_SECONDS)
-            knocking.connect(path)
+            raise EngineError("ENGINE_ADDRESS_INVALID", named=named, error=error) from error
 
 
 @contextmanager

@@ -95,11 +95,7 @@ def is_named_by_us(container: Any) -> bool:
 
 
 def remove_container(container: Any) -> None:
-    """Remove a container and its own volumes, also while it runs.
-
-    Raises:
-        EngineError: the engine is out of reach.
-    """
+    """Remove a container and its own volumes, also while it runs."""
     what = f"container {container.name} could not be removed"
     with engine_errors("ENGINE_FAILED", what), suppress(NotFound):
         try:
@@ -134,11 +130,7 @@ class DockerWorkspace(Workspace):
     container: Any
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
-        """Run one command in the container.
-
-        Raises:
-            EngineError: the engine or the container went away in the middle.
-        """
+        """Run one command in the container."""
         api = self.container.client.api
         with engine_errors("ENGINE_LOST", _LOST):
             execution = api.exec_create(
@@ -162,7 +154,7 @@ class DockerWorkspace(Workspace):
         """Copy a folder out of the container, links as links. The container stands still from now.
 
         Raises:
-            EngineError: the engine or the container went away.
+            EngineError: ``ENGINE_LOST``: the engine or the container went away.
             PackError: ``WRITE_FAILED``: the disk is full here.
             SourceError: ``ARCHIVE_UNSAFE``: the folder has what no build leaves.
         """
