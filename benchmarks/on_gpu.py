@@ -19,7 +19,7 @@ from typing import Final
 
 from farm import release
 from farm.errors import FarmError
-from farm.inputs import packages, pins, recipe
+from farm.inputs import packages, patches, pins
 from farm.pack import read_inventory
 from farm.tarball import build_record
 from llama_loader import host, settings
@@ -50,7 +50,7 @@ def is_built(folder: Path, archs: str) -> bool:
     )
     pinned = pins.load().source.sha256
     built = (record.source.sha256, record.recipe_sha256, record.line.name, record.archs)
-    return built == (pinned, recipe.sha256(), LINE, archs)
+    return built == (pinned, patches.recipe_sha256(), LINE, archs)
 
 
 def build(folder: Path, archs: str, *options: str) -> None:

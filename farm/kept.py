@@ -21,7 +21,7 @@ import msgspec
 from farm import STATE_FOLDER, durable, release, run_lock
 from farm.durable import folder_digest
 from farm.errors import PackError
-from farm.inputs import recipe
+from farm.inputs import patches
 from farm.pack import BUILD_RECORD, LICENCES, Packed
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
@@ -291,7 +291,7 @@ def digest(plan: BuildPlan, engine: str) -> str:
         "key": plan.key,
         "line": [line.toolkit, line.min_driver, line.glibc],
         "source": [source.origin, source.commit, source.digest, source.patches],
-        "recipe": recipe.sha256(),
+        "recipe": patches.recipe_sha256(),
         "engine": engine,
     }
     return hashlib.sha256(msgspec.json.encode(decides)).hexdigest()

@@ -154,7 +154,7 @@ class BuildRequest:
     workers: int | None = None
     worker_engine: str = "auto"
     this_cpu: bool = False
-    """Build this machine's CPU variant, and no other (``recipe.of_this_machine``). No option."""
+    """Build this machine's CPU variant, and no other (``patches.cpu_variant``). No option."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import msgspec
 
 from farm import cuda_runtime, durable, elf, targets
 from farm.errors import PackError, UsageError
-from farm.inputs import recipe
+from farm.inputs import patches
 from farm.pack import (
     BUILD_RECORD,
     LICENCES,
@@ -363,7 +363,7 @@ def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - 
     inventory.require_name(_name(record, inventory.format))
     elf.check(inventory.inspections, _asked(record))
     entry = inventory.artifact(record.line)
-    variants = record.defined.get(recipe.DEFINITION, "")
+    variants = record.defined.get(patches.CPU_VARIANTS, "")
     found = Found(entry, b"", record.source, record.parts, variants)
     return _described(found, partial(sbom.of_server, entry, record))
 

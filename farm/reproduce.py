@@ -23,7 +23,7 @@ from farm import durable, execute, pipeline, release, source, targets
 from farm.engines.docker.connection import connect
 from farm.engines.docker.inventory import DockerImages
 from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
-from farm.inputs import images, patches, pins, recipe, toolkit
+from farm.inputs import images, patches, pins, toolkit
 from farm.kept import KeptTree
 from farm.options import BuildRequest, RebuildRequest, require_known
 from farm.pack import ROOT, SHIPPED, Packed, read_inventory
@@ -62,7 +62,7 @@ _PYPI: Final = re.compile(
     r"pypi:(?P<file>(?P<package>[^#/]+)-(?P<version>[^#/-]+)\.tar\.gz)#(?P<subdir>.+)"
 )
 _GIT: Final = re.compile(r"git\+(?P<remote>.+)@(?P<ref>[^@]+)")
-_OPTION: Final = re.compile(rf"(GGML|LLAMA)_\w+=[\w.]*|{recipe.DEFINITION}=\w+(;\w+)*")
+_OPTION: Final = re.compile(rf"(GGML|LLAMA)_\w+=[\w.]*|{patches.CPU_VARIANTS}=\w+(;\w+)*")
 """What a record may define: llama.cpp's own options, and the farm's. CMake's can name programs."""
 
 
@@ -284,7 +284,7 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
             takes what the record adds from a person alone.
     """
     added = [f"{name}={value}" for name, value in record.defined.items()]
-    ours = {recipe.DEFINITION: record.defined.get(recipe.DEFINITION)} | RPC
+    ours = {patches.CPU_VARIANTS: record.defined.get(patches.CPU_VARIANTS)} | RPC
     definitions(f"{name}={value}" for name, value in record.defined.items()
                 if ours.get(name) != value)  # fmt: skip
     foreign = [one for one in added if not _OPTION.fullmatch(one)]

@@ -15,7 +15,7 @@ import msgspec
 
 from farm import durable, source, targets
 from farm.errors import UsageError
-from farm.inputs import patches, pins, recipe
+from farm.inputs import patches, pins
 from farm.options import BuildRequest, require_known
 from farm.pack import ALSO, RPC_SERVER, SHIPPED
 from farm.plan import HOST_DEFINES, TARGETS
@@ -208,6 +208,6 @@ def options(
     defined, also = dict(definitions(request.define)), programs(request.also)
     if "rpc-server" in also:
         defined |= RPC
-    if request.this_cpu and (variant := recipe.of_this_machine(tree)):
-        defined[recipe.DEFINITION] = variant
+    if request.this_cpu and (variant := patches.cpu_variant(tree)):
+        defined[patches.CPU_VARIANTS] = variant
     return (*TARGETS, *program_targets(also, tree)), tuple(sorted(defined.items()))

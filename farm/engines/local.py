@@ -25,7 +25,7 @@ from typing import Final
 from farm import durable, run_lock
 from farm.engines import shared_cache
 from farm.errors import EngineError
-from farm.inputs import recipe
+from farm.inputs import patches
 from farm.inputs.packages import cache_folder
 from farm.plan import LONGEST_LINE, BuildPlan, Layout, LineSink, Workspace
 from llama_loader import cgroups
@@ -152,8 +152,8 @@ class LocalEngine:
                 plan.source.tree, tree, symlinks=True, ignore=shutil.ignore_patterns(".git")
             )
             build.mkdir()
-            cmake_file = folder / recipe.FILE.name
-            cmake_file.write_bytes(recipe.content())
+            cmake_file = folder / patches.RECIPE.name
+            cmake_file.write_bytes(patches.recipe())
             workspace = LocalWorkspace(
                 layout=Layout(
                     source=tree,

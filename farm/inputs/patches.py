@@ -1,16 +1,22 @@
-"""``build/patches``: the changes to llama.cpp's source. Reads patches and a source tree.
+"""The farm's changes to llama.cpp: patches of its source, and a file for its CMake.
 
-A patch is a folder with a ``patch.toml``: lines inserted beside an anchor, which is a line that
-must occur exactly once in its file, and new files of our own (docs/building.md). Nothing is written
-here: ``farm.source`` keeps the patched copy of a tree.
+A patch is a folder of ``build/patches`` with a ``patch.toml``: lines inserted beside an anchor,
+which is a line that must occur exactly once in its file, and new files of our own
+(docs/building.md). Nothing is written here: ``farm.source`` keeps the patched copy of a tree.
+
+llama.cpp builds its CPU code once for each kind of x86-64 processor, and chooses the best variant
+when it starts. The demo builds only the best one for this machine: of some 470 steps of a build,
+190 are for the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -29,6 +35,32 @@ _OWN_LICENCE: Final = "MIT"
 """llama.cpp's: its text is in every tarball."""
 _LICENCE_TEXTS: Final = "licenses/"
 """The source's folder whose files go into the tarball's ``licenses``."""
+
+RECIPE: Final = PROJECT_ROOT / "build" / "cmake" / "host_size.cmake"
+"""The farm's addition to llama.cpp's own CMake files."""
+CPU_VARIANTS: Final = "FARM_CPU_VARIANTS"
+"""The CMake variable with the CPU variants to build, separated by semicolons; without it: all."""
+_BASELINE: Final = "x64"
+"""The variant for every x86-64 processor."""
+_VARIANT: Final = re.compile(
+    r"^[ \t]*ggml_add_cpu_backend_variant\((\w+)((?: +\w+)*) *\)", re.MULTILINE
+)
+_FLAGS: Final = {
+    "FMA": ("fma",),
+    "F16C": ("f16c",),
+    "SSE42": ("sse4_2",),
+    "BMI2": ("bmi2",),
+    "AVX": ("avx",),
+    "AVX2": ("avx2",),
+    "AVX_VNNI": ("avx_vnni",),
+    "AVX512": ("avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"),
+    "AVX512_VBMI": ("avx512vbmi",),
+    "AVX512_BF16": ("avx512_bf16",),
+    "AVX512_VNNI": ("avx512_vnni",),
+    "AMX_TILE": ("amx_tile",),
+    "AMX_INT8": ("amx_int8",),
+}
+"""llama.cpp's features, the weightier the later (its ``cpu-feats.cpp``) → what Linux calls them."""
 
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -193,3 +225,39 @@ def _inserted(name: str, insert: Insert, before: bytes | None) -> bytes:
 
 def _misfit(name: str, problem: str) -> UsageError:
     return UsageError("PATCH_DOES_NOT_FIT", name=name, problem=problem)
+
+
+@cache
+def recipe() -> bytes:
+    """Return ``RECIPE``'s bytes, read once: the recorded bytes are those that are built with."""
+    return RECIPE.read_bytes()
+
+
+def recipe_sha256() -> str:
+    """Return the recipe's digest for BUILD.json: it decides the bytes of a build."""
+    return hashlib.sha256(recipe()).hexdigest()
+
+
+def cpu_variant(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the best CPU variant that this machine runs, by the kernel's file ``cpuinfo``.
+
+    Empty if that is unknown: the processor is no x86-64, or the source has other variants.
+    """
+    cmake = tree / "ggml" / "src" / "CMakeLists.txt"
+    if not (cmake.is_file() and cpuinfo.is_file()):
+        return ""
+    found = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text("utf-8", "replace"), re.MULTILINE)
+    flags = frozenset(found[1].split()) if found else frozenset()  # the first processor's
+    variants = {name: words.split() for name, words in _VARIANT.findall(durable.head(cmake))}
+    if not flags or _BASELINE not in variants:
+        return ""
+
+    def weight(name: str) -> int:
+        """Return how good a variant is here: 0 if it does not run, or is for every processor."""
+        features = variants[name]
+        if not all(one in _FLAGS and flags.issuperset(_FLAGS[one]) for one in features):
+            return 0
+        return sum(1 << list(_FLAGS).index(one) for one in features)
+
+    best = max(variants, key=weight)
+    return best if weight(best) else _BASELINE

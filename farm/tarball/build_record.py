@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from farm.errors import PackError
-from farm.inputs import recipe
+from farm.inputs import patches
 from farm.plan import TARGETS, BuildPlan, Layout, Toolchain
 from farm.tarball.parts import Part
 from llama_loader import manifest as schema
@@ -101,7 +101,7 @@ def of(
         line=LineRecord(line.name, line.toolkit, line.min_driver, line.glibc),
         defines=dict(plan.defines()),
         toolchain=toolchain,
-        recipe_sha256=recipe.sha256(),
+        recipe_sha256=patches.recipe_sha256(),
         parts=parts,
         commands=tuple(step.argv for step in plan.steps(LAYOUT, jobs=1)),
         environment=plan.environment(LAYOUT, ccache_dir=None),

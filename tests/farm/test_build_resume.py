@@ -34,7 +34,7 @@ from farm.durable import folder_digest
 from farm.engines import local, shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, PackError
-from farm.inputs import recipe
+from farm.inputs import patches
 from farm.kept import Entry, Journal, KeptTree, digest
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
@@ -210,7 +210,7 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
 def test_a_release_of_few_cpu_variants_is_told_by_verify_and_gate(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "of_this_machine", lambda _: "haswell")
+    monkeypatch.setattr(patches, "cpu_variant", lambda _: "haswell")
     out = tmp_path / "dist"
     request = replace(LOCAL, source=tiny, out=out, this_cpu=True)
     with BuildReport(Console(file=io.StringIO(), width=200)) as report:

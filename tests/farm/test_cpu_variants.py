@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.inputs import recipe
+from farm.inputs import patches
 
 CMAKE = """
     if (GGML_SYSTEM_ARCH STREQUAL "x86")
@@ -44,15 +44,15 @@ def tree(tmp_path: Path) -> Path:
 def test_the_best_variant_that_runs_here_is_built(flags: str, expected: str, tree: Path) -> None:
     cpuinfo = tree / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\n")
-    assert recipe.of_this_machine(tree, cpuinfo) == expected
+    assert patches.cpu_variant(tree, cpuinfo) == expected
 
 
 def test_where_it_cannot_be_told_all_are_built(tree: Path, tmp_path: Path) -> None:
     cpuinfo = tree / "cpuinfo"
-    assert recipe.of_this_machine(tree, cpuinfo) == ""
+    assert patches.cpu_variant(tree, cpuinfo) == ""
     cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert recipe.of_this_machine(tree, cpuinfo) == ""
-    assert recipe.of_this_machine(tmp_path / "nowhere", cpuinfo) == ""
+    assert patches.cpu_variant(tree, cpuinfo) == ""
+    assert patches.cpu_variant(tmp_path / "nowhere", cpuinfo) == ""
 
 
 def test_cmake_builds_the_variants_that_are_named_and_no_others(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_cmake_builds_the_variants_that_are_named_and_no_others(tmp_path: Path) 
     cmake = Path(sys.executable).parent / "cmake"
     for chosen, built in (("x64;zen4", {"x64", "zen4"}), ("", set(names))):
         folder = tmp_path / ("some" if chosen else "all")
-        define = f"-D{recipe.DEFINITION}={chosen}"
-        include = f"-DCMAKE_PROJECT_INCLUDE={recipe.FILE}"
+        define = f"-D{patches.CPU_VARIANTS}={chosen}"
+        include = f"-DCMAKE_PROJECT_INCLUDE={patches.RECIPE}"
         for argv in (
             [cmake, "-S", tmp_path, "-B", folder, define, include],
             [cmake, "--build", folder, "--target", "ggml"],

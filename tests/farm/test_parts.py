@@ -11,7 +11,7 @@ import vendored
 
 from farm import source
 from farm.errors import UsageError
-from farm.inputs import recipe
+from farm.inputs import patches
 from farm.tarball import parts
 from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
@@ -50,7 +50,7 @@ def test_source_s_texts_are_looked_through_at_once(tree: Path, variant: int) -> 
     began = time.process_time()
     assert {"vendor/hostile", "vendor/other"} <= by_path(tree).keys()
     source._source(tree, "0" * 64, 1, None, "folder:tree", None)
-    recipe.of_this_machine(tree)
+    patches.cpu_variant(tree)
     assert time.process_time() - began < 8
 
 

@@ -21,7 +21,7 @@ from farm.engines.docker.connection import engine_errors
 from farm.engines.docker.container import LABEL, DockerWorkspace, running
 from farm.engines.docker.inventory import CACHE_VOLUME, DockerImages, make_volume
 from farm.errors import EngineError
-from farm.inputs import images, recipe
+from farm.inputs import images, patches
 from farm.inputs.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
 from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan, LineSink
 
@@ -92,7 +92,7 @@ class DockerEngine:
                 tempfile.TemporaryFile() as spool,
             ):  # owned by root, without .git
                 files: dict[str, Path | bytes] = {str(layout.source): plan.source.tree}
-                files[str(layout.recipe)] = recipe.content()
+                files[str(layout.recipe)] = patches.recipe()
                 durable.write_tar(spool, files)
                 workspace.container.put_archive("/", spool)
             yield replace(
