@@ -332,9 +332,6 @@ def folder_digest(
     """Return the sha256 of a folder's names, modes, links and contents, ``.git`` left out.
 
     Only files and links are read, because reading a pipe would wait for ever.
-
-    Raises:
-        UsageError: as ``files``.
     """
     whole = hashlib.sha256()
     for path in files(folder, most, without):

@@ -151,11 +151,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def inspect_stream(stream: BinaryIO, name: str) -> Inspection:
-    """Inspect a seekable stream; ``name`` is the file's.
-
-    Raises:
-        InspectError: it is no ELF file, or it is damaged.
-    """
+    """Inspect a seekable stream as ``inspect`` does; ``name`` is the file's."""
     elf = ElfFile.open(stream, name)
     dynamic = list(elf.dynamic())
     versions = set(elf.version_needs())

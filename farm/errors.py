@@ -111,9 +111,6 @@ def raise_all(findings: Iterable[FarmError]) -> None:
     """Raise the findings of a check as one error that shows all; without findings, do nothing.
 
     Wrong usage comes first, so that its exit status (2) counts: the request must change.
-
-    Raises:
-        FarmError: the first finding, with the others in it.
     """
     told: dict[tuple[str, str], FarmError] = {}
     for finding in findings:

@@ -84,11 +84,7 @@ class _Log:
             self._file = path.open("wb", buffering=0)
 
     def write(self, line: str) -> None:
-        """Write one line.
-
-        Raises:
-            PackError: ``WRITE_FAILED``: the disk is full.
-        """
+        """Write one line, or raise ``WRITE_FAILED``: the disk is full."""
         rest = f"{line}\n".encode("utf-8", "replace")
         with durable.writing(self.path):
             while rest:

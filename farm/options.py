@@ -37,11 +37,7 @@ class Only:
 
 
 def number(option: str, text: str, least: int = 1, most: int = 999_999_999) -> int:
-    """Parse a whole number.
-
-    Raises:
-        UsageError: names the option and what it takes.
-    """
+    """Parse a whole number; the error names the option and what it takes."""
     if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
         raise UsageError("NUMBER_INVALID", option=option, text=text[:40], least=least, most=most)
     return int(text)
@@ -55,11 +51,7 @@ def _sha256(option: str, text: str) -> str:
 
 
 def given(option: str, value: str) -> str:
-    """Return the value of an option that has no default.
-
-    Raises:
-        UsageError: it was not given.
-    """
+    """Return the value of an option that has no default, or raise ``OPTION_MISSING``."""
     if not value:
         hint = f"give {_FORMS.get(option, f'{option} VALUE')}"
         raise UsageError("OPTION_MISSING", option=option, hint=hint)

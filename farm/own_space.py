@@ -79,11 +79,7 @@ ZEROGPU: Final = (_HOSTS["zero"].facts, _HOSTS["zero"].facts.replace("12.0", "9.
 
 
 def host_of(wanted: SpaceHardware) -> Host:
-    """Return the facts about a Space's hardware.
-
-    Raises:
-        UsageError: ``HARDWARE_UNKNOWN``.
-    """
+    """Return the facts about a Space's hardware, or raise ``HARDWARE_UNKNOWN``."""
     for beginning, host in _HOSTS.items():
         if wanted.value.startswith(beginning):
             return host

@@ -404,11 +404,7 @@ def write(
     *,
     level: int = archive.ZSTD_LEVEL,
 ) -> None:
-    """Write an archive of files and texts by name; ``programs`` are to be started.
-
-    Raises:
-        PackError: as ``archive.Writer.add``.
-    """
+    """Write an archive of files and texts by name; ``programs`` are to be started."""
     with archive.write(raw, archive_format, SOURCE_DATE_EPOCH, level=level) as writer:
         # Sorted, so that the CPU variants, which resemble one another, lie in one window.
         for name in sorted([*files, *texts]):

@@ -72,11 +72,7 @@ def build_all(
 def conclude(
     made: list[Made], failures: dict[str, FarmError], request: BuildRequest, report: BuildReport
 ) -> tuple[Made, ...]:
-    """Write the manifest of the tarballs, and name the sets that failed.
-
-    Raises:
-        FarmError: sets failed.
-    """
+    """Write the manifest of the tarballs; raise an error that names the sets that failed."""
     if made:
         # Runs of other sets may share the folder: the manifest lists all of its tarballs.
         manifest = write_manifest(request.out, STATE, (one.tarball for one in made))

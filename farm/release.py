@@ -171,11 +171,7 @@ def load(folder: Path) -> Manifest:
 
 
 def content(folder: Path) -> bytes:
-    """Return the bytes of a release folder's manifest.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the bytes of a release folder's manifest, or raise ``RELEASE_MISSING``."""
     try:
         return durable.read_small(folder / MANIFEST, follow=False)
     except NotADirectoryError as error:
@@ -404,11 +400,7 @@ def _asked(record: BuildRecord) -> elf.Asked:
 
 
 def tarballs(out: Path) -> list[Path]:
-    """Return the tarballs in a folder.
-
-    Raises:
-        UsageError: none of them is a llama-server.
-    """
+    """Return the tarballs in a folder, or raise ``RELEASE_EMPTY``: none is a llama-server."""
     found = sorted(
         path for archive_format in archive.FORMATS for path in out.glob(f"*.{archive_format}")
     )

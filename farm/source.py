@@ -99,11 +99,7 @@ class Source:
             yield replace(self, tree=Path(folder) / "source")
 
     def copy(self, folder: Path) -> None:
-        """Copy the tree, without ``.git``, to a folder that no other user can write to.
-
-        Raises:
-            FarmError: as ``private``.
-        """
+        """Copy the tree, without ``.git``, to a folder that no other user can write to."""
         with durable.writing(folder):
             folder.mkdir(exist_ok=True)
             for path in self.files():
@@ -148,8 +144,8 @@ def from_archive(pin: SourcePin) -> Source:
     names = ", ".join(pin.without_patches)
     left_out = f"note[PATCHES_LEFT_OUT]: by build/pins.toml, {names} does not fit b{pin.build}"
     note = _joined(note, left_out if names else None)
-    found = _source(tree, digest, pin.build, pin.commit, origin, note)
-    return replace(found, version=pin.llama_version, sha256=pin.sha256)
+    facts = (tree, pin.llama_version, pin.build, pin.commit, origin, pin.sha256)
+    return _read(Source(*facts, note=note, digest=digest))
 
 
 def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
@@ -192,8 +188,9 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     tree, digest, note = _kept(commit, check_out)
     _require_layout(tree, ref)
     count = git.call("rev-list", "--count", commit, at=at)
-    found = _source(tree, digest, int(count), commit, f"git+{remote}@{ref}", note)
-    return replace(found, place=remote)
+    origin = f"git+{remote}@{ref}"
+    known = Source(tree, None, int(count), commit, origin, None, note=note, digest=digest)
+    return _read(replace(known, place=remote))
 
 
 def from_folder(folder: Path) -> Source:
@@ -211,29 +208,21 @@ def from_folder(folder: Path) -> Source:
     ignored = frozenset(git.ignored(tree) if (tree / ".git").exists() else ())
     digest = folder_digest(tree, durable.MOST_BYTES, ignored)
     build, commit, note = _history(tree)
-    found = _source(tree, digest, build, commit, f"folder:{tree.name}", note, ignored)
-    return replace(found, place=str(tree))
+    origin = f"folder:{tree.name}"
+    found = Source(tree, None, build, commit, origin, None, note=note, digest=digest)
+    return _read(replace(found, place=str(tree), ignored=ignored))
 
 
-def _source(
-    tree: Path,
-    digest: str,
-    build: int,
-    commit: str | None,
-    origin: str,
-    note: str | None,
-    ignored: frozenset[Path] = frozenset(),
-) -> Source:
-    """Return a source; the other facts are read from the tree.
+def _read(found: Source) -> Source:
+    """Add to a source what is read from its tree.
 
     A tree of 2025 looks for libcurl; with it the server would need libcurl on the host, too.
     """
-    _require_own(tree, files(tree, None, ignored))
+    tree = found.tree
+    _require_own(tree, files(tree, None, found.ignored))
     needs = _CURL_OPTION.search(durable.head(tree / "CMakeLists.txt"))
     defines = (("LLAMA_CURL", "OFF"),) if needs else ()
-    version = read_version(tree)
-    found = Source(tree, version, build, commit, origin, None, note=note, defines=defines)
-    return replace(found, digest=digest, ignored=ignored)
+    return replace(found, version=found.version or read_version(tree), defines=defines)
 
 
 def assume_build(found: Source, build: int) -> Source:

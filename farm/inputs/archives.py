@@ -157,11 +157,7 @@ class _Tar(tarfile.TarFile):
 
 
 def extract_wheel(wheel: Path, into: Path, sha256: str) -> None:
-    """Unpack a wheel's files into the existing folder ``into``, and none outside it.
-
-    Raises:
-        SourceError: as ``open_wheel``.
-    """
+    """Unpack a wheel's files (``open_wheel``) into the existing folder ``into``, and no other."""
     with open_wheel(wheel, sha256) as archive:
         for entry in archive.infolist():
             place = Path(archive.extract(entry, into))

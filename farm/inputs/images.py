@@ -345,11 +345,7 @@ def make_base_image(
 
 
 def check_line(line: str) -> None:
-    """Refuse a line that no recipe makes an image for.
-
-    Raises:
-        UsageError: names the lines that have one.
-    """
+    """Refuse a line that no recipe makes an image for: ``BASE_IMAGE_UNKNOWN``."""
     if line not in TAGS:
         raise UsageError("BASE_IMAGE_UNKNOWN", line=line, tags=", ".join(TAGS))
 

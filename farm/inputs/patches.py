@@ -97,11 +97,7 @@ class _PatchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     add: tuple[_Add, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the tarball will hold the licence's text.
-
-        Raises:
-            ValueError: the licence is another than llama.cpp's, and no text is added.
-        """
+        """Check that the tarball will hold the licence's text; else raise ``ValueError``."""
         has_text = any(one.file.startswith(_LICENCE_TEXTS) for one in self.add)
         if self.licence != _OWN_LICENCE and not has_text:
             raise ValueError(f"add the text of {self.licence} as a file below {_LICENCE_TEXTS}")

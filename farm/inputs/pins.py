@@ -102,11 +102,7 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: tuple[ImagePin, ...] = ()
 
     def model(self, name: str) -> ModelPin:
-        """Return the model called ``name``.
-
-        Raises:
-            UsageError: there is none.
-        """
+        """Return the model called ``name``, or raise ``MODEL_UNKNOWN``, which names the others."""
         for pin in self.models:
             if pin.name == name:
                 return pin
@@ -196,11 +192,7 @@ class _Advisories(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def advisories(path: Path = ADVISORIES_FILE) -> tuple[Advisory, ...]:
-    """Read the advisories.
-
-    Raises:
-        PublishError: the file is malformed.
-    """
+    """Read the advisories; ``ADVISORIES_INVALID`` if the file is malformed."""
     try:
         return msgspec.convert(tomllib.loads(path.read_text("utf-8")), _Advisories).advisory
     except (OSError, ValueError) as error:

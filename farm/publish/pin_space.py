@@ -69,11 +69,7 @@ def url(manifest_url: str) -> Pin:
 
 
 def release(destination: Destination, name: str) -> Pin:
-    """Pin a published release.
-
-    Raises:
-        PublishError: it is not published.
-    """
+    """Pin a published release; ``NOT_PUBLISHED`` if there is none."""
     content = destination.small(name, MANIFEST)
     return _pin(destination.manifest_url(name), content, what=f"{name} of {destination.where}")
 

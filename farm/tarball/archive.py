@@ -205,20 +205,12 @@ def members(
 
 
 def require_format(asked: str) -> None:
-    """Refuse an unknown ``--format``.
-
-    Raises:
-        UsageError: ``FORMAT_UNKNOWN``.
-    """
+    """Refuse an unknown ``--format``: ``FORMAT_UNKNOWN``."""
     require_known("FORMAT_UNKNOWN", "--format", asked, FORMATS)
 
 
 def format_of(name: str) -> str:
-    """Return the format that a file's name tells.
-
-    Raises:
-        PackError: ``FORMAT_UNKNOWN``.
-    """
+    """Return the format that a file's name tells, or raise ``FORMAT_UNKNOWN``."""
     for archive_format in FORMATS:
         if name.endswith(f".{archive_format}"):
             return archive_format

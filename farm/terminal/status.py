@@ -177,11 +177,7 @@ def of(destination: Destination, suppose: str | None = None) -> Overview:
 
 
 def supposed(manifest: bytes, suppose: str) -> str:
-    """Return which artifact a described host would get, and why; the loader decides.
-
-    Raises:
-        UsageError: the host's facts cannot be read.
-    """
+    """Return which artifact a described host would get, and why; the loader decides."""
     done = loader.suppose(manifest, suppose)
     return done.stdout.strip() or done.stderr.strip()
 

@@ -49,7 +49,7 @@ def test_source_s_texts_are_looked_through_at_once(tree: Path, variant: int) -> 
         (tree / f"licenses/LICENSE-x{number}").write_text("")
     began = time.process_time()
     assert {"vendor/hostile", "vendor/other"} <= by_path(tree).keys()
-    source._source(tree, "0" * 64, 1, None, "folder:tree", None)
+    source.from_folder(tree)
     patches.cpu_variant(tree)
     assert time.process_time() - began < 8
 

@@ -192,11 +192,7 @@ class _API(docker.APIClient):
     """Keeps an engine's answer from filling the memory, unless it is a stream."""
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
-        """Send a request.
-
-        Raises:
-            RequestException: the answer is too long, or does not come.
-        """
+        """Send a request; an answer that is too long or late is a ``RequestException``."""
         ask = partial(super().send, request, **(options | {"stream": True}))
         return packages.received(ask, streamed=options.get("stream", False))
 
@@ -251,11 +247,7 @@ def connect(patience: int | None = None) -> docker.DockerClient:
 
 @contextmanager
 def engine_errors(code: str, what: str) -> Iterator[None]:
-    """Turn a failure of the engine, its connection or a file into an error with ``code``.
-
-    Raises:
-        EngineError: instead of the block's own exception.
-    """
+    """Turn a failure of the engine, its connection or a file into an error with ``code``."""
     try:
         yield
     except ENGINE_FAILURES as error:
