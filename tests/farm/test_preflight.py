@@ -174,7 +174,11 @@ def test_disk_without_room_for_the_sets_is_found(tmp_path: Path) -> None:
         (found,) = preflight.room_findings(request, [plan(1, "cu130", "sm90")], None)
         assert (found.code, found.exit_status) == ("DISK_TOO_SMALL", 1)
         assert "0.1 GB free; about 0.2 GB" in found.message
-        assert preflight.room_findings(request, [plan()], None) == []
+        (pack := tmp_path / "llama" / ".git" / "pack").parent.mkdir(parents=True)
+        pack.touch()
+        os.truncate(pack, 8 << 40)  # nothing on the disk, and not copied
+        llama = replace(plan().source, tree=tmp_path / "llama")
+        assert preflight.room_findings(request, [replace(plan(), source=llama)], None) == []
 
 
 class TestPublication:
