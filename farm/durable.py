@@ -89,13 +89,9 @@ def writing(place: Path, *, hint: str = "") -> Iterator[None]:
 def open_regular(path: Path, *, follow: bool = True, most: int | None = None) -> BinaryIO:
     """Open a regular file to read, without ever waiting for a FIFO or a device.
 
-    The stream ends where the file ended when it was opened.
-
-    Args:
-        path: the file.
-        follow: whether it may be a link. Where other users may write, a link can lead to a file
-            that only this user may read.
-        most: the bytes that it may have; a sparse file of a TiB takes hours to read.
+    The stream ends where the file ended when it was opened. ``follow``: it may be a link. Where
+    other users may write, a link can lead to a file that only this user may read. ``most`` are the
+    bytes that it may have; a sparse file of a TiB takes hours to read.
 
     Raises:
         OSError: it cannot be opened, is no regular file, or is larger.

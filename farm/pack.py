@@ -63,27 +63,6 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
-class PackRequest:
-    """What is packed.
-
-    Attributes:
-        tree: the build's ``bin`` folder.
-        out: the tarball to write, ``.tar.zst`` or ``.tar.gz``.
-        asked: the code that was asked for, and what the line promises; anything else is refused.
-        licences: file names and texts.
-        build_json: the bytes of ``BUILD.json``.
-        programs: what is to be started.
-    """
-
-    tree: Path
-    out: Path
-    asked: elf.Asked
-    licences: Mapping[str, bytes]
-    build_json: bytes
-    programs: tuple[str, ...] = PROGRAMS
-
-
-@dataclass(frozen=True)
 class Packed:
     """A tarball as this run wrote or compared it; ``path`` may lead to other bytes by now.
 
@@ -234,28 +213,39 @@ class Inventory:
             raise PackError("TARBALL_RENAMED", name=self.name, packed_as=packed_as)
 
 
-def pack(request: PackRequest, keep: Keep = nullcontext) -> Packed:
-    """Check a tree's binaries, and write the tarball as ``place`` does.
+def pack(
+    tree: Path,
+    out: Path,
+    *,
+    asked: elf.Asked,
+    licences: Mapping[str, bytes],
+    build_json: bytes,
+    programs: tuple[str, ...] = PROGRAMS,
+    keep: Keep = nullcontext,
+) -> Packed:
+    """Check the binaries of a build's ``bin`` folder, and write the tarball as ``place`` does.
+
+    ``asked`` is the code that was asked for, and what the line promises; anything else is refused.
+    ``licences`` are texts by file name, ``programs`` are to be started.
 
     Raises:
         PackError: a program is missing, a link leads out of the tree, the disk is full.
         InspectError: a binary is not what its set and line say (``elf.check``).
     """
-    chosen = select(request.tree, request.programs)
+    chosen = select(tree, programs)
     # under their names in the package
     inspections = tuple(replace(elf.inspect(path), file=name) for name, path in chosen.items())
-    elf.check(inspections, request.asked)
-    texts = {BUILD_RECORD: request.build_json} | {
-        f"{LICENCES}/{name}": text for name, text in request.licences.items()
-    }
+    elf.check(inspections, asked)
+    texts = {f"{LICENCES}/{name}": text for name, text in licences.items()}
+    texts[BUILD_RECORD] = build_json
 
     def make(raw: IO[bytes]) -> Artifact:
-        write(raw, archive.format_of(request.out.name), chosen, texts, request.programs)
+        write(raw, archive.format_of(out.name), chosen, texts, programs)
         raw.flush()
-        inventory = read_inventory(durable.opened(raw.fileno()), name=request.out.name)
-        return inventory.artifact(request.asked.line)
+        inventory = read_inventory(durable.opened(raw.fileno()), name=out.name)
+        return inventory.artifact(asked.line)
 
-    return place(request.out, make, keep)
+    return place(out, make, keep)
 
 
 def select(tree: Path, programs: tuple[str, ...] = PROGRAMS) -> dict[str, Path]:

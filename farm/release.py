@@ -29,7 +29,6 @@ from farm.pack import (
     SHIPPED,
     Keep,
     Packed,
-    PackRequest,
     pack,
     read_inventory,
     require_same,
@@ -80,15 +79,15 @@ def pack_tree(tree: Path, out: Path, archive_format: str, keep: Keep = nullconte
     except OSError as error:
         raise UsageError("TREE_MISSING/record", tree=tree, strerror=error.strerror) from error
     record = build_record.decode(build_json, what=str(tree))
-    request = PackRequest(
-        tree=tree / "bin",
-        out=out / _name(record, archive_format),
+    return pack(
+        tree / "bin",
+        out / _name(record, archive_format),
         asked=_asked(record),
         licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
         build_json=build_json,
         programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
+        keep=keep,
     )
-    return pack(request, keep)
 
 
 def write(

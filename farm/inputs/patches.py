@@ -154,11 +154,7 @@ def recorded(wanted: tuple[Patch, ...]) -> tuple[Change, ...]:
 
 
 def misfits(tree: Path) -> dict[str, UsageError]:
-    """Try every patch on a source, each with those before it that fit.
-
-    Returns:
-        The name of each patch that does not fit, with the reason.
-    """
+    """Try every patch on a source, each with those before it that fit; return those that do not."""
     fitting: list[Change] = []
     found = {}
     for one in load():

@@ -47,11 +47,9 @@ class Toolkit:
 
 
 def locate(request: str | None = None) -> Toolkit:
-    """Return the toolkit that ``--toolkit`` names, else the one that this host has.
+    """Return the toolkit that ``--toolkit`` names, a folder or NVIDIA's wheels (``pypi``).
 
-    Args:
-        request: a folder, ``pypi`` for NVIDIA's wheels, or None to look at ``CUDA_PATH``, then at
-            nvcc on PATH, then at ``/usr/local/cuda``.
+    None looks at ``CUDA_PATH``, then at nvcc on PATH, then at ``/usr/local/cuda``.
 
     Raises:
         UsageError: there is no toolkit, or the folder or ``CUDA_PATH`` is not one.

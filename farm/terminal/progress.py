@@ -103,11 +103,8 @@ class BuildReport:
 class Fleet:
     """The rows of a run's sets. A context manager.
 
-    Args:
-        report: the run's.
-        expected: seconds by set, in the order in which the sets are built; None: unknown, so no
-            estimate is shown until ninja counts.
-        many: whether several hosts must be named.
+    ``expected`` are the seconds by set, in the order in which the sets are built; None: unknown, so
+    no estimate is shown until ninja counts. ``many``: several hosts must be named.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """Packing real ELF trees, reading tarballs again, and everything that must be refused."""
 
-import dataclasses
 import gzip
 import hashlib
 import io
@@ -17,6 +16,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small_disk
@@ -25,7 +25,6 @@ from binaries import FATBINS, compile_c, library, program
 
 from farm import elf, pack, targets
 from farm.errors import FarmError, InspectError, PackError
-from farm.pack import PackRequest
 from farm.tarball import archive
 from llama_loader import manifest
 
@@ -77,15 +76,15 @@ def cuda_tree(tree: Path) -> Path:
     return tree
 
 
-def request(tree: Path, archive_format: str = "tar.gz", **changes: object) -> PackRequest:
-    asked = PackRequest(
+def request(tree: Path, archive_format: str = "tar.gz", **changes: object) -> SimpleNamespace:
+    asked = dict[str, object](
         tree=tree,
         out=tree.parent / f"runtime.{archive_format}",
         asked=elf.Asked(frozenset(), frozenset(), CPU),
         licences={"LICENSE": b"MIT\n", "LICENSE.yyjson": b"MIT too\n"},
         build_json=b'{"schema_version": 1}\n',
     )
-    return dataclasses.replace(asked, **changes)  # type: ignore[arg-type]
+    return SimpleNamespace(**asked | changes)
 
 
 def refused(kind: type[FarmError], code: str, action: Callable[[], object]) -> str:
@@ -136,7 +135,7 @@ def test_plugin_that_the_server_links_against_is_shipped_once(tree: Path) -> Non
 @pytest.mark.parametrize("archive_format", FORMATS)
 def test_shipped_program_starts_where_nothing_else_is(tree: Path, archive_format: str) -> None:
     asked = request(tree, archive_format)
-    pack.pack(asked)
+    pack.pack(**vars(asked))
     place = tree.parent / "elsewhere"
     with opened(asked.out) as tar:
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
@@ -152,7 +151,7 @@ def test_shipped_program_starts_where_nothing_else_is(tree: Path, archive_format
 @pytest.mark.parametrize("archive_format", FORMATS)
 def test_members(tree: Path, archive_format: str) -> None:
     asked = request(tree, archive_format)
-    pack.pack(asked)
+    pack.pack(**vars(asked))
     with opened(asked.out) as tar:
         members = tar.getmembers()
     names = [member.name for member in members]
@@ -171,7 +170,7 @@ def test_packing_twice_gives_the_same_bytes(
     tree: Path, tmp_path: Path, archive_format: str
 ) -> None:
     first = request(tree, archive_format)
-    pack.pack(first)
+    pack.pack(**vars(first))
     other = Path(shutil.copytree(tree, tmp_path / "other" / "bin", symlinks=True))
     for path in other.iterdir():
         os.utime(path, (1, 1), follow_symlinks=False)
@@ -180,13 +179,13 @@ def test_packing_twice_gives_the_same_bytes(
     licences = dict(reversed(first.licences.items()))
     out = tmp_path / f"renamed.{archive_format}"
     second = request(other, archive_format, out=out, licences=licences)
-    pack.pack(second)
+    pack.pack(**vars(second))
     assert first.out.read_bytes() == second.out.read_bytes()
 
 
 def test_gzip_header_has_no_time_and_no_name(tree: Path) -> None:
     asked = request(tree)
-    pack.pack(asked)
+    pack.pack(**vars(asked))
     magic, method, flags, mtime = struct.unpack_from("<HBBI", asked.out.read_bytes())
     assert (magic, method, flags, mtime) == (0x8B1F, 8, 0, 0)
 
@@ -209,7 +208,7 @@ def test_zstd_frame_has_a_small_window_and_a_checksum(tmp_path: Path) -> None:
 @pytest.mark.parametrize("archive_format", FORMATS)
 def test_entry_says_what_the_bytes_are(tree: Path, archive_format: str) -> None:
     asked = request(tree, archive_format)
-    pack.pack(asked)
+    pack.pack(**vars(asked))
     entry = pack.read_inventory(asked.out).artifact(CPU)
     data = asked.out.read_bytes()
     assert (entry.name, entry.urls) == (asked.out.name, (asked.out.name,))
@@ -248,7 +247,7 @@ def test_entry_of_a_cuda_build(cuda_tree: Path) -> None:
     ]
     libraries = ["-l:libcuda.so.1", "-l:libcudart.so.13", "-l:libcublas.so.13"]
     compile_c(plugin, text, *flags, *libraries)
-    packed = pack.pack(request(cuda_tree, asked=HOPPER))
+    packed = pack.pack(**vars(request(cuda_tree, asked=HOPPER)))
     entry = pack.read_inventory(packed.path).artifact(HOPPER.line)
     assert entry.backend == "cuda"
     assert entry.cuda == manifest.Cuda(toolkit="13.0", min_driver="580.65", sass=("90",), ptx=())
@@ -273,7 +272,7 @@ def test_chunks() -> None:
 
 def test_missing_program(tree: Path) -> None:
     (tree / "llama-server").unlink()
-    message = refused(PackError, "PROGRAM_MISSING", lambda: pack.pack(request(tree)))
+    message = refused(PackError, "PROGRAM_MISSING", lambda: pack.pack(**vars(request(tree))))
     assert message.endswith("has no llama-server")
 
 
@@ -283,20 +282,20 @@ def test_link_out_of_the_tree(tree: Path, target: str) -> None:
     (tree / "libx.so").symlink_to(target)
     for number in range(41) if target == "link40" else ():
         (tree / f"link{number}").symlink_to(f"link{number - 1}" if number else "llama-server")
-    message = refused(PackError, "LINK_OUTSIDE", lambda: pack.pack(request(tree)))
+    message = refused(PackError, "LINK_OUTSIDE", lambda: pack.pack(**vars(request(tree))))
     assert "libx.so" in message
 
 
 def test_library_that_is_nowhere(tree: Path) -> None:
     for path in tree.glob("libllama.so*"):
         path.unlink()
-    message = refused(InspectError, "LIBRARY_NOT_ALLOWED", lambda: pack.pack(request(tree)))
+    message = refused(InspectError, "LIBRARY_NOT_ALLOWED", lambda: pack.pack(**vars(request(tree))))
     assert "needs libllama.so.0" in message
 
 
 def test_name_that_no_tarball_can_hold(tree: Path) -> None:
     asked = request(tree, licences={"x" * 200: b""})
-    refused(PackError, "NAME_TOO_LONG", lambda: pack.pack(asked))
+    refused(PackError, "NAME_TOO_LONG", lambda: pack.pack(**vars(asked)))
     assert not asked.out.exists()
 
 
@@ -320,7 +319,7 @@ def test_file_that_may_not_grow(tree: Path, archive_format: str, limit: int) -> 
     asked = request(tree, archive_format, licences={"L": os.urandom(100_000)})
     asked.out.write_bytes(b"?")
     with files_up_to(limit), pytest.raises(PackError) as caught:
-        pack.pack(asked)
+        pack.pack(**vars(asked))
     lines = caught.value.render().splitlines()
     assert lines[0].startswith(f"error[WRITE_FAILED]: {asked.out}: ")
     assert lines[1].startswith("hint: name folders with more space")
@@ -335,14 +334,14 @@ def test_full_disk(tree: Path, tmp_path: Path, archive_format: str) -> None:
     out = tmp_path / "disk" / f"x.{archive_format}"
     asked = request(tree, archive_format, out=out, licences={"L": os.urandom(100_000)})
     with small_disk.mounted(out.parent, "8k"):
-        message = refused(PackError, "WRITE_FAILED", lambda: pack.pack(asked))
+        message = refused(PackError, "WRITE_FAILED", lambda: pack.pack(**vars(asked)))
         assert list(out.parent.iterdir()) == []
     assert "No space left on device" in message
 
 
 def test_folder_that_cannot_be_made(tree: Path) -> None:
     asked = request(tree, out=tree / "llama-server" / "x.tar.gz")
-    refused(PackError, "WRITE_FAILED", lambda: pack.pack(asked))
+    refused(PackError, "WRITE_FAILED", lambda: pack.pack(**vars(asked)))
 
 
 # Tarballs that are not ours, or damaged
@@ -362,7 +361,7 @@ def test_folder_that_cannot_be_made(tree: Path) -> None:
 )
 def test_something_behind_the_archive(tree: Path, archive_format: str, behind: bytes) -> None:
     asked = request(tree, archive_format)
-    pack.pack(asked)
+    pack.pack(**vars(asked))
     with asked.out.open("ab") as stream:
         stream.write(behind)
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(asked.out))
@@ -481,7 +480,7 @@ def test_error_of_the_farm_shows_no_terminal_codes() -> None:
 @pytest.mark.parametrize("archive_format", FORMATS)
 def test_tarball_that_is_cut_or_changed(tree: Path, archive_format: str) -> None:
     asked = request(tree, archive_format)
-    pack.pack(asked)
+    pack.pack(**vars(asked))
     whole = asked.out.read_bytes()
     for cut in (0, 1, 10, len(whole) // 2, len(whole) - 1):
         asked.out.write_bytes(whole[:cut])
