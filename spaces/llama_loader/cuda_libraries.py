@@ -38,12 +38,9 @@ _LDCONFIG_TIMEOUT: Final = 10.0
 
 @dataclass(frozen=True)
 class Library:
-    """One CUDA library.
+    """One CUDA library; its version (``12.8.4.1``) as exactly as it can be known.
 
-    Attributes:
-        soname: what a binary asks for, e.g. ``libcublas.so.12``.
-        version: as exactly as it can be known (``12.8.4.1``), else None.
-        origin: ``LD_LIBRARY_PATH``, ``site-packages``, ``ldconfig``, ``toolkit`` or ``release``.
+    ``origin``: ``LD_LIBRARY_PATH``, ``site-packages``, ``ldconfig``, ``toolkit`` or ``release``.
     """
 
     soname: str

@@ -180,10 +180,8 @@ def _named(found: Sequence[Device], wanted: Sequence[str], *, ours: bool) -> Dev
 
 
 def _fewest(usable: Sequence[Device], needed: int | None) -> DeviceChoice:
-    """Take the fewest devices, those with the most free memory, that hold the model.
-
-    All where no number of them does: llama-server leaves to the CPU what it has no room for.
-    """
+    """Take the fewest devices, those with the most free memory, that hold the model."""
+    # All where no number of them does: llama-server leaves to the CPU what it has no room for
     every = tuple(device.name for device in usable)
     only = f"the only one: {usable[0].description}" if len(usable) == 1 else ""
     if needed is None or any(device.free is None for device in usable):

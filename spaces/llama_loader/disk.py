@@ -336,10 +336,8 @@ def trusted(path: Path, hops: int = 40) -> Path:
 
 
 def _bits_of_others(folder: Path, status: os.stat_result) -> int:
-    """The bits by which others may rename what is in a folder; a group of this user alone may.
-
-    With an access control list, whose users may be any, the group's bits are its mask (acl(5)).
-    """
+    """The bits by which others may rename what is in a folder; a group of this user alone may."""
+    # With an access control list, whose users may be any, the group's bits are its mask (acl(5))
     if not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_ISVTX:
         return 0
     is_own_group = bool(status.st_mode & stat.S_IWGRP) and _is_alone_in(status.st_gid)
@@ -350,10 +348,8 @@ def _bits_of_others(folder: Path, status: os.stat_result) -> int:
 
 
 def _is_alone_in(group: int) -> bool:
-    """Whether a group has this user's number, and no other known member but root.
-
-    A directory service need not list its members: see docs/threats.md.
-    """
+    """Whether a group has this user's number, and no other known member but root."""
+    # A directory service need not list its members: see docs/threats.md
     users = pwd.getpwall()
     groups = [one for one in grp.getgrall() if one.gr_gid == group]  # several may have its number
     with contextlib.suppress(KeyError):  # most containers name no group for their user

@@ -4,7 +4,8 @@ Each check runs whatever the checks before it found, as far as it can. The verdi
 means that the runtime is installed, its libraries are there, llama-server itself lists a device
 (or the CPU is allowed), and the model is there or can be had. No secret is on the page, so it can
 be pasted into an issue. ``suppose`` answers what another machine would fetch, one that is described
-in words such as ``capability=12.0,driver=580,glibc=2.36,torch=cu128``.
+in words such as ``capability=12.0,driver=580,glibc=2.36,torch=cu128``; words that cannot be read
+raise ``SettingError``.
 """
 
 import re
@@ -48,12 +49,9 @@ counts as new enough, as on ZeroGPU before a GPU is attached."""
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
+    """One check; ``detail`` is what was found, one printable line without secrets.
 
-    Attributes:
-        detail: what was found, one printable line without secrets.
-        code: of the error, empty where the check is good.
-        status: the exit status that its failure means, 0 for none.
+    Where it is good, the error's ``code`` and ``hint`` are empty and the exit ``status`` is 0.
     """
 
     name: str
@@ -66,19 +64,15 @@ class Check:
 
 @dataclass
 class Examination:
-    """What ``doctor --json`` prints, in the order in which it was looked at; see ``json_schema``.
-
-    Attributes:
-        exit_status: 0 where a model could be served now, else the first failure's.
-        settings: each setting, as a number, a truth value or text; a token only as ``set``.
-        host, release, choice: null where a check before them failed.
-    """
+    """What ``doctor --json`` prints, in the order in which it was looked at (``json_schema``)."""
 
     checks: list[Check] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     ok: bool = True
-    exit_status: int = 0
+    exit_status: int = 0  # 0 where a model could be served now, else the first failure's
+    # host, release and choice are null where a check before them failed
     host: HostFacts | None = None
+    # each setting, as a number, a truth value or text; a token only as ``set``
     settings: dict[str, bool | int | float | str | None] = field(default_factory=dict)
     release: str | None = None
     choice: report.Chosen | None = None
@@ -305,12 +299,7 @@ class Supposition:
 
 
 def suppose(text: str, settings: Settings, sink: Sink) -> Supposition:
-    """Choose an artifact for the machine that ``text`` describes; only the manifest is fetched.
-
-    Raises:
-        SettingError: ``text`` cannot be read, or a setting would answer another question.
-        LoaderError: the manifest cannot be had or trusted.
-    """
+    """Choose an artifact for the machine that ``text`` describes; only the manifest is fetched."""
     if settings.cuda_arch is not None or settings.url is not None:
         raise SettingError("SETTING_INVALID/suppose")
     facts, chosen, failure = supposed_host(text), None, None
@@ -325,11 +314,7 @@ def suppose(text: str, settings: Settings, sink: Sink) -> Supposition:
 
 
 def supposed_host(text: str) -> HostFacts:
-    """Return the machine that a list of ``name=value`` describes, else ``_DEFAULTS``.
-
-    Raises:
-        SettingError: names the part that cannot be read, and what can be given.
-    """
+    """Return the machine that a list of ``name=value`` describes, else ``_DEFAULTS``."""
     facts: dict[str, Any] = {}
     for part in (part.strip() for part in text.split(",")):
         name, _, value = part.partition("=")

@@ -3,6 +3,10 @@
 A chunk is handed over only when its digest is right. After a cut the download resumes at the last
 verified chunk, on the same URL or on the next mirror. A wrong chunk is fetched once more and then
 refused.
+
+What cannot be fetched raises ``NetworkError``, which names every attempt's reason; what is too
+large, or not what was published, ``IntegrityError``; a URL that is none to load from
+``SettingError``; and a file that cannot be written ``OSError``.
 """
 
 from __future__ import annotations
@@ -38,20 +42,14 @@ _SLOWEST_BACKOFF: Final = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Fetcher:
-    """Reads URLs. Opens nothing until it is asked to, and keeps no connection.
+    """Reads URLs. Opens nothing until it is asked to, and keeps no connection."""
 
-    Attributes:
-        offline: refuse everything but ``file://`` before a connection is opened.
-        token: for the Hugging Face Hub, never sent anywhere else.
-        endpoint: the Hub's address, without a slash at its end.
-        sleep: waits between attempts.
-    """
-
-    offline: bool = False
+    offline: bool = False  # refuse everything but ``file://`` before a connection is opened
+    # for the Hugging Face Hub, never sent anywhere else
     token: str | None = field(default=None, repr=False)
-    endpoint: str = locations.HUB
+    endpoint: str = locations.HUB  # the Hub's address, without a slash at its end
     sink: Sink = ignore
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = time.sleep  # waits between attempts
     patience: Patience = field(default_factory=Patience)
 
     def manifest_bytes(self, url: str) -> bytes:
@@ -70,12 +68,6 @@ class Fetcher:
         """Fetch a file of unknown size and digest into ``target``; return its sha256 and size.
 
         After a cut it starts over: nothing tells whether what has come is right.
-
-        Raises:
-            SettingError: the URL is not one to load from.
-            NetworkError: the file cannot be fetched; names every attempt's reason.
-            IntegrityError: the file is larger than ``limit`` bytes.
-            OSError: ``target`` cannot be written.
         """
         self.resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
         name = locations.shown(url)
@@ -100,10 +92,6 @@ class Fetcher:
 
         Without a size the first answer's counts, and without that one the end of the answer.
         A server without ranges sends it all again. There is no deadline: the rate has a limit.
-
-        Raises:
-            NetworkError: the file cannot be fetched; names every attempt's reason.
-            OSError: ``target`` cannot be written.
         """
         name, patience = locations.shown(place.url), replace(self.patience, deadline=math.inf)
         mirrors = Mirrors(name, (), replace(self, patience=patience), (place,))
@@ -140,11 +128,6 @@ class Fetcher:
         The next chunk is fetched, in another thread, before it is asked for. The URLs are tried in
         order. ``kept`` is a file that may hold chunks of an earlier process: those that are right
         come first, and those that are fetched are written there.
-
-        Raises:
-            NetworkError: no URL has it; names each with its reason.
-            IntegrityError: the bytes are not those that were published.
-            OSError: ``kept`` cannot be read or written.
         """
         mirrors, done = self._mirrors(artifact.name, urls), 0
         for chunk in ahead(_verified(artifact, mirrors, kept), 1):

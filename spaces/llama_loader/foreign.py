@@ -42,12 +42,7 @@ _ZIP_DAMAGE: Final = (
 
 
 def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
-    """Unpack a tarball or ``zip`` into an empty folder; return its files, sorted by path.
-
-    Raises:
-        IntegrityError: it is damaged, unsafe or too large, or of an unknown format.
-        OSError: a file cannot be written.
-    """
+    """Unpack a tarball or ``zip`` into an empty folder; return its files, sorted by path."""
     archive.seek(0)
     form = archive_format(archive.read(8), name)
     archive.seek(0)
@@ -138,10 +133,8 @@ class _Tree:
         return str(path)
 
     def _claim(self, path: str, *, is_folder: bool) -> None:
-        """Refuse a path that exists already, in this or another case, or is below a file or link.
-
-        A folder may be named again.
-        """
+        """Refuse a path that exists already, in this or another case, or below a file or link."""
+        # A folder may be named again
         if not is_folder and path.casefold() in self._spellings:
             twin = self._spellings[path.casefold()][0]
             raise refused(self._name, f"{path!r} and {twin!r} are one, or differ in case only")

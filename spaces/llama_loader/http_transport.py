@@ -4,7 +4,7 @@
 what is hashed is what was sent. Retries, mirrors and digests are in ``fetch``.
 
 Every wait has an end: a socket's own timeout begins anew with every byte, so each read from a
-connection is given the time that is left for all of them.
+connection is given the time that is left for all of them. What fails is an ``AttemptError``.
 """
 
 from __future__ import annotations
@@ -43,9 +43,6 @@ def opened(place: Web, start: int, patience: Patience, deadline: float) -> Itera
     """Open a file at an offset; the answer may begin at 0 all the same (``Body.start``).
 
     ``deadline`` is by ``time.monotonic``.
-
-    Raises:
-        AttemptError: no bytes from there, this time.
     """
     here, headers_by = place.url, time.monotonic() + patience.headers
     for _ in range(MAX_REDIRECTS + 1):

@@ -39,24 +39,19 @@ from llama_loader.store import Store
 
 @dataclass(frozen=True)
 class Prepared:
-    """A verified runtime; ``choice`` and ``released`` are None where a tarball was given by URL.
-
-    Attributes:
-        libraries: CUDA libraries that it will use; ``origin`` is ``release`` for fetched ones.
-        missing: sonames of those that this machine lacks.
-        runtime_libraries: the fetched ones, None where this host has its own, or none are had.
-        released: the trusted manifest and its URL.
-        repair: installs again what was damaged; None where ``prepare`` did not make this object.
-    """
+    """A verified runtime; ``choice`` and ``released`` are None where a tarball was given by URL."""
 
     installed: Installed
     host: HostFacts
     choice: Choice | None
+    # CUDA libraries that it will use; ``origin`` is ``release`` for fetched ones
     libraries: tuple[Library, ...]
-    missing: tuple[str, ...]
+    missing: tuple[str, ...]  # sonames of those that this machine lacks
     timeline: Timeline
+    # the fetched ones, None where this host has its own, or none are had
     runtime_libraries: Installed | None = None
-    released: tuple[Manifest, str] | None = None
+    released: tuple[Manifest, str] | None = None  # the trusted manifest and its URL
+    # installs again what was damaged; None where ``prepare`` did not make this object
     repair: Callable[[], object] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -80,10 +75,8 @@ class Prepared:
     def require_sound(self) -> None:
         """Hash what is about to be executed, now; install it again once where it is damaged.
 
-        Raises:
-            IntegrityError: names the files that are damaged, missing or not listed.
-            StoreError: other users can change a folder above it.
-            LoaderError: a file cannot be read, or the runtime cannot be installed again.
+        Raises as ``Installed.verify`` and ``prepare``; ``StoreError`` if others can change a folder
+        above it.
         """
         for installed in filter(None, (self.installed, self.runtime_libraries)):
             with disk.errors(installed.root):
@@ -111,10 +104,7 @@ def prepare(
 
     ``looking`` is ``host.begin``, where that was called before; ``released`` is that of an earlier
     call, a manifest that is trusted already. What is installed is hashed again, unless ``hashed``
-    is False: then ``start`` does it.
-
-    Raises:
-        LoaderError: any of the loader's errors but those of the server.
+    is False: then ``start`` does it. Raises any ``LoaderError`` but the server's.
     """
     sink = timeline = Timeline(sink)
     store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
@@ -207,10 +197,8 @@ def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
     The program's own folder comes first (``$ORIGIN``, which also stands for a path with a colon): a
     folder of CUDA libraries may hold another build's ``libggml-base.so``, and LD_LIBRARY_PATH is
     searched before RUNPATH. GPUs are counted as nvidia-smi counts them, unless
-    ``CUDA_DEVICE_ORDER`` says otherwise.
-
-    Raises:
-        SettingError: the dynamic linker cannot be given a folder, because of its name.
+    ``CUDA_DEVICE_ORDER`` says otherwise. A folder that the dynamic linker cannot be given, because
+    of its name, is a ``SettingError``.
     """
     folders = list(prepared.installed.library_folders[1:])
     folders += [*cuda_libraries.folders(prepared.libraries), *prepared.host.driver_folders]
@@ -247,10 +235,8 @@ def choose_devices(
     """Choose the devices for a model; asks llama-server only where the driver cannot tell.
 
     ``model`` is None where it is not known yet; ``extra``, the arguments after ``--``, may take
-    memory too; ``listing`` is what ``list_devices`` found, where that was called already.
-
-    Raises:
-        HostError: no device, an unknown one, or missing CUDA libraries.
+    memory too; ``listing`` is what ``list_devices`` found, where that was called already. No device
+    or an unknown one, and missing CUDA libraries, are a ``HostError``.
     """
     if settings.cpu_chosen:
         return DeviceChoice((), "n_gpu_layers is 0: the CPU alone")

@@ -1,7 +1,7 @@
 """Tell apart the kinds of URL that the loader reads from, and say what an attempt to read one is.
 
 Opens no connection. This machine is an address, 127.0.0.0/8 or ::1, and no name: a resolver may
-give ``localhost`` the address of another machine.
+give ``localhost`` the address of another machine. A URL that cannot be used is a ``SettingError``.
 """
 
 import re
@@ -35,9 +35,6 @@ def resolve(url: str, *, endpoint: str = HUB, token: str | None = None) -> Web |
     """Return where a URL's file is: behind HTTP, or at a path of this machine.
 
     ``endpoint`` and ``token`` are for files on the Hub.
-
-    Raises:
-        SettingError: the URL, or for a file on the Hub its address, cannot be used.
     """
     match = _HF.fullmatch(url)
     if match is not None and url.isprintable():
@@ -55,12 +52,7 @@ def resolve(url: str, *, endpoint: str = HUB, token: str | None = None) -> Web |
 
 
 def require_endpoint(endpoint: str) -> None:
-    """Refuse an address of the Hub to which no token may be sent.
-
-    Raises:
-        SettingError: it is neither https nor on loopback, or has a user name, query or fragment,
-            which the Hub's own client would log.
-    """
+    """Refuse an address of the Hub to which no token may be sent."""
     if not is_allowed_web(endpoint) or {"?", "#"} & set(endpoint):
         raise SettingError("ENDPOINT_REFUSED", endpoint=mistyped(endpoint))
 
@@ -140,25 +132,18 @@ def _refused(url: str, why: str = "is not a URL to load from") -> SettingError:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server may take, in seconds where nothing else is said.
-
-    Attributes:
-        silence: between two bytes.
-        headers: until all headers are here: names, connections, TLS and redirects included.
-        rate: bytes a second that must come, over every ``window`` of waiting for them.
-        attempts: how often one URL may fail with nothing gained in between.
-        longest_wait: a server that asks for more is left for the next mirror.
-        deadline: for a whole file, all attempts and all mirrors together.
-    """
+    """How long a server may take, in seconds where nothing else is said."""
 
     connect: float = 10.0
-    silence: float = 20.0
+    silence: float = 20.0  # between two bytes
+    # until all headers are here: names, connections, TLS and redirects included
     headers: float = 30.0
+    # bytes a second that must come, over every ``window`` of waiting for them
     rate: int = 16 * 1024
     window: float = 20.0
-    attempts: int = 4
-    longest_wait: float = 60.0
-    deadline: float = 3600.0
+    attempts: int = 4  # how often one URL may fail with nothing gained in between
+    longest_wait: float = 60.0  # a server that asks for more is left for the next mirror
+    deadline: float = 3600.0  # for a whole file, all attempts and all mirrors together
 
 
 @dataclass(eq=False)

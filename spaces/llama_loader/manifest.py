@@ -6,7 +6,8 @@ keeps working.
 
 Python's ``json`` takes the last of two equal keys, reads ``NaN`` and ``1e999`` and keeps lone
 surrogates. Two readers of such a text can disagree about it, which is how a checked manifest
-becomes a different one. Here each of them is an error with its JSON path (``$.artifacts[0].size``).
+becomes a different one. Here each of them, as whatever else is malformed, is an ``IntegrityError``
+that names the JSON path (``$.artifacts[0].size``). So is an artifact that has no mirror left.
 """
 
 import json
@@ -209,9 +210,6 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
 
         Those that are nearer to this machine than the manifest itself are left out: a manifest of
         another machine must not choose what the services and files of this one are asked.
-
-        Raises:
-            IntegrityError: none is left.
         """
 
         def nearness(url: str) -> int:  # http is for loopback alone
@@ -241,30 +239,20 @@ class Manifest(_Frozen, frozen=True, kw_only=True):
 
 
 def parse(data: bytes, *, what: str = "manifest") -> Manifest:
-    """Parse a manifest of at most ``MAX_MANIFEST_BYTES``; errors call it ``what``.
-
-    Raises:
-        IntegrityError: malformed in any way; the message names the JSON path.
-    """
+    """Parse a manifest of at most ``MAX_MANIFEST_BYTES``; errors call it ``what``."""
     tree = strict_json(data, what=what, max_bytes=MAX_MANIFEST_BYTES)
     if not isinstance(tree, dict):
         raise IntegrityError("MANIFEST_INVALID", what=what)
     version = tree.get("schema_version")
     if type(version) is int and version != SCHEMA_VERSION:
-        known = SCHEMA_VERSION
         raise IntegrityError(
-            "MANIFEST_SCHEMA_UNKNOWN", what=what, version=version, schema_version=known
+            "MANIFEST_SCHEMA_UNKNOWN", what=what, version=version, schema_version=SCHEMA_VERSION
         )
     return convert(tree, Manifest, what=what, code="MANIFEST_INVALID")
 
 
 def strict_json(data: bytes, *, what: str, max_bytes: int) -> Any:
-    """Parse UTF-8 JSON of at most ``max_bytes``; errors call it ``what`` (``manifest https://…``).
-
-    Raises:
-        IntegrityError: too large, not UTF-8, not JSON, nested too deep, duplicate keys, a number
-            that is not finite or a string with a lone surrogate.
-    """
+    """Parse UTF-8 JSON of at most ``max_bytes``; errors call it ``what`` (``manifest https://…``)."""
     if len(data) > max_bytes:
         raise IntegrityError("JSON_TOO_LARGE", what=what, size=len(data), max_bytes=max_bytes)
     try:
@@ -285,11 +273,7 @@ def strict_json(data: bytes, *, what: str, max_bytes: int) -> Any:
 
 
 def convert(tree: object, kind: type[_Parsed], *, what: str, code: str) -> _Parsed:
-    """Turn a parsed JSON tree into a frozen ``kind``.
-
-    Raises:
-        IntegrityError: with ``code``; the message names the JSON path and what would be right.
-    """
+    """Turn a parsed JSON tree into a frozen ``kind``."""
     try:
         return msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as error:

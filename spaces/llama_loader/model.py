@@ -49,12 +49,7 @@ def _fitting(names: list[str], pattern: re.Pattern[str]) -> list[str]:
 
 
 def get(settings: Settings, *, sink: Sink = ignore) -> Path:
-    """Return the local path of the model (of its first part), fetched if it is not there yet.
-
-    Raises:
-        SettingError: it is no whole model, or a digest is pinned for one of several parts.
-        IntegrityError: it is not the file that the pinned digest names.
-    """
+    """Return the local path of the model (of its first part), fetched if it is not there yet."""
     settings = named(settings)
     pinned, given = settings.gguf_sha256, settings.gguf_path
     number, count = gguf_header.part(given.name if given else settings.gguf_filename)

@@ -1,7 +1,7 @@
 """Refuses files that are no model: by name, parts, header, size or digest.
 
-Whether llama-server knows the architecture, it alone can say. Errors are ``SettingError`` but where
-another is named.
+Whether llama-server knows the architecture, it alone can say. Errors are ``SettingError``, and
+``IntegrityError`` for a file whose bytes are not those of its digest.
 """
 
 import hashlib
@@ -88,9 +88,6 @@ def require_as_named(path: Path) -> None:
     """Hash a model of the Hub's cache, whose entry is a link to the ETag: a large file's sha256.
 
     Where that link leads on, to what Xet brought, the last name is another digest.
-
-    Raises:
-        IntegrityError: a file of it has other bytes than the Hub's; names it.
     """
     for part in gguf_header.files(path):
         etag = part.readlink().name if part.is_symlink() else ""
@@ -99,11 +96,7 @@ def require_as_named(path: Path) -> None:
 
 
 def require_digest(path: Path, sha256: str, name: str = "MODEL_SHA256_MISMATCH") -> None:
-    """Hash a file; ``name`` is that of the error's sentence, which tells whose the sha256 is.
-
-    Raises:
-        IntegrityError: it has other bytes.
-    """
+    """Hash a file; ``name`` is that of the error's sentence, which tells whose the sha256 is."""
     digest = hashlib.sha256()
     with _reading(path), path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -70,17 +70,13 @@ _PATIENCE: Final = 10.0
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that was run to its end, or for too long; ``output`` has at most 1 MiB.
+    """A program that was run to its end, or for too long; ``output`` has at most 1 MiB."""
 
-    Attributes:
-        status: exit status, negative for a signal; None where it took too long or printed too much.
-        failure: why it could not be started, else empty.
-    """
-
+    # exit status, negative for a signal; None where it took too long or printed too much
     status: int | None
     output: str
     seconds: float
-    failure: str = ""
+    failure: str = ""  # why it could not be started, else empty
 
 
 def environment(inherited: Mapping[str, str], *, libraries: Sequence[Path] = ()) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """An installed runtime: what its installer wrote down, and the check of its files against a list.
 
-The list that counts is that of a trusted manifest's entry; without one, the receipt's own.
+The list that counts is that of a trusted manifest's entry; without one, the receipt's own. Files
+that are damaged, missing or not listed raise ``IntegrityError``, which names them; so does a list
+whose pieces are not those of its files (``CONTRADICTION``). What cannot be read raises ``OSError``.
 """
 
 from __future__ import annotations
@@ -48,12 +50,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def read(cls, place: Folder) -> Receipt:
-        """Read the receipt of a runtime, a folder named by its archive's digest.
-
-        Raises:
-            IntegrityError: it is missing, damaged, or of another runtime.
-            OSError: it cannot be read.
-        """
+        """Read the receipt of a runtime, a folder named by its archive's digest."""
         data = place.read(RECEIPT, schema.MAX_MANIFEST_BYTES)
         if data is None:
             raise damaged(f"{place.path}: has no receipt")
@@ -81,22 +78,14 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Installed:
-    """A runtime in a store.
+    """A runtime in a store."""
 
-    Attributes:
-        folder: holds ``llama-server``, or the libraries of an artifact that has none.
-        root: the runtime's own folder in the store.
-        sha256: of the archive that it came from.
-        artifact: None for an archive by URL.
-        sink: told how long ``verify`` took.
-    """
-
-    folder: Path
-    root: Path
-    sha256: str
-    artifact: Artifact | None
+    folder: Path  # holds ``llama-server``, or the libraries of an artifact that has none
+    root: Path  # the runtime's own folder in the store
+    sha256: str  # of the archive that it came from
+    artifact: Artifact | None  # None for an archive by URL
     files: tuple[FileEntry, ...] = field(default=(), compare=False, repr=False)
-    sink: Sink = field(default=ignore, compare=False, repr=False)
+    sink: Sink = field(default=ignore, compare=False, repr=False)  # told how long ``verify`` took
 
     @property
     def library_folders(self) -> tuple[Path, ...]:
@@ -109,10 +98,6 @@ class Installed:
         """Hash every file now, set modes that are wrong, and renew the time of the last use.
 
         Call it as the last act before each execution.
-
-        Raises:
-            IntegrityError: names the files that are damaged, missing or not listed.
-            StoreError: one cannot be read.
         """
         started = time.monotonic()
         piece_size = self.artifact.piece_size if self.artifact else 0
@@ -128,11 +113,7 @@ def damaged(message: str) -> IntegrityError:
 
 
 def find_program(paths: Iterable[str], name: str) -> str:
-    """Return the folder (relative, ``.`` at the top) that holds ``llama-server``.
-
-    Raises:
-        IntegrityError: there is none, or there are several; ``name`` says of what.
-    """
+    """Return the folder (relative, ``.`` at the top) that holds ``llama-server``."""
     found = sorted(path for path in paths if path.rpartition("/")[2] == PROGRAM)
     if len(found) != 1:
         there = " and ".join(found) or "no llama-server"
@@ -141,13 +122,7 @@ def find_program(paths: Iterable[str], name: str) -> str:
 
 
 def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> None:
-    """Check that a runtime has exactly the files of a list; set modes that are wrong.
-
-    Raises:
-        IntegrityError: names the files that are missing, changed or not listed; or a file is right
-            as a whole and its pieces are not (``CONTRADICTION``).
-        OSError: one cannot be read.
-    """
+    """Check that a runtime has exactly the files of a list; set modes that are wrong."""
     listed = {f"{FILES}/{entry.path}": entry for entry in entries}
     known = {RECEIPT, *listed, *(str(up) for path in listed for up in PurePosixPath(path).parents)}
     try:
@@ -174,10 +149,8 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> No
 
 
 def _renew(root: Path, place: Folder, files: dict[str, FileEntry]) -> None:
-    """Replace each file that other users could write by a copy; hashing it sets the copy's mode.
-
-    Another user may have opened the file, and could write to it after it was hashed.
-    """
+    """Replace each file that other users could write by a copy; hashing it sets the copy's mode."""
+    # Another user may have opened the file, and could write to it after it was hashed
     for path, entry in files.items():
         status = place.status(path)
         if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
@@ -195,10 +168,8 @@ def _renew(root: Path, place: Folder, files: dict[str, FileEntry]) -> None:
 
 
 def _hashed(place: Folder, files: dict[str, FileEntry], piece_size: int) -> dict[str, str]:
-    """Hash files, and those again that were changed meanwhile; say what is wrong, by path.
-
-    Hashing takes long, the last look at all files a millisecond.
-    """
+    """Hash files, and those again that were changed meanwhile; say what is wrong, by path."""
+    # Hashing takes long, the last look at all files a millisecond
     problems: dict[str, str] = {}
     before: dict[str, tuple[int, ...] | None] = {}
     left = files
@@ -224,10 +195,8 @@ def stamp(place: Folder, path: str) -> tuple[int, ...] | None:
 
 
 def _problems(place: Folder, files: dict[str, FileEntry], piece_size: int) -> dict[str, str]:
-    """Hash files in as many threads as there are processors; say what is wrong, by path.
-
-    Hashing releases the interpreter's lock: 190 MB in 4 MiB pieces keep every core busy.
-    """
+    """Hash files in as many threads as there are processors; say what is wrong, by path."""
+    # Hashing releases the interpreter's lock: 190 MB in 4 MiB pieces keep every core busy
     pieces = [piece for path in files for piece in _pieces(path, files[path], piece_size)]
     left = deque(sorted(pieces, key=lambda piece: -piece.length))
     problems: dict[str, str] = {}

@@ -38,28 +38,22 @@ class Considered:
 
 @dataclass(frozen=True)
 class Choice:
-    """An artifact that could be fetched, and what it would do on this machine.
-
-    Attributes:
-        reason: what it serves, or why it cannot.
-        trouble: code of the error of the check that it does not pass, else empty.
-        rank: what is compared, the most important first: less is better, and why in words.
-        capabilities: those of the GPUs that it has code for; empty for the CPU.
-        native: machine code for all that it serves; False where the driver compiles first.
-        libraries, missing: CUDA libraries that this machine has, and that it lacks.
-        runtime_libraries: the release's artifact that holds all of the missing ones.
-        verdicts: on each artifact of the manifest, in its order, if this one is chosen.
-    """
+    """An artifact that could be fetched, and what it would do on this machine."""
 
     artifact: Artifact
-    reason: str
-    trouble: str = ""
+    reason: str  # what it serves, or why it cannot
+    trouble: str = ""  # code of the error of the check that it does not pass, else empty
+    # what is compared, the most important first: less is better, and why in words
     rank: tuple[tuple[Any, str], ...] = ()
-    capabilities: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()  # those of the GPUs that it has code for; empty for the CPU
+    # machine code for all that it serves; False where the driver compiles first
     native: bool = True
+    # CUDA libraries that this machine has, and that it lacks
     libraries: tuple[Library, ...] = ()
     missing: tuple[str, ...] = ()
+    # the release's artifact that holds all of the missing ones
     runtime_libraries: Artifact | None = None
+    # on each artifact of the manifest, in its order, if this one is chosen
     verdicts: tuple[Considered, ...] = ()
 
     @property
@@ -234,10 +228,8 @@ def _judge(
 def _troubles(
     artifact: Artifact, host: HostFacts, targets: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, str]]:
-    """Yield why an artifact cannot be used here: an error's code and the reason.
-
-    An unknown driver or GLIBCXX (ZeroGPU before a GPU is attached) counts as new enough.
-    """
+    """Yield why an artifact cannot be used here: an error's code and the reason."""
+    # An unknown driver or GLIBCXX (ZeroGPU before a GPU is attached) counts as new enough
     platform, cuda, has = artifact.platform, artifact.cuda, f"{host.called} has"
     for name, known in _KNOWN.items():
         if (value := getattr(artifact, name)) not in known:

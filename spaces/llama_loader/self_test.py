@@ -57,10 +57,7 @@ def possible(settings: Settings, prepared: Prepared) -> bool:
 def run(prepared: Prepared, plan: ServerPlan) -> SelfTest:
     """Start the tiny model as ``plan`` starts the user's, and compare its answers.
 
-    Raises:
-        HostError: this machine cannot run the runtime, or it ran on the CPU instead.
-        ServerError: it did not start, answer in time, or answer rightly.
-        LoaderError: it is damaged and cannot be installed again, or there is no room for its log.
+    Raises as ``Server``; ``ServerError``, too, for a wrong answer.
     """
     at_once = not plan.devices or (prepared.choice is not None and prepared.choice.native)
     limit = TIMEOUT if at_once else max(TIMEOUT, plan.startup_timeout)  # the driver compiles first

@@ -376,11 +376,7 @@ def new_key() -> str:
 
 
 def free_port(wanted: int = 0) -> int:
-    """Return a TCP port that can be had on loopback: ``wanted``, or for 0 one that is free.
-
-    Raises:
-        ServerError: another program has it, or this user may not; the message names it.
-    """
+    """Return a TCP port of loopback, ``wanted`` or for 0 a free one; ``ServerError`` if taken."""
     with _bound(wanted, "127.0.0.1") as probe:
         return int(probe.getsockname()[1])
 

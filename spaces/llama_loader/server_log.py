@@ -37,21 +37,12 @@ _OF_A_REQUEST: Final = re.compile(r"srv +operator\(\)|.*\(CORS\)")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Where the model's weights went, by the server's own words.
+    """Where the model's weights went, by the server's own words."""
 
-    Attributes:
-        offloaded, layers: layers on GPUs, and all; None where the server did not say.
-        buffers: bytes by buffer (``CUDA0``, ``CPU_Mapped``).
-    """
-
+    # layers on GPUs, and all; None where the server did not say
     offloaded: int | None
     layers: int | None
-    buffers: dict[str, int]
-
-    @property
-    def told(self) -> bool:
-        """Whether the server said anything at all of where its weights are."""
-        return bool(self.buffers) or self.offloaded is not None
+    buffers: dict[str, int]  # bytes by buffer (``CUDA0``, ``CPU_Mapped``)
 
     def owners(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of these devices that weights lie on, as far as the server said so."""

@@ -1,4 +1,7 @@
-"""Plans a start of ``llama-server``: command line, memory, what a second try changes and tells."""
+"""Plans a start of ``llama-server``: command line, memory, what a second try changes and tells.
+
+A person's argument that cannot be taken raises ``SettingError``, which names it.
+"""
 
 from __future__ import annotations
 
@@ -63,43 +66,31 @@ _WRITTEN: Final = frozenset({"--log-file", "-lcd", "--lookup-cache-dynamic"})
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """What to run.
-
-    Attributes:
-        environ: what it may see (``processes.environment``).
-        devices: names for ``--device``; empty for the CPU.
-        every_device: those that a start may take besides where these are too small; empty for none.
-        port: None for a free one.
-        startup_timeout: seconds until the first token.
-        key: what each request must carry, unless it carries a key of ``extra``; empty for a random
-            one at each start, None for a server that asks for none.
-        allow_cpu: a model that lands on the CPU is fine although devices were chosen.
-        pinned_build: the build is one of ours, so it knows the newer options.
-        keeps_port: the server shares its port with a socket of this process (``server``).
-        main_memory: bytes of it; what does not fit on the GPU must fit here.
-        threads: that compute on the CPU; None for one per core of the machine, as llama-server
-            reckons: it asks neither its affinity nor its control groups (common/common.cpp).
-        repacked: weights on the CPU may be laid out anew for its instructions (AMX, AVX-512).
-        extra: arguments from the person, last, so that they win.
-    """
+    """What to run."""
 
     runtime: Path
     model: Path
-    environ: Mapping[str, str]
-    devices: tuple[str, ...] = ()
+    environ: Mapping[str, str]  # what it may see (``processes.environment``)
+    devices: tuple[str, ...] = ()  # names for ``--device``; empty for the CPU
+    # those that a start may take besides where these are too small; empty for none
     every_device: tuple[str, ...] = ()
     n_gpu_layers: int = ALL_LAYERS
     n_ctx: int = 4096
-    port: int | None = None
-    startup_timeout: float = 120.0
+    port: int | None = None  # None for a free one
+    startup_timeout: float = 120.0  # seconds until the first token
+    # what each request must carry, unless it carries a key of ``extra``; empty for a random one at
+    # each start, None for a server that asks for none
     key: str | None = field(default="", repr=False)
-    allow_cpu: bool = False
-    pinned_build: bool = False
-    keeps_port: bool = True
-    main_memory: int = 0
+    allow_cpu: bool = False  # a model that lands on the CPU is fine although devices were chosen
+    pinned_build: bool = False  # the build is one of ours, so it knows the newer options
+    keeps_port: bool = True  # the server shares its port with a socket of this process (``server``)
+    main_memory: int = 0  # bytes of it; what does not fit on the GPU must fit here
+    # that compute on the CPU; None for one per core of the machine, as llama-server reckons: it
+    # asks neither its affinity nor its control groups (common/common.cpp)
     threads: int | None = None
+    # weights on the CPU may be laid out anew for its instructions (AMX, AVX-512)
     repacked: bool = True
-    extra: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()  # arguments from the person, last, so that they win
 
     @property
     def fitted(self) -> bool:
@@ -184,7 +175,8 @@ def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Ite
     unused = [name for name in plan.devices if name not in owners]
     if owners and unused:
         yield Note.of("DEVICE_UNUSED", devices=", ".join(unused))
-    if plan.devices and plan.n_gpu_layers and not (report.told or plan.allow_cpu):
+    told = report.buffers or report.offloaded is not None
+    if plan.devices and plan.n_gpu_layers and not (told or plan.allow_cpu):
         yield Note.of("DEVICES_NOT_CHECKED", devices=", ".join(plan.devices))
 
 
@@ -200,11 +192,7 @@ def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> int | None:
 
 
 def check(extra: tuple[str, ...], *, no_key: bool = False) -> tuple[Note, ...]:
-    """Refuse a person's arguments that contradict the loader's own; return notes on the others.
-
-    Raises:
-        SettingError: names the argument, and what to give instead.
-    """
+    """Refuse a person's arguments that contradict the loader's own; return notes on the others."""
     for argument in extra:
         name = _name(argument.partition("=")[0])
         if name in _OURS:
@@ -228,11 +216,7 @@ def has_key(extra: tuple[str, ...]) -> bool:
 
 
 def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """Return the arguments with relative files taken from ``folder``, where the person is.
-
-    Raises:
-        SettingError: one that it reads is not there, or is a file of keys without a key.
-    """
+    """Return the arguments with relative files taken from ``folder``, where the person is."""
     found = list(extra)
     for at, name in enumerate(map(_name, extra[:-1]), start=1):
         if name in _SEVERAL:

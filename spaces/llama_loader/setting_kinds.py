@@ -15,12 +15,9 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of values.
+    """A kind of values: what it accepts, for people; what a keyword's value may be; the parser.
 
-    Attributes:
-        accepts: what ``parse`` takes, for people.
-        types: what a keyword's value may be.
-        parse: turns text into a value, or raises ValueError.
+    ``parse`` turns text into a value, or raises ValueError.
     """
 
     accepts: str

@@ -45,19 +45,13 @@ _OF_THE_HUB: Final = {
 
 @dataclass(frozen=True)
 class _Row:
-    """One setting.
-
-    Attributes:
-        variable: its full name with ``PREFIX``, or a name of the Hub's; empty if it has none.
-        option: of the command line.
-        secret: a refused value is not quoted.
-    """
+    """One setting: its variable, with ``PREFIX`` or of the Hub's, if any; its option, if any."""
 
     variable: str
     kind: kinds.Kind
     default: Any = None
     option: str = ""
-    secret: bool = False
+    secret: bool = False  # a refused value is not quoted
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -80,36 +74,25 @@ class Settings:
     """Everything that a person can set: one table, of which each row is a field.
 
     docs/settings.md says what each variable means. Where the value alone does not tell:
-
-    Attributes:
-        manifest_url, manifest_sha256: None leaves the release to ``release.json``.
-        devices: empty for ``auto``.
-        max_new_tokens: None for what the context leaves.
-        load_threads: None for one for each CPU, at most 12.
-        startup_timeout: seconds from the server's start to its first token.
-        zerogpu_duration: seconds, None for computed.
-        cuda_arch: without its dot (``90``), None for detected.
-        inherited: the variables that a started program may see.
-        unknown: a note for each variable with a prefix of ours that is no setting.
-        prefix: that of the variables that are set, for messages.
-        keywords: what the code has given, by the names of keywords.
     """
 
     zerogpu: bool
     library_path: tuple[Path, ...]
-    inherited: Mapping[str, str]
-    unknown: tuple[Note, ...]
-    prefix: str
-    keywords: frozenset[str]
+    inherited: Mapping[str, str]  # the variables that a started program may see
+    unknown: tuple[Note, ...]  # a note for each variable with a prefix of ours that is no setting
+    prefix: str  # that of the variables that are set, for messages
+    keywords: frozenset[str]  # what the code has given, by the names of keywords
     backend: str = _setting(
         "BACKEND", kinds.like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
     )
+    # None leaves the release to ``release.json``
     manifest_url: str | None = _setting("LLAMA_CPP_MANIFEST_URL", kinds.link, None, "--manifest")
     manifest_sha256: str | None = _setting(
         "LLAMA_CPP_MANIFEST_SHA256", kinds.digest, None, "--manifest-sha256"
     )
     url: str | None = _setting("LLAMA_CPP_URL", kinds.link, None, "--url")
     sha256: str | None = _setting("LLAMA_CPP_SHA256", kinds.digest, None, "--sha256")
+    # empty for ``auto``
     devices: tuple[str, ...] = _setting("LLAMA_DEVICE", kinds.devices, (), "--device")
     n_gpu_layers: int = _setting("N_GPU_LAYERS", kinds.layers, ALL_LAYERS)
     allow_cpu: bool = _setting("ALLOW_CPU", kinds.flag, default=False, option="--allow-cpu")
@@ -122,19 +105,24 @@ class Settings:
     gguf_path: Path | None = _setting("GGUF_PATH", kinds.path, None, "--model")  # noqa: RUF009
     n_ctx: int = _setting("N_CTX", kinds.number("a number of tokens", 16, 16_777_216), 4096)
     temperature: float = _setting("TEMPERATURE", kinds.number("a decimal number", 0.0, 10.0), 0.0)
+    # None for what the context leaves
     max_new_tokens: int | None = _setting("MAX_NEW_TOKENS", kinds.number("a number", 1, 1_000_000))
     max_chars: int = _setting("MAX_CHARS", kinds.number("a number", 1, 10_000_000), 20_000)
+    # None for one for each CPU, at most 12
     load_threads: int | None = _setting("LOAD_THREADS", kinds.number("a number of threads", 0, 32))
     server_port: int | None = _setting(
         "LLAMA_SERVER_PORT", kinds.number("a TCP port", 1, 65535), None, "--port"
     )
+    # from the server's start to its first token
     startup_timeout: float = _setting(
         "LLAMA_SERVER_STARTUP_TIMEOUT", kinds.number("a number of seconds", 0.001, 86400.0), 120.0
     )
     zerogpu_size: str = _setting(
         "ZEROGPU_SIZE", kinds.like("large|xlarge", "'large' or 'xlarge'", lower=True), "large"
     )
+    # seconds, None for computed
     zerogpu_duration: int | None = _setting("ZEROGPU_DURATION", kinds.duration)
+    # without its dot (``90``), None for detected
     cuda_arch: str | None = _setting("CUDA_ARCH", kinds.arch, None, "--arch")
     offline: bool = _setting("OFFLINE", kinds.flag, default=False, option="--offline")
     hf_token: str | None = _setting("HF_TOKEN", kinds.TOKEN, secret=True)
@@ -196,9 +184,6 @@ def load(
         environ: instead of the process's environment.
         given: typed values, named like the variables without prefix in lower case
             (``n_ctx=8192``, ``gguf_path=Path("m.gguf")``), and ``store``; None is "not given".
-
-    Raises:
-        SettingError: a value cannot be used, or a keyword is unknown.
     """
     if environ is None:
         _unset_empty_hub_variables()
@@ -283,11 +268,7 @@ def _prefix(environ: Mapping[str, str], keywords: frozenset[str] = frozenset()) 
 
 
 def certificate_file() -> str | None:
-    """Return the certificates that ``SSL_CERT_FILE`` names, which requests does not read itself.
-
-    Raises:
-        SettingError: a variable for certificates names a file or folder that cannot be read.
-    """
+    """Return the certificates that ``SSL_CERT_FILE`` names, which requests does not read itself."""
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
         place = os.environ.get(name)
         if not place or os.path.isdir(place):  # noqa: PTH112 - Path's raises for some names

@@ -149,10 +149,7 @@ class Store:
 
         They are compared with the entry among the manifest's ``artifacts``; if there is no
         manifest, with the receipt, which is reported: who can change a file can change that too.
-
-        Raises:
-            SettingError: it is not an installed runtime.
-            IntegrityError: names the files that are damaged, missing or not listed.
+        A folder that is in no installed runtime raises ``SettingError``.
         """
         resolved = Path(os.path.realpath(folder))  # resolve() raises RuntimeError for a loop
         for path in (resolved, *resolved.parents):
@@ -210,10 +207,8 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Folder, Folder]]:
-        """Open the store and its staging folder to write; what ended processes left there goes.
-
-        No other process writes meanwhile, if locks work and none takes too long.
-        """
+        """Open the store and its staging folder to write; what ended processes left there goes."""
+        # No other process writes meanwhile, if locks work and none takes too long
         with (
             self._opened(make=True) as root,
             root.folder("staging") as staging,

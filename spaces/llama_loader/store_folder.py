@@ -1,6 +1,7 @@
 """The store's folder: claims an empty one, refuses any other.
 
-What is installed in it is not decided here (``store``).
+What is installed in it is not decided here (``store``). A folder that is no store, or of a newer
+loader, raises ``StoreError``; one that cannot be opened, or keeps no modes of files, ``OSError``.
 """
 
 import contextlib
@@ -39,12 +40,7 @@ def require_usable(path: Path) -> None:
 
 
 def open_store(place: Path, *, make: bool) -> Folder:
-    """Open a store's folder; ``make`` it and mark it first, if need be, to write to it.
-
-    Raises:
-        OSError: there is none, it cannot be opened, or, to write, keeps no modes of files.
-        StoreError: it is no store, or of a newer loader.
-    """
+    """Open a store's folder; ``make`` it and mark it first, if need be, to write to it."""
     for missing in (*reversed(place.parents), place) if make else ():
         with contextlib.suppress(FileExistsError):
             if not missing.is_dir():
@@ -80,11 +76,7 @@ def _state(root: Folder) -> str:
 
 
 def _claim(root: Folder, state: str) -> None:
-    """Mark the folder as a store, before anything else is written; make what a store has.
-
-    Raises:
-        PermissionError: its disk keeps no modes of files; found before anything is fetched.
-    """
+    """Mark the folder as a store, before anything else is written; make what a store has."""
     if state == "empty":
         # Of a process that was killed here a part of the marker is left. Processes that do this
         # at once write the same bytes to the same place.

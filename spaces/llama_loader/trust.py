@@ -6,6 +6,11 @@ goes back, and it expires. So a mirror can neither offer an old release nor hold
 
 The store keeps what was accepted of each project and channel in ``<serial>.json``. The highest
 name is the mark: processes that accept at the same time can only raise it.
+
+Where nothing says which release to run, or the key is none, that is a ``SettingError``. A manifest
+that is not what is pinned, or not signed for this channel, has expired, is older than an accepted
+one, or another one of its serial is an ``IntegrityError``. So is a malformed ``release.json``: with
+neither a digest nor a key, with both, or with a channel that it does not name.
 """
 
 from __future__ import annotations
@@ -80,11 +85,6 @@ def manifest(
     """Return the trusted manifest and its URL: the settings' own, else that of ``release.json``.
 
     A digest in the settings pins, whatever ``release.json`` says.
-
-    Raises:
-        SettingError: nothing says which release to run.
-        NetworkError: the manifest cannot be fetched.
-        IntegrityError: it is not what is pinned, not what a channel may offer, or malformed.
     """
     if settings.manifest_url is not None:
         pin = Pin(manifest_url=settings.manifest_url)
@@ -106,13 +106,7 @@ def release_file() -> Path:
 
 
 def read(path: Path) -> Pin:
-    """Read ``release.json``.
-
-    Raises:
-        SettingError: the file cannot be read, so nothing says which release to trust.
-        IntegrityError: it is malformed, has neither a digest nor a key or has both, or follows a
-            channel that it does not name.
-    """
+    """Read ``release.json``."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -135,12 +129,7 @@ def signed_for(project: str, channel: str, serial: int, release: str) -> str:
 
 
 def signed_comment(content: bytes, signature: bytes, public_key: str, what: str) -> str:
-    """Verify a minisign signature; return its trusted comment, which is signed as well.
-
-    Raises:
-        SettingError: the public key is none.
-        IntegrityError: the signature is not that key's, or is of other bytes.
-    """
+    """Verify a minisign signature; return its trusted comment, which is signed as well."""
     import minisign  # brings cryptography: not for those who pin
 
     try:
@@ -177,13 +166,7 @@ class Channel:
         return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     def manifest(self, fetcher: Fetcher) -> Manifest:
-        """Return the channel's present manifest; the last accepted one if it cannot be reached.
-
-        Raises:
-            NetworkError: it cannot be fetched, and none was accepted before.
-            IntegrityError: it is not signed by the key for this channel, has expired, is older
-                than an accepted one, or another one than was accepted under its serial.
-        """
+        """Return the channel's present manifest; the last accepted one if it cannot be reached."""
         try:
             offered = self._fetched(fetcher)
             mark, last = self._accepted()  # another process may have accepted a later one by now
@@ -261,10 +244,8 @@ class Channel:
             self.sink(Note.of(name, url=self._url, expires=found.expires, end=end))
 
     def _accepted(self) -> tuple[int, _Signed | None]:
-        """Return the highest serial accepted, and its manifest unless that was damaged since.
-
-        A store that cannot be written has a stand-in: the higher serial of the two counts.
-        """
+        """Return the highest serial accepted, and its manifest unless that was damaged since."""
+        # A store that cannot be written has a stand-in: the higher serial of the two counts
         mark, data = 0, b""
         for root in (self.store.root, disk.private_folder()):
             place = root / "channels" / self._folder

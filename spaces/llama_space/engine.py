@@ -246,10 +246,8 @@ class Engine:
         return loader.prepare(settled, released=ready.released, sink=sink)
 
     def _prepared(self) -> Ready | None:
-        """Return what was prepared; None while it is being prepared, after a moment.
-
-        A failure is raised. A forked worker that has inherited nothing prepares for itself.
-        """
+        """Return what was prepared; None while it is being prepared, after a moment."""
+        # A failure is raised. A forked worker that has inherited nothing prepares for itself
         self._begin()
         if self._record.wait(worker.BEAT) and self._record.failure is not None:
             raise self._record.failure.error()
@@ -260,10 +258,8 @@ class Engine:
             threading.Thread(target=self._prepare, name="llama-space-prepare", daemon=True).start()
 
     def _prepare(self) -> None:
-        """Get everything ready that needs no GPU; outside ZeroGPU start the server too.
-
-        Whatever happens, no caller waits for ever.
-        """
+        """Get everything ready that needs no GPU; outside ZeroGPU start the server too."""
+        # Whatever happens, no caller waits for ever
         ready, failure = None, Failure.of(LoaderError("UNEXPECTED/preparation"))
         try:
             found, known = preparation.run(self.settings, self._hear)

@@ -53,10 +53,8 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
 
 
 def _runtimes(settings: Settings, facts: HostFacts, sink: Sink) -> list[Prepared]:
-    """Install what may be needed; an architecture that the release lacks becomes a note.
-
-    If it lacks all of them, that is an error.
-    """
+    """Install what may be needed; an architecture that the release lacks becomes a note."""
+    # If it lacks all of them, that is an error
     found: list[Prepared] = []
     refused: list[HostError] = []
     for arch in likely(settings, facts):

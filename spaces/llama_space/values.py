@@ -55,22 +55,17 @@ _OF_A_SERVER: Final = (
 
 @dataclass(frozen=True)
 class Ready:
-    """All that a worker needs to start a server: picklable, and it opens no connection.
+    """All that a worker needs to start a server: picklable, and it opens no connection."""
 
-    Attributes:
-        settings: as given; an archive without a pin is pinned to what was fetched.
-        released: the trusted manifest and its URL; None where a tarball was given by URL.
-        model, size: the (first) file of the model, and the bytes of all its files.
-        facts: this machine's; a worker asks the driver for its GPU, and looks for nothing else.
-        told: what llama-server must be told about the model.
-    """
-
-    settings: Settings
+    settings: Settings  # as given; an archive without a pin is pinned to what was fetched
+    # the trusted manifest and its URL; None where a tarball was given by URL
     released: tuple[Manifest, str] | None
+    # the (first) file of the model, and the bytes of all its files
     model: Path
     size: int = 0
+    # this machine's; a worker asks the driver for its GPU, and looks for nothing else
     facts: HostFacts | None = field(default=None, compare=False)
-    told: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()  # what llama-server must be told about the model
 
 
 class Reserved(NamedTuple):

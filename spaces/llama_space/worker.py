@@ -220,10 +220,8 @@ def watch_forks() -> None:
 
 
 def _begin_anew() -> None:
-    """Let go of what is the parent's: its server, a lock that may be held, the pipe's end.
-
-    Signals are written where a thread can wait for them.
-    """
+    """Let go of what is the parent's: its server, a lock that may be held, the pipe's end."""
+    # Signals are written where a thread can wait for them
     global _lock, _shared, _signals, _ending
     _lock, _shared, _ending = threading.Lock(), None, False
     if _alive is not None:
