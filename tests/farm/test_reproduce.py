@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from farm import durable
+from farm import durable, reproduce
 from farm.errors import BuildError, PackError
 from farm.reproduce import compare
 from farm.tarball import archive
@@ -74,14 +74,27 @@ def test_only_what_differs_is_kept_and_a_missing_diffoscope_is_noted(tmp_path: P
     }
 
 
-def test_a_diffoscope_that_fails_is_one_error_with_its_last_line(
-    tmp_path: Path, no_diffoscope: Path
+def test_diffoscope_gets_small_files_limits_and_no_secret_and_fails_with_its_last_line(
+    tmp_path: Path, no_diffoscope: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing = "#!/bin/sh\necho first >&2; echo 'no room' >&2; exit 2\n"
+    seen, said = tmp_path / "seen", list[str]()
+    failing = f"""#!/bin/sh
+{{ set; ulimit -v; ulimit -f; echo */runtime/*; }} > {seen}
+echo first >&2; echo 'no room' >&2; exit 2
+"""
     script(no_diffoscope / "diffoscope", failing)
-    first, second = tarball(tmp_path / "one", MEMBERS), tarball(tmp_path / "two", MEMBERS[:1])
+    monkeypatch.setenv("HF_TOKEN", "s3cret")
+    monkeypatch.setattr(reproduce, "_EXPLAINED", 5)
+    large = ("c", b"larger", 0o644)
+    first = tarball(tmp_path / "one", [*MEMBERS, ("c", b"", 0o644)])
+    second = tarball(tmp_path / "two", [MEMBERS[0], large])
     with refused("DIFFOSCOPE_FAILED", BuildError, match="diffoscope: no room"):
-        compare(first, second, tmp_path / "kept", lambda _: None)
+        compare(first, second, tmp_path / "kept", said.append)
+    aside = tmp_path / "kept" / "large" / "second" / "runtime" / "c"
+    assert (said[-1].split()[1], aside.read_bytes()) == (str(aside), b"larger")
+    assert "s3cret" not in seen.read_text()
+    given = "first/runtime/b first/runtime/c"
+    assert seen.read_text().splitlines()[-3:] == ["1048576", "131072", given]
 
 
 def test_a_damaged_tarball_or_a_fifo_in_its_place_is_one_error(
@@ -92,8 +105,15 @@ def test_a_damaged_tarball_or_a_fifo_in_its_place_is_one_error(
     second.write_bytes(second.read_bytes()[:-9])
     with refused("ARCHIVE_DAMAGED", PackError):
         compare(first, second, tmp_path / "kept", lambda _: None)
-    monkeypatch.setattr(durable, "sha256", str)  # they were hashed, and then replaced
-    first.unlink()
-    os.mkfifo(first)
-    with pytest.raises(OSError, match="not a regular file"):
-        compare(first, second, tmp_path / "kept", lambda _: None)
+    monkeypatch.setattr(
+        durable, "sha256", lambda path, **_: str(path)
+    )  # they were hashed, and then replaced
+    for put, why in (
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to(second), "a link"),
+        (lambda path: (path.touch(), os.truncate(path, 1 << 42)), "larger than"),
+    ):
+        first.unlink()
+        put(first)
+        with pytest.raises(OSError, match=why):
+            compare(first, second, tmp_path / "kept", lambda _: None)
