@@ -84,10 +84,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class KeptTree:
-    """One plan's place in a checkout's state folder.
-
-    ``digest`` is the plan's (``digest``), ``state`` the checkout's ``.farm``.
-    """
+    """One plan's place in a checkout's ``.farm``, which is ``state``; ``digest`` is the plan's."""
 
     plan: BuildPlan
     digest: str

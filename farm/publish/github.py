@@ -83,7 +83,12 @@ class _Setting(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """One repository. ``GITHUB_TOKEN`` must be allowed to write its contents."""
+    """One repository. ``GITHUB_TOKEN`` must be allowed to write its contents.
+
+    Raises:
+        PublishError: by every method: GitHub refuses, cannot be reached, or answers with something
+            else than its API.
+    """
 
     def __init__(
         self,
@@ -105,19 +110,11 @@ class Api:
         self._session.headers["X-GitHub-Api-Version"] = "2022-11-28"
 
     def call(self, method: str, path: str, **options: Any) -> None:
-        """Make a request whose answer says nothing more.
-
-        Raises:
-            PublishError: GitHub refuses, or cannot be reached.
-        """
+        """Make a request whose answer says nothing more."""
         self._patiently(partial(self._once, method, self._root + path, **options)).close()
 
     def get(self, path: str, kind: type[T]) -> T:
-        """Ask for one thing.
-
-        Raises:
-            PublishError: as ``call``, or GitHub answers with something else.
-        """
+        """Ask for one thing."""
         with self._patiently(partial(self._once, "GET", self._root + path)) as answer:
             return places.understood(kind, answer)
 
@@ -128,9 +125,6 @@ class Api:
 
         A request whose answer was lost may have been carried out, so ``find`` is called before the
         request is repeated.
-
-        Raises:
-            PublishError: GitHub refuses, or cannot be reached.
         """
 
         def make() -> Release:

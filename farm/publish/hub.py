@@ -234,10 +234,14 @@ class Hub(Destination):
             ) from error
 
     def _folder(self, release: str, revision: str) -> Mapping[str, Known]:
+        def hashed(path: str, size: int) -> str:
+            with hub_errors(self.where):
+                return publishing.hashed(self._content(path, revision), size).sha256
+
         found: dict[str, Known] = {}
         for name, file in self._in(release, revision).items():
             path = f"{release}/{name}"
-            digest = file.lfs.oid if file.lfs else partial(self._sha256, path, revision, file.size)
+            digest = file.lfs.oid if file.lfs else partial(hashed, path, file.size)
             found[name] = Known(file.size, digest)
         return found
 
@@ -246,10 +250,6 @@ class Hub(Destination):
         found = self._files(folder, revision).items()
         there = {path.removeprefix(f"{folder}/"): file for path, file in found}
         return {name: file for name, file in there.items() if "/" not in name}
-
-    def _sha256(self, path: str, revision: str, size: int) -> str:
-        with hub_errors(self.where):
-            return publishing.hashed(self._content(path, revision), size).sha256
 
     def _content(self, path: str, revision: str) -> Iterator[bytes]:
         return content(self._api, self._repository, path, revision)
@@ -353,9 +353,7 @@ def hub_errors(where: str, hint: str = "") -> Iterator[None]:
         raise PublishError("HUB_UNREACHABLE", where=where, host=host, said=said) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
         # RuntimeError: what the client makes of whatever stopped the upload of a large file
-        raise PublishError("HUB_REFUSED", where=where, said=_said(error), hint=hint) from error
-
-
-def _said(error: BaseException) -> str:
-    cause = f": {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else ""
-    return textwrap.shorten(f"{error}{cause}", 300, placeholder=" …")
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        told = f"{error}: {cause}" if cause else f"{error}"
+        said = textwrap.shorten(told, 300, placeholder=" …")
+        raise PublishError("HUB_REFUSED", where=where, said=said, hint=hint) from error
