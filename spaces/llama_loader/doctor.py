@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llama_loader import disk, gpus, host, loader, model, model_file, report, selection
+from llama_loader import disk, gpus, host, hub, loader, model, model_file, report, selection
 from llama_loader.cuda_libraries import Library
 from llama_loader.devices import Listing
 from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
@@ -255,7 +255,7 @@ class _Visit:
             if settings.gguf_path is None and not settings.no_test_run:
                 model_file.require_as_named(path)
             return name if settings.gguf_path else f"{name}, in {path.parent}"
-        size = model.size_on_hub(settings)
+        size = hub.size(model.named(settings))
         told = f"{size / 1e9:.1f} GB " if size else ""
         token = "with" if settings.hf_token else "without"
         return f"{name}, {told}from the Hub ({token} token)"

@@ -169,18 +169,6 @@ def size(settings: Settings) -> int | None:
     return _size(remote)
 
 
-def _require_pinned(settings: Settings, remote: _Remote) -> None:
-    """Refuse a file that cannot be the pinned one before its first byte comes.
-
-    What is in the cache once is found by each later start, and no other server is asked.
-    """
-    pinned = settings.gguf_sha256
-    if pinned and model_file.ETAG_OF_LARGE.fullmatch(remote.etag) and remote.etag != pinned:
-        raise IntegrityError(
-            "MODEL_SHA256_MISMATCH", path=settings.model, digest=remote.etag, sha256=pinned
-        )
-
-
 def _size(remote: list[_Remote]) -> int | None:
     sizes = [one.size for one in remote]
     return None if None in sizes else sum(filter(None, sizes))
@@ -209,10 +197,14 @@ def fetch(settings: Settings, sink: Sink) -> Path:
     if is_whole and commits == {one.commit for one in remote}:
         return here[0]
     _require_own_cache(settings, sink)
+    pinned, found = settings.gguf_sha256, list[Path]()
     for one in remote:
-        _require_pinned(settings, one)
+        # before its first byte comes: each later start would find it, and ask no other server
+        if pinned and model_file.ETAG_OF_LARGE.fullmatch(one.etag) and one.etag != pinned:
+            raise IntegrityError(
+                "MODEL_SHA256_MISMATCH", path=settings.model, digest=one.etag, sha256=pinned
+            )
     _require_room(settings, remote)
-    found: list[Path] = []
     for name, one in zip(names, remote, strict=True):
         done = sum(part.stat().st_size for part in found)
         transfer = _Transfer(settings.gguf_filename, done, _size(remote), sink)
@@ -237,8 +229,7 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
     That is a cache which cannot be written, or where another user has put a link: the client would
     write to what it leads to. Or a list of a commit's files, which the client takes paths from.
 
-    Raises:
-        StoreError: this user has put a link there that leads nowhere.
+    A link of this user's that leads nowhere is a ``StoreError``.
     """
     from huggingface_hub import constants
 
@@ -292,20 +283,13 @@ def _require_room(settings: Settings, remote: list[_Remote]) -> None:
 
 @dataclass
 class _Transfer:
-    """One part of a model on its way; tells ``sink`` how far all parts are.
+    """One part of a model on its way; tells ``sink`` how far all parts are."""
 
-    Attributes:
-        name: of the model.
-        before: bytes of the parts before this one.
-        total: bytes of all parts; None for as many as the download is told of.
-        furthest: bytes of this part that have come. Xet has two bars: the one that is further
-            counts.
-    """
-
-    name: str
-    before: int
-    total: int | None
+    name: str  # of the model
+    before: int  # bytes of the parts before this one
+    total: int | None  # bytes of all parts; None for as many as the download is told of
     sink: Sink
+    # bytes of this part that have come. Xet has two bars: the one that is further counts
     furthest: int = 0
 
     def told(self, event: Event) -> None:
@@ -367,10 +351,7 @@ def _fetched(client: ModuleType, settings: Settings, remote: _Remote, transfer: 
 
 
 def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
-    """Put a file's bytes where the Hub's client looks for them, after those of an earlier process.
-
-    An ETag of 64 hexadecimal digits is the sha256 of a large file.
-    """
+    """Put a file where the Hub's client looks for it, after the bytes of an earlier process."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # what it imports
 
     blobs, blob = remote.blobs, remote.blobs / remote.etag

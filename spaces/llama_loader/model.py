@@ -74,8 +74,3 @@ def at_hand(settings: Settings) -> Path | None:
         return settings.gguf_path if settings.gguf_path.is_file() else None
     found = hub.cached(named(settings, ask=False))
     return found[0] if found and None not in found else None
-
-
-def size_on_hub(settings: Settings) -> int | None:
-    """Return the bytes that the Hub names for all parts of a model, in a small request for each."""
-    return hub.size(named(settings))

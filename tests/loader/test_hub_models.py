@@ -135,7 +135,7 @@ def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.Monkey
             server.fail(path, fault_server.drips_head(1, 0.1), always=True)
         for named in ({}, {"gguf_repo_id": "me/model:Q4_K_M", "gguf_filename": None}):
             with refusals.refused("HUB_UNREACHABLE", match="no whole answer within 0.5 s"):
-                model.size_on_hub(asking(server.url, **named))
+                hub_module.size(model.named(asking(server.url, **named)))
 
         def left() -> list[str]:
             names = [one.name for one in {*threading.enumerate()} - before]
@@ -185,7 +185,7 @@ def test_list_of_files_without_end_takes_neither_memory_nor_time(
             gone.set()
 
     with http_served.serving(answer) as url, refusals.refused("HUB_UNREACHABLE", match=words):
-        model.size_on_hub(asking(url, gguf_repo_id="me/model:Q4_K_M", gguf_filename=None))
+        model.named(asking(url, gguf_repo_id="me/model:Q4_K_M", gguf_filename=None))
     assert gone.wait(60)
     assert asked_for == ["identity"]
     assert sent[0] < 2000

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from verbs import PROJECT
 
-from llama_loader import model, model_file, self_test
+from llama_loader import hub, model, model_file, self_test
 from llama_loader.errors import IntegrityError, LoaderError, SettingError
 from llama_loader.settings import Settings, bound_xet
 from tests.rigs.heard import heard
@@ -245,7 +245,7 @@ def test_token_for_the_models_hub_goes_to_https_or_a_loopback_address_only(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", asked)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", asked)
     wanted = replace(settings(HF_TOKEN="hf_secret"), hf_endpoint=endpoint)
-    for ask in (model.get, model.size_on_hub):
+    for ask in (model.get, hub.size):
         with pytest.raises(SettingError) as caught:
             ask(wanted)
         assert caught.value.code == "ENDPOINT_REFUSED"

@@ -33,6 +33,7 @@ from llama_loader import (
     gguf_header,
     gpus,
     host,
+    hub,
     manifest,
     model,
     model_file,
@@ -502,7 +503,7 @@ def _make_hub(random: Random) -> bytes:
 def _read_hub(data: bytes, _: Path) -> None:
     place = replace(_settings(), hf_endpoint=_server().url, gguf_repo_id="me/model")
     with _answering(data), mock.patch("time.sleep", float):
-        _rendered(lambda: model.size_on_hub(place))
+        _rendered(lambda: hub.size(model.named(place)))
 
 
 def _of_json(sample: bytes) -> Callable[[Random], bytes]:
