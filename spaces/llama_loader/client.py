@@ -32,17 +32,13 @@ _OK, _UNAUTHORIZED = 200, 401
 
 @dataclass(frozen=True)
 class Piece:
-    """An answer, or a part of one: the new words, and whether the answer ends with them.
+    """An answer, or a part of one; figures are None where the server does not say."""
 
-    ``tokens`` are those generated so far. Both figures are None where the server does not say.
-    ``reason`` is why the answer ended, ``stop`` or ``length``; empty before its end.
-    """
-
-    text: str
-    finished: bool = True
-    tokens: int | None = None
+    text: str  # the new words
+    finished: bool = True  # the answer ends with them
+    tokens: int | None = None  # generated so far
     tokens_per_second: float | None = None
-    reason: str = ""
+    reason: str = ""  # why the answer ended, ``stop`` or ``length``; empty before its end
 
 
 @dataclass
@@ -50,16 +46,12 @@ class Client:
     """Calls one llama-server, on ``port`` of 127.0.0.1.
 
     Its methods raise ``ServerError``: no answer, none in time, none of llama-server's, a refusal.
-
-    Attributes:
-        api_key: None where the server asks for none.
-        timeout: seconds for each whole answer, and for each event of a stream.
-        require_ours: called when connected, before anything is sent; what it raises prevents that.
     """
 
     port: int
-    api_key: str | None = field(repr=False)
-    timeout: float = 60.0
+    api_key: str | None = field(repr=False)  # None where the server asks for none
+    timeout: float = 60.0  # seconds for each whole answer, and for each event of a stream
+    # called when connected, before anything is sent; what it raises prevents that
     require_ours: Callable[[], None] = lambda: None
 
     def status(self, path: str, timeout: float) -> int:

@@ -15,16 +15,12 @@ _Item = TypeVar("_Item")
 
 @final
 class Background(Generic[_Result]):
-    """Calls ``work`` at once in a daemon thread: one that hangs keeps no process from ending.
-
-    Attributes:
-        error: what the call raised; None if it raised nothing, or has not ended.
-    """
+    """Calls ``work`` at once in a daemon thread: one that hangs keeps no process from ending."""
 
     def __init__(self, work: Callable[[], _Result]) -> None:
         self._work = work
         self._found: _Result
-        self.error: BaseException | None = None
+        self.error: BaseException | None = None  # what the call raised, once it has ended
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 

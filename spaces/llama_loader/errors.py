@@ -73,12 +73,10 @@ class SettingError(LoaderError):
 
 
 class NetworkError(LoaderError):
-    """Bytes could not be had (exit status 3).
-
-    ``refusals`` has the HTTP status of each server whose answer will not change; 0 for others.
-    """
+    """Bytes could not be had (exit status 3)."""
 
     exit_status = 3
+    # the HTTP status of each server whose answer will not change; 0 for others
     refusals: frozenset[int] = frozenset({0})
 
 

@@ -19,10 +19,7 @@ _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 @dataclass(frozen=True)
 class Downloading:
-    """``done`` of ``total`` bytes are here and verified; ``total`` is None where not known.
-
-    An archive is unpacked while it is downloaded.
-    """
+    """``done`` of ``total`` bytes are here and verified; ``total`` is None where not known."""
 
     name: str
     done: int

@@ -148,17 +148,14 @@ class Fetcher:
 
 @dataclass(eq=False)
 class Mirror:
-    """A URL, and how it did since the download last made progress on it.
-
-    ``wrong`` counts failures with wrong bytes; ``ranges``: it may be asked for a part.
-    """
+    """A URL, and how it did since the download last made progress on it."""
 
     name: str
     place: Web | Path
-    ranges: bool = True
+    ranges: bool = True  # it may be asked for a part
     failures: int = 0
-    wrong: int = 0
-    wait: float = 0.0
+    wrong: int = 0  # of the failures, those with wrong bytes
+    wait: float = 0.0  # seconds before it is asked again
 
 
 class Mirrors:

@@ -148,18 +148,14 @@ class Patience:
 
 @dataclass(eq=False)
 class AttemptError(Exception):
-    """One attempt failed; another one may succeed, unless it is ``final``.
-
-    ``wait`` is the seconds that the server asks to wait, ``refusal`` the status of an answer that
-    will not change, ``wrong`` the error's code where its bytes are not those that were published.
-    """
+    """One attempt failed; another one may succeed, unless it is ``final``."""
 
     reason: str
     _: KW_ONLY
-    wait: float | None = None
+    wait: float | None = None  # seconds that the server asks to wait
     final: bool = False
-    refusal: int = 0
-    wrong: str = ""
+    refusal: int = 0  # the status of an answer that will not change
+    wrong: str = ""  # the error's code where the bytes are not those that were published
 
 
 class RangeError(AttemptError):

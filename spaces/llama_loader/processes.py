@@ -132,13 +132,10 @@ class Program:
 
     It leads a session and a process group of its own: a terminal's Ctrl-C does not reach it. Only
     the thread that keeps it reaps it, after its group was killed.
-
-    Attributes:
-        status: exit status, negative for a signal; None until it has ended.
     """
 
     def __init__(self) -> None:
-        self.status: int | None = None
+        self.status: int | None = None  # negative for a signal; None until it has ended
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: OSError | None = None
         self._unwanted = False

@@ -66,9 +66,6 @@ class Server:
         plan: what to run; later ``plan`` is what runs, ``asked`` what was planned.
         before: called each time that it is about to be executed; what it raises prevents that.
         sink: told of restarts, and of a start that gave up a part of what was planned.
-
-    Attributes:
-        started: seconds from the start to ``/health`` 200, and to the first token.
     """
 
     def __init__(
@@ -78,6 +75,7 @@ class Server:
         self.before = before
         self.port = plan.port or 0
         self.api_key: str | None = None
+        # seconds from the start to ``/health`` 200, and to the first token
         self.started: tuple[float, float] | None = None
         self._sink = sink
         self._program = processes.Program()
