@@ -115,13 +115,11 @@ def examine(
     load: Callable[[], Settings],
     *,
     sink: Sink,
-    prepare: Callable[[Settings, Sink], Prepared] = lambda settings, sink: loader.prepare(
-        settings, sink=sink
-    ),
+    prepare: Callable[..., Prepared] | None = None,
 ) -> Examination:
     """Look at everything; an error, also of ``load``, is a finding, and is not raised.
 
-    ``prepare`` returns the runtime to look at, by default the one that the settings name.
+    ``prepare`` returns the runtime to look at, by default as ``loader.prepare``.
     """
     return _Visit(load, sink, prepare).found
 
@@ -134,10 +132,7 @@ class _Visit:
     listing: Listing
 
     def __init__(
-        self,
-        load: Callable[[], Settings],
-        sink: Sink,
-        prepare: Callable[[Settings, Sink], Prepared],
+        self, load: Callable[[], Settings], sink: Sink, prepare: Callable[..., Prepared] | None
     ) -> None:
         self._load, self._pass_on, self._prepare = load, sink, prepare
         self.found = Examination()
@@ -210,7 +205,8 @@ class _Visit:
         return f"{root}, {free / 1e9:.1f} GB free"
 
     def _runtime(self) -> str:
-        self.prepared = prepared = self._prepare(self.settings, self._sink)
+        prepare = self._prepare or loader.prepare
+        self.prepared = prepared = prepare(self.settings, sink=self._sink)
         self.found.release = prepared.release
         self.found.choice = report.choice(prepared.choice)
         self.found.timeline = prepared.timeline.stages  # it grows

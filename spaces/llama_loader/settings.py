@@ -73,7 +73,7 @@ def _setting(
 class Settings:
     """Everything that a person can set: one table, of which each row is a field.
 
-    docs/settings.md says what each variable means. Where the value alone does not tell:
+    docs/settings.md says what each variable means.
     """
 
     zerogpu: bool

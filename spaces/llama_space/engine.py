@@ -235,7 +235,7 @@ class Engine:
             except LoaderError as error:  # costs the next start of the app an estimate, no more
                 log(error.render())
 
-    def _installed(self, _: Settings, sink: Sink) -> Prepared:
+    def _installed(self, _: Settings, *, sink: Sink) -> Prepared:
         """Return the runtime that was prepared, opening no connection."""
         ready, failure = self._record.ready, self._record.failure
         if failure is not None:
