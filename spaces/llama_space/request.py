@@ -73,19 +73,14 @@ Work = Callable[[Callable[..., Iterator[Any]], Callable[[], bool]], Iterator[Any
 
 @dataclass(frozen=True)
 class Request:
-    """What llama-server is asked.
+    """What llama-server is asked."""
 
-    Attributes:
-        asked: the messages of a chat, or a text to continue; for ``work``, its texts.
-        options: ``max_tokens``, ``temperature``, and further fields of llama-server's request.
-        reserved: GPU seconds, to ask ZeroGPU for.
-        work: makes the requests, one after another.
-    """
-
+    # the messages of a chat, or a text to continue; for ``work``, its texts
     asked: list[dict[str, Any]] | list[str] | str
+    # ``max_tokens``, ``temperature``, and further fields of llama-server's request
     options: Mapping[str, Any]
-    reserved: Reserved = field(default_factory=Reserved)
-    work: Work | None = None
+    reserved: Reserved = field(default_factory=Reserved)  # GPU seconds, to ask ZeroGPU for
+    work: Work | None = None  # makes the requests, one after another
 
 
 def checked(asked: object, options: Mapping[str, Any], settings: Settings) -> Request:
