@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import space
 from playwright.sync_api import Page, expect
-from zerogpu import Emulator, Queued, Quota
+from zerogpu import Emulator, Queued
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker, pytest.mark.model]
 
@@ -43,17 +43,3 @@ def test_a_worker_answers_and_the_page_says_what_it_runs(
     page.wait_for_selector(".last_calls dd:has-text('tok')")
     assert "tokens/s" in page.locator("#colophon").inner_text()
     assert len(emulator.seen("/schedule")) == 1
-
-
-def test_a_quota_that_is_used_up_is_a_sentence_and_the_next_call_works(
-    url: str, emulator: Emulator, visit: Callable[..., Page]
-) -> None:
-    page = visit(url)
-    page.wait_for_selector(".pill.ready")
-    emulator.script(Quota())
-    page.locator(SOURCE).fill("犬も好きです。")
-    page.keyboard.press("Control+Enter")
-    expect(page.locator("#status .failure .code")).to_have_text("ZEROGPU_QUOTA")
-    page.keyboard.press("Control+Enter")
-    page.wait_for_selector(".status.done")
-    assert "Traceback" not in page.locator("body").inner_text()

@@ -24,7 +24,7 @@ BUILDER = CI_OWNER = "test_the_builder_s_and_the_ci_owner_s_commands_after_a_bui
 SPACE_OWNER = "test_the_space_owner_s_commands"
 ALONE = "test_the_folder_alone_serves_its_page_and_says_that_no_release_is_set"
 DEPLOYED = "test_hosts_that_are_reached_over_ssh"
-HOSTS = "test_a_worker_killed_in_mid_build_is_replaced_by_another"
+HOSTS = "test_sets_of_lost_hosts_are_built_in_the_order_they_had"
 CURL = "test_curl_lines_of_the_readme_stream_a_translation"
 LOADER, MANIFEST = "python3 -m llama_loader", "--manifest https://…/manifest.json"
 HOST = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
@@ -72,7 +72,7 @@ RUN = {
     "invoke cuda-runtime --line cu130 --out dist": "test_what_the_manifest_says_of_it",
     "invoke rebuild https://…/manifest.json --artifact"
     " llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst": (
-        "test_the_same_comes_out_from_a_folder_a_file_and_over_http"
+        "test_the_same_comes_out_from_a_folder_a_file_and_over_http_without_a_compiler_cache"
     ),
     "invoke manifest --out dist": BUILDER,
     "invoke verify dist": BUILDER,

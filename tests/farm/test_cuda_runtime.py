@@ -186,14 +186,6 @@ def test_wheels_that_lack_something_are_named_and_nothing_is_packed(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_wheel(tmp_path: Path) -> None:
-    path = tmp_path / f"nvidia_cublas-13.0.2.14-{cuda_wheels.TAIL}"
-    path.write_bytes(b"no zip archive")
-    pinned = [(cuda_wheels.pin(CUBLAS, path), path)]
-    with refusals.refused("ARCHIVE_UNSAFE", SourceError):
-        cuda_runtime.pack(pinned, CU130, tmp_path / "out", "tar.zst")
-
-
 def test_a_library_under_another_soname(wheels: Wheels, tmp_path: Path) -> None:
     other = library(tmp_path, "x.so", soname="libcudart.so.12").read_bytes()
     wheels[CUDART][f"{LIB}/libcudart.so.13"] = other

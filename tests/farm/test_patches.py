@@ -213,15 +213,6 @@ def test_a_patched_source_is_another_source_and_another_plan(folder: Path, tree:
     assert len({kept.digest(BuildPlan(cpu, line, one), "gcc") for one in sources}) == 3
 
 
-def test_a_kept_copy_that_was_changed_is_made_again(folder: Path, tree: Path) -> None:
-    write(folder)
-    first = chosen(tree)
-    (first.tree / "src" / "more.cpp").write_text("changed")
-    again = chosen(tree)
-    assert (again.tree, "note[SOURCE_CHANGED]" in (again.note or "")) == (first.tree, True)
-    assert (again.tree / "src" / "more.cpp").read_text("utf-8") == CODE
-
-
 def build(tree: Path, out: Path, asked: str = "auto") -> str:
     told = io.StringIO()
     request = BuildRequest(

@@ -216,23 +216,6 @@ def test_a_host_ends_its_build_when_the_client_is_killed(
     assert "cpu-cpu: resumes: an earlier run did not finish it" in told
 
 
-def test_a_worker_killed_in_mid_build_is_replaced_by_another(
-    hosts: Hosts, held: Held, request_: BuildRequest
-) -> None:
-    hosts.scheduler()
-    first = hosts.worker("first")
-    run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
-    run.start()
-    held.await_begun(1)
-    hosts.worker("second")
-    os.killpg(first.pid, signal.SIGKILL)
-    held.await_begun(2, run)
-    held.let_go()
-    told = run.succeed("one")
-    assert "was lost; it is built elsewhere" in told
-    assert told.count("source: ") == 2, "each host gets the source once"
-
-
 def test_sets_of_lost_hosts_are_built_in_the_order_they_had(
     hosts: Hosts, held: Held, request_: BuildRequest
 ) -> None:
@@ -250,6 +233,8 @@ def test_sets_of_lost_hosts_are_built_in_the_order_they_had(
     hosts.worker("fourth")
     told = run.succeed("one", "two", "three")
     assert re.findall(r"(cpu-\w+): to", told) == [*order, *order]
+    assert told.count("was lost; it is built elsewhere") == 3
+    assert told.count("source: ") == 4, "each host gets the source once"
 
 
 def test_a_scheduler_that_is_started_again_gets_the_sets_again(

@@ -139,14 +139,6 @@ def test_run_ends_a_whole_group_in_time_and_a_program_that_never_stops_printing(
     assert done.seconds < 10
 
 
-def test_run_never_runs_in_the_callers_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ggml loads every ``libggml-*.so`` of the working folder."""
-    monkeypatch.chdir(tmp_path)
-    assert processes.run(["/bin/pwd"], ENVIRON, timeout=10).output == "/proc\n"
-
-
 def test_the_real_server_loads_no_plugin_of_the_callers_folder(
     real_runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -364,37 +363,6 @@ def test_a_model_on_the_cpu_is_an_error_unless_allowed(impostor: Impostor) -> No
         assert server.report.buffers["CUDA0"] == 900 * 1024**2
 
 
-PARENT = """
-import sys, threading, time
-sys.path.insert(0, {spaces!r})
-from pathlib import Path
-from llama_loader.server import Server
-from llama_loader.server_plan import ServerPlan
-server = Server(ServerPlan(Path({runtime!r}), Path("/m"), {{"PATH": "/bin"}}))
-thread = threading.Thread(target=server.start)
-thread.start(); thread.join()
-print(server.pid, flush=True)
-time.sleep(3600)
-"""
-
-
-def test_it_outlives_the_calling_thread_and_dies_with_the_process(
-    impostor: Impostor, tmp_path: Path
-) -> None:
-    """FAULTS 56 and 57: on ZeroGPU every call is a new thread of one worker process."""
-    code = PARENT.format(spaces=str(SPACES), runtime=str(impostor.behave()))
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        with subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, env={"TMPDIR": str(tmp_path)}
-        ) as parent:
-            assert parent.stdout is not None
-            pid = int(parent.stdout.readline())
-            time.sleep(0.3)
-            assert processes.lives(pid)
-            parent.send_signal(number)
-        assert gone(pid, 1.0)
-
-
 def test_killed_parents_leave_no_orphans() -> None:
     """FAULTS 56: 20 of them here, as many times more as FAULTS_SCALE says."""
     count = 20 * int(os.environ.get("FAULTS_SCALE", "1"))
@@ -404,24 +372,6 @@ def test_killed_parents_leave_no_orphans() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["orphans"] == 0
-
-
-def test_a_fork_gets_a_keeper_of_its_own(impostor: Impostor) -> None:
-    with Server(plan(impostor.behave())):
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                with Server(plan(impostor.folder)) as inner:
-                    os.write(writer, str(inner.pid).encode())
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert gone(int(os.read(reader, 20)))
-        os.close(reader)
-        os.close(writer)
 
 
 @pytest.mark.model

@@ -36,6 +36,7 @@ from tests.rigs.archives import (
     release,
     renamed,
     tar,
+    wheel_of,
 )
 
 FORMS = ("tar.gz", "tar.xz", "tar.zst")
@@ -585,10 +586,7 @@ def foreign_refused(packed: bytes, into: Path, match: str) -> None:
 
 
 def one_zip(method: int, data: bytes = SCRIPT * 100, name: str = "llama-server") -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        archive.writestr(name, data)
-    return buffer.getvalue()
+    return wheel_of({name: data}, method)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

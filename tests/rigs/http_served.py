@@ -103,13 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(
-    answer: Callable[[Request], Answer | None], host: str = "127.0.0.1", *, port: int = 0
-) -> Iterator[str]:
+def serving(answer: Callable[[Request], Answer | None], host: str = "127.0.0.1") -> Iterator[str]:
     """Serve until the context is left; None closes a connection without an answer."""
 
     handler = type("Handler", (_Handler,), {"answer": staticmethod(answer)})
-    server = ThreadingHTTPServer((host, port), handler)
+    server = ThreadingHTTPServer((host, 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -3,30 +3,21 @@
 The package asks it for a GPU, forks a worker, reports the worker's process and gives the GPU back.
 Like the real one it decides whether an idle worker may be used again, lets callers queue, refuses
 for reasons of quota, and ends the processes of calls that take too long. Every request is kept.
-
-From a test: ``with Emulator() as emulator: emulator.script(Quota())``. From another process, such
-as a browser test's: ``POST /_script`` with ``[{"answer": "quota", "left": 10}]``, ``GET
-/_requests``. As a program, for people without ZeroGPU:
-
-    python -m tests.rigs.zerogpu [--slots N] [--patience 1] -- python spaces/app.py
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain, count, islice
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from tests.rigs import http_served
@@ -82,14 +73,6 @@ class Garbage:
 
 
 Answer = Grant | Queued | Quota | Refused | NoSuchToken | Garbage
-_NAMES: dict[str, type[Any]] = {
-    "grant": Grant,
-    "queued": Queued,
-    "quota": Quota,
-    "refused": Refused,
-    "no-such-token": NoSuchToken,
-    "garbage": Garbage,
-}
 
 
 @dataclass(frozen=True)
@@ -104,9 +87,8 @@ class Request:
 
 @dataclass
 class Slot:
-    """One GPU: the call that has it, and the worker that was let in."""
+    """The GPU: the call that has it, and the worker that was let in."""
 
-    index: int
     nvidia_uuid: str
     token: str | None = None
     task: str | None = None
@@ -119,45 +101,33 @@ class Emulator:
     """The API's state, and its server in a thread of this process.
 
     Args:
-        slots: GPUs that this Space may have at a time.
+        uuids: of this machine's GPUs, where it has some: a worker gets to see the first.
+
+    Attributes:
         patience: end the worker of a call that takes longer than so many times what it asked for;
             None for never.
-        port: 0 for a free one.
         quota: GPU seconds that the visitor has left; None for no end of them.
-        uuids: of this machine's GPUs, where it has some: what a worker gets to see.
     """
 
-    def __init__(
-        self,
-        *,
-        slots: int = 1,
-        patience: float | None = None,
-        port: int = 0,
-        quota: float | None = None,
-        uuids: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, *, uuids: Sequence[str] = ()) -> None:
         self.requests: list[Request] = []
         self._script: deque[Answer] = deque()
-        imagined = (f"GPU-{uuid.uuid4()}" for _ in range(slots))
-        names = islice(chain(uuids, imagined), slots)
-        self._slots = [Slot(index, name) for index, name in enumerate(names)]
-        self.patience = patience
-        self.quota = quota
+        self._slot = Slot(next(iter(uuids), f"GPU-{uuid.uuid4()}"))
+        self.patience: float | None = None
+        self.quota: float | None = None
         self._forgotten: set[str] = set()
         self._changed = threading.Condition()
-        self._port, self._ends = port, contextlib.ExitStack()
+        self._ends = contextlib.ExitStack()
         self.url = ""
         """The value of SPACES_ZERO_DEVICE_API_URL."""
 
     def __enter__(self) -> Emulator:  # noqa: PYI034 - Self is of Python 3.11
-        served = http_served.serving(self._answer, port=self._port)
-        self.url = self._ends.enter_context(served)
+        self.url = self._ends.enter_context(http_served.serving(self._answer))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ends.close()
-        for slot in self._slots:
-            _cancel(slot)
+        _cancel(self._slot)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -179,11 +149,9 @@ class Emulator:
         return list(dict.fromkeys(int(one.query["pid"]) for one in self.seen("/allow")))
 
     def await_free(self, timeout: float = 10.0) -> bool:
-        """Wait until every GPU was given back."""
+        """Wait until the GPU was given back."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: all(slot.token is None for slot in self._slots), timeout
-            )
+            return self._changed.wait_for(lambda: self._slot.token is None, timeout)
 
     def record(self, request: Request) -> None:
         with self._changed:
@@ -197,13 +165,11 @@ class Emulator:
             return self._script.popleft() if self._script else Grant()
 
     def take(self, query: Mapping[str, str], answer: Answer) -> dict[str, Any] | None:
-        """Give a free GPU away; None where all are taken."""
+        """Give the GPU away; None where it is taken."""
         with self._changed:
-            task = query.get("taskId")
-            free = [slot for slot in self._slots if slot.token is None]
-            if not free:
+            task, slot = query.get("taskId"), self._slot
+            if slot.token is not None:
                 return None
-            slot = min(free, key=lambda one: (one.task != task, one.index))
             idle = slot.task == task and slot.pid is not None and _lives(slot.pid)
             if isinstance(answer, Grant) and answer.fresh:
                 idle = False
@@ -216,7 +182,7 @@ class Emulator:
             self._watch(slot, float(query.get("durationSeconds", "60")))
             return {
                 "idle": idle,
-                "nvidiaIndex": slot.index,
+                "nvidiaIndex": 0,
                 "nvidiaUUID": slot.nvidia_uuid,
                 "allowToken": slot.token,
             }
@@ -246,11 +212,6 @@ class Emulator:
             return 404 if query["allowToken"] in self._forgotten else 200
 
     def _answer(self, asked: http_served.Request) -> http_served.Answer:
-        if asked.path == "/_requests":
-            return http_served.Answer(200, [asdict(one) for one in self.requests])
-        if asked.path == "/_script":
-            self.script(*(_NAMES[one.pop("answer")](**one) for one in asked.json()))
-            return http_served.Answer(200, {})
         query = asked.query
         self.record(Request(asked.path, query, dict(asked.headers), time.time()))
         if asked.path == "/schedule":
@@ -302,7 +263,7 @@ class Emulator:
             return
 
     def _holder(self, token: str) -> Slot | None:
-        return next((slot for slot in self._slots if slot.token == token), None)
+        return self._slot if self._slot.token == token else None
 
     def _watch(self, slot: Slot, seconds: float) -> None:
         if self.patience is None:
@@ -340,26 +301,3 @@ def _end(pid: int, number: signal.Signals) -> None:
 def _chunk(text: str) -> bytes:
     data = text.encode()
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
-
-
-def main() -> int:
-    """Run a program under the emulator; its exit status is ours."""
-    parser = argparse.ArgumentParser(prog="python -m tests.rigs.zerogpu")
-    parser.add_argument("--slots", type=int, default=1, help="GPUs at a time (1)")
-    parser.add_argument("--patience", type=float, help="end calls after so many times their wish")
-    parser.add_argument("--port", type=int, default=0, help="of the device API (a free one)")
-    parser.add_argument("program", nargs="+", metavar="PROGRAM", help="after --")
-    options = parser.parse_args()
-    with Emulator(slots=options.slots, patience=options.patience, port=options.port) as emulator:
-        sys.stderr.write(f"device API {emulator.url}\n")
-        process = subprocess.Popen(options.program, env={**os.environ, **emulator.environment})
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # a terminal has sent it to the program too
-                continue
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -456,13 +456,10 @@ def test_a_setting_that_is_unknown_or_cannot_be_read_is_an_error_at_once(
 def test_app_is_told_in_lines_that_name_its_own_variables(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = subprocess.run(
+    done = heard(
         [sys.executable, "-c", "from llama_space import Engine; Engine()"],
         cwd=PROJECT / "spaces",
         env={"LLAMA_SPACE_ALLOW_CPU": "yes1"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 1
     assert done.stderr.startswith(
