@@ -26,16 +26,10 @@ class ActionError(Exception):
 
 @dataclass
 class Place:
-    """What GitHub keeps between jobs.
+    """What GitHub keeps between jobs."""
 
-    Attributes:
-        origin: the repository, bare.
-        kept: caches, artifacts and Pages, a folder each.
-        attested: every name that was attested.
-    """
-
-    origin: Path
-    kept: Path
+    origin: Path  # the repository, bare
+    kept: Path  # caches, artifacts and Pages, a folder each
     attested: list[str] = field(default_factory=list)
 
     def caches(self) -> list[str]:
@@ -53,12 +47,7 @@ class Place:
 
 
 def perform(uses: str, given: Mapping[str, str], place: Place, machine: Machine) -> None:
-    """Do what an action does, as far as the steps after it can see.
-
-    Raises:
-        ActionError: an input that the action does not have, one that is missing, or the action's
-            own failure.
-    """
+    """Do what an action does, as far as the steps after it can see."""
     name = uses.partition("@")[0].removeprefix("actions/")
     known = INPUTS[name]
     required = known.get("required", [])

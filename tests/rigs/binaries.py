@@ -52,15 +52,7 @@ def compile_c(out: Path, source: str = "", *flags: str, language: str = "c") -> 
 
 
 def library(folder: Path, name: str, *needs: str, soname: str | None = "", **code: Path) -> Path:
-    """Make a shared library with a RUNPATH of $ORIGIN.
-
-    Args:
-        folder: where.
-        name: its file name.
-        needs: libraries in ``folder`` to link against.
-        soname: its soname; ``""`` is its name, None none.
-        code: ``fatbin=FILE`` puts FILE's bytes into its ``.nv_fatbin``.
-    """
+    """Make a shared library with a RUNPATH of $ORIGIN; ``code``: ``fatbin=FILE`` for .nv_fatbin."""
     flags = ["-shared", "-fPIC", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
     flags += [] if soname is None else [f"-Wl,-soname,{soname or name}"]
     return compile_c(folder / name, _with_code(code.get("fatbin")), *flags, *_linked(folder, needs))
@@ -69,14 +61,7 @@ def library(folder: Path, name: str, *needs: str, soname: str | None = "", **cod
 def library_of_objects(
     folder: Path, name: str, objects: Sequence[bytes], *, links: Sequence[bytes] = ()
 ) -> Path:
-    """Make a shared library as nvcc's linker does: containers, and a registration of each.
-
-    Args:
-        folder: where.
-        name: its file name.
-        objects: the container of each CUDA object.
-        links: the container of each device link; they come first.
-    """
+    """Make a shared library as nvcc's linker does: device links first, each with a registration."""
     fatbin, wrappers = folder / f"{name}.fatbin", folder / f"{name}.wrappers"
     fatbin.write_bytes(b"".join(code + b"\0" * (-len(code) % 8) for code in (*links, *objects)))
     versions = [2] * len(links) + [1] * len(objects)

@@ -11,11 +11,7 @@ _PERIOD: Final = 100_000
 
 @contextmanager
 def capped(pid: int, cpus: float) -> Iterator[None]:
-    """Cap a process and its children to come; on the way out they are uncapped again.
-
-    Raises:
-        OSError: this user, or this machine, makes no control groups.
-    """
+    """Cap a process and its children to come; on the way out they are uncapped again."""
     first = Path("/sys/fs/cgroup/cpu")
     parent = first if first.is_dir() else first.parent
     group, quota = parent / f"farm-capped-{pid}", int(cpus * _PERIOD)

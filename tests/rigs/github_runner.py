@@ -84,13 +84,7 @@ class Machine:
 
 @contextmanager
 def machine(client: DockerClient, folder: Path, tools: Path) -> Iterator[Machine]:
-    """Start a runner whose home and workspace are in ``folder``.
-
-    Args:
-        client: the engine.
-        folder: of this job alone; steps see the folder above it, at its own place.
-        tools: this host's folder for ``TOOLS``.
-    """
+    """Start a runner in a job's own folder; its steps see the folder above, at its own place."""
     home, workspace = folder / "home", folder / "work"
     for path in (home, workspace, tools):
         path.mkdir(parents=True, exist_ok=True)

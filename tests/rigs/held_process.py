@@ -12,11 +12,7 @@ from llama_loader.server import free_port
 
 
 class Held:
-    """The page of rigs/held_page.py, in a process of its own.
-
-    Args:
-        port: of a page that has ended and is to come back; else a free one.
-    """
+    """The page of rigs/held_page.py, in a process of its own."""
 
     def __init__(self, port: int | None = None) -> None:
         self.port = port = port or free_port()

@@ -23,30 +23,20 @@ GUESSES = {"standardEnvVars": [], "harnesses": {"guessed": {"envVars": {"PATH": 
 
 @dataclass
 class Hub:
-    """What it holds, and what it was asked.
-
-    Attributes:
-        xet: the address of its Xet storage; none where it is empty.
-        bodies: the paths whose content was asked for.
-        ranges: the Range of each request for content.
-        changed: headers of a file that differ from the Hub's; None for one that is not sent.
-        listed: answered for the list of files, if it is not the true one.
-        count: how many requests for files came, by HEAD and GET.
-        halt: after so many bytes of a file no more come, until ``resumed``.
-    """
+    """What it holds, and what it was asked."""
 
     repo: str = "me/model"
     files: dict[str, bytes] = field(default_factory=dict)
     token: str | None = None
     url: str = ""
     tokens_seen: set[str | None] = field(default_factory=set)
-    xet: str = ""
-    bodies: list[str] = field(default_factory=list)
-    ranges: list[str | None] = field(default_factory=list)
-    changed: dict[str, str | None] = field(default_factory=dict)
-    listed: object = None
-    count: int = 0
-    halt: int | None = None
+    xet: str = ""  # the address of its Xet storage
+    bodies: list[str] = field(default_factory=list)  # paths whose content was asked for
+    ranges: list[str | None] = field(default_factory=list)  # of each such request
+    changed: dict[str, str | None] = field(default_factory=dict)  # headers; None: not sent
+    listed: object = None  # the answer for the list of files, if it is not the true one
+    count: int = 0  # requests for files, by HEAD and GET
+    halt: int | None = None  # after so many bytes of a file no more come, until ``resumed``
     resumed: Event = field(default_factory=Event)
 
     def judge(self, path: str, authorization: str | None) -> tuple[int, str, bytes]:

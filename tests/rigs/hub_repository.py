@@ -48,31 +48,20 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What it holds, what it was asked, and what it refuses.
-
-    Attributes:
-        role: what the account's token may do.
-        refuse: a regular expression over ``METHOD path``: answered with 500.
-        cut_at: 500 is also the answer to the n-th request from now that would change something.
-        cut_after: whether that request is carried out before.
-        private: whether its Spaces are.
-        host: where Spaces run; the Hub's own way of naming them without it.
-        stages: what is told of a Space's runtime, one after the other; the last one stays.
-        sent: the names of large files that were uploaded, in order; twice if they came twice.
-    """
+    """What it holds, what it was asked, and what it refuses."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
-    refuse: str = ""
-    role: str = "write"
-    cut_at: int = 0
-    cut_after: bool = False
-    sent: list[str] = field(default_factory=list)
+    refuse: str = ""  # a pattern of ``METHOD path``: answered with 500
+    role: str = "write"  # what the account's token may do
+    cut_at: int = 0  # the change from now on that is answered with 500 too
+    cut_after: bool = False  # it is carried out before
+    sent: list[str] = field(default_factory=list)  # large files that were uploaded
     calls: list[str] = field(default_factory=list)
     url: str = ""
-    host: str = ""
-    private: bool = False
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    host: str = ""  # where Spaces run; the Hub's own way of naming them without it
+    private: bool = False  # its Spaces are
+    stages: list[dict[str, Any]] = field(default_factory=list)  # of a Space; the last stays
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, Any]:
         """Return status, error code and body."""

@@ -12,20 +12,14 @@ from tests.rigs.http_served import Answer, Request
 
 
 class PackageIndex:
-    """Serves ``/simple/<project>/`` as JSON (PEP 691) and the files of each project.
-
-    Attributes:
-        asked: every path, in order.
-        instead: what to send for a file in place of its bytes.
-        refusals: how many requests are answered with 503 before one is served.
-    """
+    """Serves ``/simple/<project>/`` as JSON (PEP 691) and the files of each project."""
 
     def __init__(self) -> None:
         self.projects: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
-        self.instead: dict[str, bytes] = {}
+        self.instead: dict[str, bytes] = {}  # of a file's bytes
         self.announced: dict[str, int] = {}
-        self.refusals = 0
+        self.refusals = 0  # so many requests are answered with 503 first
         self.url = ""
 
     def add(self, project: str, filename: str, content: bytes) -> dict[str, object]:

@@ -5,7 +5,6 @@ The matrices of the feed-forward part are larger than what is uploaded in one pi
 number of pieces.
 """
 
-import sys
 from pathlib import Path
 
 import gguf
@@ -70,7 +69,3 @@ def write(path: Path, kind: Kind, *, files: int = 1) -> Path:
         writer.add_tensor(name, np.ones(width, np.float32))
     tiny_model.finish(writer)
     return path if files == 1 else path.with_name(f"{path.stem}-00001-of-{files:05}.gguf")
-
-
-if __name__ == "__main__":
-    print(write(Path(sys.argv[1]), Kind[sys.argv[2]], files=int(sys.argv[3])))

@@ -17,22 +17,15 @@ def to_port(port: int) -> Connect:
 
 
 class Relay:
-    """Leads every connection to what ``connect`` opens.
-
-    Args:
-        connect: opens the other end.
-        listener: where connections come in; else a port of its own.
-        most: how many bytes at a time come back.
-        every: seconds after each of these pieces.
-    """
+    """Leads every connection to what ``connect`` opens."""
 
     def __init__(
         self,
         connect: Connect,
         listener: socket.socket | None = None,
         *,
-        most: int = 1 << 16,
-        every: float = 0.0,
+        most: int = 1 << 16,  # bytes that come back at a time
+        every: float = 0.0,  # seconds after each of them
     ) -> None:
         self._connect, self._most, self._every = connect, most, every
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
@@ -82,11 +75,7 @@ def _copy(
 
 
 class Proxy(Relay):
-    """A CONNECT proxy that leads every host to one port of this machine.
-
-    Attributes:
-        targets: the ``host:port`` of every tunnel that was asked for.
-    """
+    """A CONNECT proxy that leads every host to one port of this machine."""
 
     def __init__(self, to: int) -> None:
         super().__init__(to_port(to))

@@ -16,10 +16,7 @@ _SECONDS = 60
 def running(
     argv: Sequence[str], where: tuple[str, int], log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Run it until the block ends, which is entered when it takes connections.
-
-    A server that does not come up fails the test with what it said.
-    """
+    """Run it until the block ends, which is entered when it takes connections."""
     with (
         log.open("wb") as file,
         subprocess.Popen(argv, env=env, stdout=file, stderr=file) as process,

@@ -45,14 +45,7 @@ def pinned(manifest: str) -> dict[str, str]:
 def serving(
     home: Path, *, python: str = sys.executable, root: Path = PROJECT / "spaces", **variables: str
 ) -> Iterator[Space]:
-    """Run it until the block ends, then interrupt it as a terminal would.
-
-    Args:
-        home: HOME, and where the store and the log go; kept between two runs, it is warm.
-        python: the interpreter.
-        root: the folder of ``app.py``.
-        variables: names without ``YAKULINGO_SPACES_`` in lower case, others as they are.
-    """
+    """Run it until the block ends, then interrupt it; a ``home`` kept between two runs is warm."""
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = home / "app.log"

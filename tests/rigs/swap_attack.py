@@ -122,11 +122,7 @@ def _compiled(place: Path, source: str, *options: str) -> Path:
 
 
 def release(folder: Path, *, padding: int = 0) -> str:
-    """Make a release of the tiny runtime; returns its manifest's URL.
-
-    ``padding``: bytes that are appended to its plugin, so that hashing it takes as long as hashing
-    a CUDA library of that size.
-    """
+    """Make a release of the tiny runtime, its plugin so much longer; returns its manifest's URL."""
     folder.mkdir()
     library = _compiled(folder / "liblinked.so", _LIBRARY, "-shared", "-fPIC")
     plugin = Path(shutil.copy2(library, folder / "libggml-plugin.so"))
@@ -202,19 +198,12 @@ def open_to_all() -> Iterator[Path]:
 
 @dataclass
 class Total:
-    """What came of an attack.
+    """What came of an attack."""
 
-    Attributes:
-        executions: how often the runtime was executed.
-        refused: how often it was not, by the error's code.
-        tried: the attacker's attempts, by the way that it tried.
-        succeeded: those that the system allowed.
-    """
-
-    executions: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    tried: Counter[str] = field(default_factory=Counter)
-    succeeded: Counter[str] = field(default_factory=Counter)
+    executions: int = 0  # of the runtime
+    refused: Counter[str] = field(default_factory=Counter)  # by the error's code
+    tried: Counter[str] = field(default_factory=Counter)  # by the attacker's way
+    succeeded: Counter[str] = field(default_factory=Counter)  # what the system allowed
 
     def add(self, other: Total) -> None:
         """Add another attack's figures."""
@@ -283,10 +272,7 @@ def attack(
     listings: int = 1,
     model: Path = self_test.MODEL,
 ) -> Total:
-    """Install a release in a store in the folder ``above``, and attack while it is executed.
-
-    ``rounds`` and ``listings`` are those of ``Victim.round``.
-    """
+    """Install a release in a store in the folder ``above``, and attack while it is executed."""
     victim = Victim(manifest, above / "store", model)
     prepare_for(situation, victim)
     attacker = Attacker(victim.root, payload)

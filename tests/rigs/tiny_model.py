@@ -131,11 +131,7 @@ def vocabulary() -> list[str]:
 
 
 def write(path: Path) -> None:
-    """Write the model.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write the model."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("test run of llama_loader")
     writer.add_description(

@@ -50,15 +50,10 @@ class _Info(ctypes.Structure):
 
 
 class Stop(NamedTuple):
-    """Where a process was killed.
+    """Where a process was killed."""
 
-    Attributes:
-        call: the name of a call that changes files; "" for any other.
-        thread: 0 for the first thread, 1 for the next one that it made.
-    """
-
-    call: str
-    thread: int
+    call: str  # that changes files; "" for any other
+    thread: int  # 0 for the first, 1 for the next one that it made
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -76,15 +71,7 @@ def fork(work: Callable[[], object]) -> int:
 
 
 def kill_at(nth: int, work: Callable[[], object]) -> Stop | None:
-    """Run ``work`` in a child and SIGKILL it on entry to its ``nth`` system call, from 1.
-
-    Returns:
-        Where it was; None where it made fewer calls and ended well.
-
-    Raises:
-        ChildProcessError: it failed by itself.
-        OSError: this process may not trace.
-    """
+    """SIGKILL a child that does ``work`` at its ``nth`` system call; None where it made fewer."""
 
     def traced() -> None:
         _ptrace(_TRACE_ME, 0, 0)

@@ -131,25 +131,15 @@ def _holds(text: str, context: Context, *, failed: bool) -> bool:
 
 @dataclass
 class GitHub:
-    """Runs workflows, one job after the other.
-
-    Attributes:
-        place: what stays between jobs.
-        start: starts the runner of a job.
-        context: what all workflows have: ``github.…``, ``secrets.…``, ``vars.…``.
-        environment: further variables of every step.
-        instead: by a step's place, what is replaced in its command.
-        rows: decides which rows of a matrix are run.
-        done: the steps that were run, in order.
-    """
+    """Runs workflows, one job after the other."""
 
     place: actions.Place
     start: Callable[[], AbstractContextManager[Machine]]
-    context: dict[str, str]
-    environment: dict[str, str] = field(default_factory=dict)
-    instead: dict[str, Instead] = field(default_factory=dict)
-    rows: Callable[[dict[str, str]], bool] = lambda _: True
-    done: list[Done] = field(default_factory=list)
+    context: dict[str, str]  # of all workflows: ``github.…``, ``secrets.…``, ``vars.…``
+    environment: dict[str, str] = field(default_factory=dict)  # of every step, too
+    instead: dict[str, Instead] = field(default_factory=dict)  # by a step's place
+    rows: Callable[[dict[str, str]], bool] = lambda _: True  # those of a matrix that are run
+    done: list[Done] = field(default_factory=list)  # the steps, in order
     _outputs: dict[str, str] = field(default_factory=dict)
 
     def run(self, name: str, **inputs: str) -> bool:

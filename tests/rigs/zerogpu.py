@@ -98,23 +98,14 @@ class Slot:
 
 
 class Emulator:
-    """The API's state, and its server in a thread of this process.
-
-    Args:
-        uuids: of this machine's GPUs, where it has some: a worker gets to see the first.
-
-    Attributes:
-        patience: end the worker of a call that takes longer than so many times what it asked for;
-            None for never.
-        quota: GPU seconds that the visitor has left; None for no end of them.
-    """
+    """The API's state, and its server in a thread of this process."""
 
     def __init__(self, *, uuids: Sequence[str] = ()) -> None:
         self.requests: list[Request] = []
         self._script: deque[Answer] = deque()
         self._slot = Slot(next(iter(uuids), f"GPU-{uuid.uuid4()}"))
-        self.patience: float | None = None
-        self.quota: float | None = None
+        self.patience: float | None = None  # a call ends after so many times its duration
+        self.quota: float | None = None  # GPU seconds that the visitor has left
         self._forgotten: set[str] = set()
         self._changed = threading.Condition()
         self._ends = contextlib.ExitStack()
