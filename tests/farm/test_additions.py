@@ -7,7 +7,6 @@ import pytest
 
 from farm import request, targets
 from farm.errors import UsageError
-from farm.kept import digest
 from farm.options import BuildRequest
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 from farm.source import Source
@@ -91,13 +90,3 @@ def test_programs_are_named_as_the_source_names_them(tmp_path: Path) -> None:
     assert set(built) == {"llama-server", "llama-cli", "llama-bench", "ggml-rpc-server"}
     assert dict(defined) == {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF"}
     assert request.options(BuildRequest(also=("llama-bench",)), tmp_path)[1] == ()
-
-
-def test_additions_are_a_part_of_the_plans_identity(tmp_path: Path) -> None:
-    plain = _plan(tmp_path)
-    more = BuildPlan(plain.arch_set, plain.line, plain.source, (*plain.targets, "llama-bench"))
-    defined = BuildPlan(
-        plain.arch_set, plain.line, plain.source, defined=(("GGML_SCHED_MAX_COPIES", "1"),)
-    )
-    assert len({digest(plan, "gcc") for plan in (plain, more, defined)}) == 3
-    assert ("GGML_SCHED_MAX_COPIES", "1") in defined.defines()

@@ -20,6 +20,7 @@ from farm.inputs import images, pins
 from farm.inputs.images import ImageFacts
 from farm.inputs.toolkit import Toolkit
 from tests.rigs import archives
+from tests.rigs.heard import script
 from tests.rigs.refusals import refused
 
 FAKE_MMDEBSTRAP = """#!{python}
@@ -76,13 +77,10 @@ class Store:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host where mmdebstrap is a script that packs its arguments; returns the script."""
-    script = tmp_path / "bin" / "mmdebstrap"
-    script.parent.mkdir()
-    script.write_text(FAKE_MMDEBSTRAP.format(python=sys.executable), "utf-8")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(script.parent))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return script
+    text = FAKE_MMDEBSTRAP.format(python=sys.executable)
+    return script(tmp_path / "bin" / "mmdebstrap", text)
 
 
 def make(store: Store, line: str, *, fresh: bool = False) -> tuple[ImageFacts, list[str]]:

@@ -413,8 +413,9 @@ def test_what_decides_the_bytes_decides_the_digest(tiny: Path) -> None:
         plan.line,
         source.from_folder(Path(shutil.copytree(tiny, tiny.parent / "moved" / tiny.name))),
     )
-    digests = {digest(plan, "gcc 1"), digest(plan, "gcc 2"), digest(also, "gcc 1")}
-    assert len(digests) == 3
+    defined = replace(plan, defined=(("GGML_SCHED_MAX_COPIES", "1"),))
+    digests = {digest(one, "gcc 1") for one in (plan, also, defined)} | {digest(plan, "gcc 2")}
+    assert len(digests) == 4
     assert digest(moved, "gcc 1") == digest(plan, "gcc 1")
 
 

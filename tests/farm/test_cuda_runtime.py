@@ -201,11 +201,6 @@ def test_a_library_for_a_newer_system_than_its_line_promises(
         packed(wheels, tmp_path, tmp_path / "out", glibc="2.1")
 
 
-def test_a_folder_that_cannot_be_written(wheels: Wheels, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file", "utf-8")
-    refused(PackError, "WRITE_FAILED", lambda: packed(wheels, tmp_path, tmp_path / "out"))
-
-
 # Which wheels
 
 

@@ -18,6 +18,7 @@ from farm.engines.docker import connection
 from farm.engines.docker.connection import connect
 from farm.errors import EngineError
 from farm.inputs import packages
+from tests.rigs.heard import script
 from tests.rigs.http_served import Answer, Request, serving
 from tests.rigs.refusals import refused
 
@@ -109,10 +110,8 @@ def test_a_context_brings_its_certificates(config: Path) -> None:
     assert tls.cert == (str(folder / "cert.pem"), str(folder / "key.pem"))
 
 
-def _ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    program = folder / "ssh"
-    program.write_text(f"#!{sys.executable}\n{script}")
-    program.chmod(0o755)
+def _ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    script(folder / "ssh", f"#!{sys.executable}\n{text}")
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("DOCKER_HOST", "ssh://me@builder.example:2222")
 

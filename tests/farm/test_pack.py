@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import pytest
 import small_disk
 from backports import zstd
-from binaries import FATBINS, compile_c, library, program
+from binaries import FATBINS, library, program
 
 from farm import elf, pack, targets
 from farm.errors import FarmError, InspectError, PackError
@@ -232,26 +232,17 @@ def test_entry_says_what_the_bytes_are(tree: Path, archive_format: str) -> None:
 
 
 def test_entry_of_a_cuda_build(cuda_tree: Path) -> None:
-    source = "int x;\n"
-    for name in ("libcuda.so.1", "libcudart.so.13", "libcublas.so.13"):
-        compile_c(cuda_tree.parent / name, source, "-shared", f"-Wl,-soname,{name}")
-    plugin = cuda_tree / "libggml-cuda.so"
+    needs = ("libcublas.so.13", "libcuda.so.1", "libcudart.so.13")
+    for name in needs:
+        library(cuda_tree.parent, name)
     code = FATBINS / "sass-90.fatbin"
-    text = f'__asm__(".section .nv_fatbin,\\"a\\"\\n.incbin \\"{code}\\"\\n.text");'
-    flags = [
-        "-shared",
-        "-fPIC",
-        "-Wl,-rpath,$ORIGIN",
-        "-Wl,--no-as-needed",
-        f"-L{cuda_tree.parent}",
-    ]
-    libraries = ["-l:libcuda.so.1", "-l:libcudart.so.13", "-l:libcublas.so.13"]
-    compile_c(plugin, text, *flags, *libraries)
+    plugin = library(cuda_tree.parent, "libggml-cuda.so", *needs, fatbin=code)
+    plugin.replace(cuda_tree / plugin.name)
     packed = pack.pack(**vars(request(cuda_tree, asked=HOPPER)))
     entry = pack.read_inventory(packed.path).artifact(HOPPER.line)
     assert entry.backend == "cuda"
     assert entry.cuda == manifest.Cuda(toolkit="13.0", min_driver="580.65", sass=("90",), ptx=())
-    assert entry.needs == ("libcublas.so.13", "libcuda.so.1", "libcudart.so.13")
+    assert entry.needs == needs
 
 
 def test_chunks() -> None:

@@ -60,22 +60,16 @@ def test_fatbins_stay_uncompressed_where_the_archive_compresses_them(
     assert ("--no-compress" in found["CMAKE_CUDA_FLAGS"].split()) is flag
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("GGML_BACKEND_DL", "ON"),
-        ("GGML_CPU_ALL_VARIANTS", "ON"),
-        ("GGML_NATIVE", "OFF"),
-        ("LLAMA_OPENSSL", "OFF"),
-        ("LLAMA_USE_PREBUILT_UI", "OFF"),
-        ("CMAKE_INSTALL_RPATH", "$ORIGIN"),
-        ("LLAMA_BUILD_NUMBER", "11549"),
-        ("LLAMA_BUILD_COMMIT", "012345678"),
-    ],
-)
-def test_every_build_has_the_flags_that_make_it_portable(name: str, value: str) -> None:
+def test_every_build_has_the_flags_that_make_it_portable() -> None:
+    wanted = {
+        **dict.fromkeys(("GGML_BACKEND_DL", "GGML_CPU_ALL_VARIANTS"), "ON"),
+        **dict.fromkeys(("GGML_NATIVE", "LLAMA_OPENSSL", "LLAMA_USE_PREBUILT_UI"), "OFF"),
+        "CMAKE_INSTALL_RPATH": "$ORIGIN",
+        "LLAMA_BUILD_NUMBER": "11549",
+        "LLAMA_BUILD_COMMIT": "012345678",
+    }
     for line, arch_set in (("cpu", "cpu"), ("cu130", "sm90")):
-        assert defines(line, arch_set)[name] == value
+        assert wanted.items() <= defines(line, arch_set).items()
 
 
 def test_only_the_layout_knows_folders() -> None:

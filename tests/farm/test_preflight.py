@@ -20,7 +20,7 @@ from farm.publish import places
 from farm.publish.places import Signed
 from farm.source import Source
 from farm.terminal.progress import BuildReport
-from tests.rigs import http_served, refusals
+from tests.rigs import http_served
 from tests.rigs.archives import Entry, compress, tar
 from tests.rigs.heard import script
 from tests.rigs.http_served import Answer
@@ -262,15 +262,6 @@ def test_known_hole_is_a_note_of_a_build_and_a_finding_of_a_release(
     whole = replace(request, arch_set="release", engine="docker")
     error = refused(whole, Publication(release="b1-1"))
     assert codes(error) == ["RELEASE_NAME_WRONG", "ENGINE_NOT_RUNNING", "KNOWN_ADVISORY"]
-
-
-def test_options_of_a_check_are_refused_without_it() -> None:
-    for request, publication in (
-        (BuildRequest(arch_set="release"), Publication()),
-        (BuildRequest(), Publication(to="hf:a/b")),
-    ):
-        with refusals.refused("OPTIONS_INVALID", UsageError):
-            checked(request, publication, check=False)
 
 
 def test_build_with_a_finding_starts_nothing(
