@@ -254,28 +254,15 @@ def test_a_server_dies_with_its_worker(app: App, number: signal.Signals) -> None
 
 
 def test_a_worker_killed_in_the_middle_of_an_answer(app: App) -> None:
+    """As ZeroGPU does with one that takes longer than it asked for."""
     app.ask()
     server = app.server()
     thread, answer = app.begin()
     os.kill(app.worker(), signal.SIGKILL)
     thread.join(30)
-    assert answer.failure["code"] == "ZEROGPU_ABORTED"
-    assert comes(lambda: not processes.lives(server), 1.0)
-    assert app.ask().good
-
-
-def test_a_call_that_takes_too_long_is_aborted_and_said(app: App) -> None:
-    app.ask()
-    worker, server = app.worker(), app.server()
-    app.emulator.patience = 0.2
-    try:
-        answer = app.ask(_LONG)
-    finally:
-        app.emulator.patience = None
     assert answer.pieces
     assert answer.failure["code"] == "ZEROGPU_ABORTED"
     assert "shorter text" in answer.failure["hint"]
-    assert not processes.lives(worker)
     assert comes(lambda: not processes.lives(server), 1.0)
     assert app.ask().good
 

@@ -1,8 +1,8 @@
 """ZeroGPU's device API, imitated on loopback: enough for the real ``spaces`` package.
 
 The package asks it for a GPU, forks a worker, reports the worker's process and gives the GPU back.
-Like the real one it decides whether an idle worker may be used again, lets callers queue, refuses
-for reasons of quota, and ends the processes of calls that take too long. Every request is kept.
+Like the real one it decides whether an idle worker may be used again, lets callers queue, and
+refuses for reasons of quota. Every request is kept.
 """
 
 from __future__ import annotations
@@ -94,7 +94,6 @@ class Slot:
     task: str | None = None
     pid: int | None = None
     since: float = 0.0
-    watch: threading.Timer | None = None
 
 
 class Emulator:
@@ -104,7 +103,6 @@ class Emulator:
         self.requests: list[Request] = []
         self._script: deque[Answer] = deque()
         self._slot = Slot(next(iter(uuids), f"GPU-{uuid.uuid4()}"))
-        self.patience: float | None = None  # a call ends after so many times its duration
         self.quota: float | None = None  # GPU seconds that the visitor has left
         self._forgotten: set[str] = set()
         self._changed = threading.Condition()
@@ -118,7 +116,6 @@ class Emulator:
 
     def __exit__(self, *_: object) -> None:
         self._ends.close()
-        _cancel(self._slot)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -170,7 +167,6 @@ class Emulator:
             slot.token, slot.task, slot.since = uuid.uuid4().hex, task, time.monotonic()
             if isinstance(answer, NoSuchToken):
                 self._forgotten.add(slot.token)
-            self._watch(slot, float(query.get("durationSeconds", "60")))
             return {
                 "idle": idle,
                 "nvidiaIndex": 0,
@@ -192,7 +188,6 @@ class Emulator:
             slot = self._holder(query["allowToken"])
             if slot is None:
                 return 404
-            _cancel(slot)
             if query.get("fail") == "true" and slot.pid is not None:
                 _end(slot.pid, signal.SIGTERM)
                 slot.pid = None
@@ -255,25 +250,6 @@ class Emulator:
 
     def _holder(self, token: str) -> Slot | None:
         return self._slot if self._slot.token == token else None
-
-    def _watch(self, slot: Slot, seconds: float) -> None:
-        if self.patience is None:
-            return
-        slot.watch = threading.Timer(seconds * self.patience, self._too_long, (slot, slot.token))
-        slot.watch.daemon = True
-        slot.watch.start()
-
-    def _too_long(self, slot: Slot, token: str | None) -> None:
-        with self._changed:
-            if slot.token == token and slot.pid is not None:
-                _end(slot.pid, signal.SIGKILL)
-                slot.pid = None
-
-
-def _cancel(slot: Slot) -> None:
-    if slot.watch is not None:
-        slot.watch.cancel()
-        slot.watch = None
 
 
 def _lives(pid: int) -> bool:
