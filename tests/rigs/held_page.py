@@ -29,12 +29,10 @@ STATES = {
 }
 
 
-class Held:
-    """An engine that is ready, and answers "A cat"."""
+class Stub:
+    """What an engine has that no test of the page looks at."""
 
-    def __init__(self) -> None:
-        self._over = threading.Semaphore(0)
-        self.state = STATES["ready"]
+    events: Any
 
     def retry(self) -> None: ...
 
@@ -43,15 +41,23 @@ class Held:
     def doctor(self) -> Examination:
         return Examination()
 
+    def together(self, work: Work, texts: object) -> Iterator[Any]:
+        del texts
+        return work(self.events, lambda: True)
+
+
+class Held(Stub):
+    """An engine that is ready, and answers "A cat"."""
+
+    def __init__(self) -> None:
+        self._over = threading.Semaphore(0)
+        self.state = STATES["ready"]
+
     def status(self) -> Status:
         return self.state
 
     def let_go(self, count: int) -> None:
         self._over.release(count)
-
-    def together(self, work: Work, texts: object) -> Iterator[Any]:
-        del texts
-        return work(self.events, lambda: True)
 
     def events(self, asked: object, **options: object) -> Generator[Item, None, None]:
         del asked, options

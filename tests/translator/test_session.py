@@ -1,7 +1,7 @@
 """One translation, with an engine that plays what it is told."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +9,10 @@ import gradio
 import pytest
 
 from llama_loader import settings
-from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading
-from llama_space.request import Work
 from llama_space.values import Failure, Item, Piece, Progress, Status
+from tests.rigs.held_page import Stub
 from translator import api, session
 from translator.page import RefusingEngine
 from translator.session import Answer, InLine, Job, Line, translate
@@ -23,7 +22,7 @@ SETTINGS = settings.load(environ={"YAKULINGO_SPACES_MAX_CHARS": "20"})
 BROKEN = Failure("SERVER_CRASHED", "it died", "try again", 7)
 
 
-class Playing:
+class Playing(Stub):
     """Says its states in turn, then plays its items."""
 
     def __init__(self, *items: Item, states: tuple[Status, ...] = (Status("ready"),)) -> None:
@@ -32,19 +31,8 @@ class Playing:
         self.asked: list[object] = []
         self.closed = False
 
-    def retry(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def doctor(self) -> Examination:
-        return Examination()
-
     def status(self) -> Status:
         return self.states.popleft() if len(self.states) > 1 else self.states[0]
-
-    def together(self, work: Work, texts: object) -> Iterator[Any]:
-        del texts
-        return work(self.events, lambda: True)
 
     def events(self, asked: object, **options: Any) -> Generator[Item, None, None]:
         self.asked.append((asked, options))
