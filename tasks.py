@@ -189,7 +189,7 @@ def manifest(
 
     name = None if release is None else require_name("release", release)
     written = write_manifest(out, named=name, serial=serial)
-    show.line(f"{out / MANIFEST}: {written.release}, {len(written.artifacts)} artifacts")
+    show.line(f"{out / MANIFEST}: {written.release}, artifacts: {len(written.artifacts)}")
 
 
 @verb

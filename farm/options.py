@@ -71,7 +71,7 @@ def require_known(code: str, option: str, value: str, known: tuple[str, ...]) ->
 def one_of(
     options: Mapping[str, str | None],
     takes: Mapping[str, tuple[str, ...]],
-    beside: Mapping[str, str | None],
+    beside: Mapping[str, object],
 ) -> None:
     """Require exactly one of several options, and beside it none that it does not take.
 
@@ -202,7 +202,7 @@ class Wish(Deploy):
 
     Attributes:
         url: a CUDA archive of llama.cpp to run; nothing is built then
-        releases: where releases are published; without it hf:OWNER/llama-server
+        releases: where they are published, hf: or github:; without it hf:OWNER/llama-server
         release: the release there to run; without it the newest that the hardware can run
         folder: where a release is built; without it dist/SET
         wait: minutes to wait until the Space answers; 0: do not wait

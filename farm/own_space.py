@@ -20,7 +20,9 @@ import requests
 from farm import cuda_runtime, kept, loader, pipeline, preflight, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs import packages
+from farm.options import BuildRequest, one_of
 from farm.publish import deploy_space, gate, hub, pin_space, places, publishing
+from farm.publish.directory import Directory
 from farm.request import resolve
 from farm.terminal import show
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from huggingface_hub import SpaceHardware
 
-    from farm.options import BuildRequest, Wish
+    from farm.options import Wish
     from farm.publish.places import Destination
     from farm.publish.publishing import Plan
     from farm.terminal.progress import BuildReport
@@ -94,9 +96,11 @@ def make(wish: Wish, report: BuildReport) -> None:
     Raises:
         FarmError: a step failed; a second run resumes.
     """
+    _require_consistent(wish)
     hardware = deploy_space.hardware(wish.hardware)
     host = host_of(hardware or deploy_space.HARDWARE)
     looked_at = _planned(wish, host, {})
+    warnings = looked_at.unknown()
     try:
         hub.Hub(wish.to).require_writable()
     except FarmError as error:
@@ -110,13 +114,30 @@ def make(wish: Wish, report: BuildReport) -> None:
     planned = _planned(wish, host, pin, variables)
     report.say(f"comparing spaces/ with Space {wish.to}")
     changes = deploy_space.compare(planned, adopt=wish.adopt)
-    show.deployment(changes, hardware)
+    show.deployment(changes, hardware, warnings)
     if wish.dry_run:
         return
     address = deploy_space.deploy(changes, hardware=hardware)
     if wish.wait:
         wait(wish.to, wish.wait * 60, report.say, interval=_INTERVAL_S)
     show.line(address)
+
+
+def _require_consistent(wish: Wish) -> None:
+    """Refuse options that would be ignored beside ``--url``, and releases that no Space can read.
+
+    Raises:
+        UsageError: ``OPTIONS_INVALID``.
+        PublishError: ``PIN_IS_LOCAL``.
+    """
+    if wish.url is not None:
+        usual = vars(BuildRequest())
+        asked = {name: one for name, one in vars(wish.build).items() if one != usual[name]}
+        asked |= {"releases": wish.releases, "release": wish.release, "folder": wish.folder}
+        beside = {f"--{name.replace('_', '-')}": one for name, one in asked.items()}
+        one_of({"--url": wish.url}, {"--url": ()}, beside)
+    elif wish.releases and isinstance(places.parse(wish.releases), Directory):
+        raise PublishError("PIN_IS_LOCAL/folder", folder=wish.releases)
 
 
 def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:

@@ -267,9 +267,10 @@ def deploy_space(_: object, space: Deploy) -> None:
 
     wanted = deploying.hardware(space.hardware)
     deployment = deploying.plan(space)
+    warnings = deployment.unknown()
     deploying.require_model(space.model)
     changes = deploying.compare(deployment, adopt=space.adopt)
-    show.deployment(changes, wanted)
+    show.deployment(changes, wanted, warnings)
     if not space.dry_run:
         show.line(deploying.deploy(changes, hardware=wanted))
 

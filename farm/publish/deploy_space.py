@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
@@ -39,6 +40,8 @@ _LEFT_OUT: Final = re.compile(r"(?:^|/)(?:\.|__pycache__(?:/|$))")
 _RECORD: Final = ".deployed.json"
 _EMPTY_SPACE: Final = frozenset({".gitattributes", "README.md"})
 """Files that the Hub itself puts into a new Space."""
+_SETTING_INVALID: Final = re.compile(r"^error\[(\w+)\]: (\w+ is .*)\nhint: (.*)", re.MULTILINE)
+"""How the loader refuses a variable's value; other settings may be in the Space already."""
 _LOCAL_PIN: Final = re.compile(r"file:|https?://(?:localhost|127\.|\[::1\])", re.IGNORECASE)
 _MODEL: Final = re.compile(
     r"(?P<bucket>bucket:)?(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w.-]+(?:/[\w.-]+)*)", re.ASCII
@@ -92,12 +95,24 @@ class Deployment:
             for one in self.files.values()
         )
 
+    @property
+    def names_release(self) -> bool:
+        """Whether ``release.json`` or a variable names the release to run."""
+        return "release.json" in self.files or bool(self.variables.keys() & _both(_OF_RELEASE))
+
     def unknown(self) -> list[str]:
-        """Return a warning for each variable that is no setting, or is one without its prefix."""
+        """Return a warning for each variable that is no setting, or is one without its prefix.
+
+        Raises:
+            UsageError: ``SETTING_INVALID``: the loader cannot read a variable's value.
+        """
         # NAME_ with the prefix is never a setting, and NAME is near it if that is one
         bare = {f"{_PREFIXES[0]}{name}_": name for name in self.variables}
-        asked = {**dict.fromkeys(bare, "1"), **self.variables}
+        own = {name: "" for name in os.environ if name.startswith(_PREFIXES)}
+        asked = {**own, **dict.fromkeys(bare, "1"), **self.variables}
         done = loader.run("verify", "/", variables=asked)
+        if invalid := _SETTING_INVALID.match(done.stderr):
+            raise UsageError(invalid[1], invalid[2], hint=invalid[3])
         found = r"(warning\[SETTING_UNKNOWN\]: )(\w+) (is no setting.*near ones: (.*))"
         told = []
         for said, name, rest, near in re.findall(found, done.stderr):
@@ -387,7 +402,8 @@ def _require_public(what: str, pin: bytes) -> None:
     """Refuse a value that names a file of this machine: no Space could read it."""
     found = re.search(r'"manifest_url"\s*:\s*"([^"]*)"', pin.decode("utf-8", "replace"))
     if found and _LOCAL_PIN.match(found[1]):
-        raise PublishError("PIN_IS_LOCAL", what=what, url=found[1])
+        more = "; a release.json of a trial may be deleted" if what == "release.json" else ""
+        raise PublishError("PIN_IS_LOCAL", what=what, url=found[1], more=more)
 
 
 def _is_key(path: Path) -> bool:

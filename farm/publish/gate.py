@@ -186,7 +186,7 @@ def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) ->
     def verified() -> str:
         notes: list[str] = []
         count = len(release.verify(folder, notes.append, content))
-        return "; ".join((f"{count} tarballs read", *notes))
+        return "; ".join((f"tarballs read: {count}", *notes))
 
     def without_hole() -> str:
         pins.require_no_advisory(build)

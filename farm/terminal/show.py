@@ -211,7 +211,9 @@ def archive(found: Archive) -> None:
     note(f"{told}{_remarks(artifact.name, found.url, (artifact,))}")
 
 
-def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
+def deployment(
+    changes: Changes, hardware: SpaceHardware | None, warnings: Sequence[str] = ()
+) -> None:
     """Print what a deployment adds, changes, deletes and keeps in a Space."""
     planned, size = changes.deployment, changes.deployment.size / 1e3
     new = " (new)" if changes.head is None else ""
@@ -235,8 +237,13 @@ def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
         line(f"  remove variable {name}")
     for name, value in planned.variables.items():
         line(f"  variable {name}={value}")
-    for warning in planned.unknown():
+    for warning in warnings:
         note(warning)
+    if not planned.names_release:
+        note(
+            "note[RELEASE_NOT_CHOSEN]: neither spaces/release.json nor --variable names a release:"
+            " invoke pin-space writes that file, unless the Space's own variables name one"
+        )
     if planned.volume is not None:
         line(f"  mount {planned.volume.to_uri()}")
 

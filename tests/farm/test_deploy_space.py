@@ -11,6 +11,7 @@ from farm.errors import PublishError, UsageError
 from farm.options import Deploy
 from farm.publish import deploy_space
 from farm.publish.deploy_space import Changes
+from farm.terminal import show
 from tests.rigs import hub_repository
 from tests.rigs.refusals import refused
 
@@ -43,10 +44,16 @@ def content(hub: hub_repository.Hub, space: Path) -> dict[str, bytes]:
 
 
 def test_first_deployment_uploads_folder_and_sets_variables_and_hardware(
-    hub: hub_repository.Hub, space: Path
+    hub: hub_repository.Hub, space: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = compared(space, "YAKULINGO_SPACES_N_CTX=2048")
-    assert (changes.head, sorted(changes.added)) == (None, FILES[1:])
+    for variable, told in (
+        ("LLAMA_SPACE_LLAMA_CPP_URL=https://x/y", False),
+        ("YAKULINGO_SPACES_N_CTX=2048", True),
+    ):
+        changes = compared(space, variable)
+        assert (changes.head, sorted(changes.added)) == (None, FILES[1:])
+        show.deployment(changes, None)
+        assert ("note[RELEASE_NOT_CHOSEN]: " in capsys.readouterr().err) == told
     deploy_space.deploy(changes)
     repository = hub.repositories["me/space"]
     assert sorted(repository.commits[-1]) == FILES

@@ -17,7 +17,7 @@ from invoke.context import Context
 
 from farm import elf, kept, loader, own_space, pipeline, preflight, release_verbs
 from farm.errors import FarmError, PackError, PublishError, UsageError
-from farm.options import Deploy, Wish
+from farm.options import BuildRequest, Deploy, Wish
 from farm.pack import Packed
 from farm.publish import deploy_space, pin_space, places
 from farm.terminal.progress import BuildReport
@@ -154,13 +154,14 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
         make(Wish(SPACE), dry_run=True)
     assert "invoke pin-space" in caught.value.hint
     assert "\n" not in caught.value.message
-    named = Wish(SPACE, releases=str(released.parent), release=released.name)
+    own_space.publish(released, places.parse(f"hf:{RELEASES}"))
+    named = Wish(SPACE, releases=f"hf:{RELEASES}", release="b11549-1")
     with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: release .*NO_ARTIFACT"):
         make(named, dry_run=True)
-    with refused("NOT_PUBLISHED", PublishError, hint=f"there is: {released.name}"):
+    with refused("NOT_PUBLISHED", PublishError, hint="there is: b11549-1"):
         make(replace(named, release="b1-1"), dry_run=True)
     said = make(replace(named, release=None), dry_run=True)
-    assert f"release: {released.name} of {released.parent} is passed over: release" in said
+    assert f"release: b11549-1 of hf:{RELEASES} is passed over: release" in said
     assert "yet" not in said
     allowed = Wish(
         SPACE, variable=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1", "N_CTX=1")
@@ -174,7 +175,7 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
     pinned.write_text("{}")
     with refused("PIN_INVALID", UsageError):
         make(allowed, dry_run=True)
-    assert hub.repositories == {}
+    assert hub.repositories.keys() == {RELEASES}
 
 
 @pytest.mark.usefixtures("hub")
@@ -230,8 +231,12 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
         ({"model": "me/nothing:x.gguf"}, "MODEL_INVALID"),
         ({"hardware": "cray"}, "HARDWARE_UNKNOWN"),
         ({"variable": ("HF_TOKEN=x",)}, "VARIABLE_IS_SECRET"),
+        ({"variable": ("LLAMA_SPACE_N_CTX=abc",)}, "SETTING_INVALID"),
+        ({"url": "https://x/y", "release": "b1-1"}, "OPTIONS_INVALID"),
+        ({"url": "https://x/y", "build": BuildRequest(line="cu130")}, "OPTIONS_INVALID"),
+        ({"releases": str(tmp_path)}, "PIN_IS_LOCAL"),
     ):
-        with refused(code, UsageError):
+        with refused(code, UsageError if code != "PIN_IS_LOCAL" else PublishError):
             make(replace(CPU, **change))
     hub.refuse = "HEAD .*gguf"
     with refused("HUB_REFUSED", PublishError, hint="the model's name"):

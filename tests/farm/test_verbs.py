@@ -146,6 +146,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("deploy-space --to a/b --model 70b", "MODEL_INVALID", "4b, 12b, 27b"),
         ("deploy-space --to a/b --variable A=1 hf_0123456789", "VARIABLE_INVALID", "number 2"),
         ("deploy-space --to a/b --variable a=1", "VARIABLE_INVALID", "capital letters"),
+        ("deploy-space --to a/b --variable LLAMA_SPACE_N_CTX=abc", "SETTING_INVALID", "N_CTX to "),
         (
             "deploy-space --to a/b --variable X=hf_0123456789",
             "VARIABLE_IS_SECRET",
