@@ -94,8 +94,8 @@ async def _result(_: object, job: Any) -> list[Any]:
 
 def _keep(queue: Any, event: Any, message: Any) -> None:
     """Keep a message for its reader, or end all events of a session that reads none."""
-    messages = queue.pending_messages_per_session
-    if event.alive and messages[event.session_hash].qsize() >= _MESSAGES:
+    messages = queue.pending_messages_per_session.get(event.session_hash)  # None: its reader left
+    if event.alive and (messages is None or messages.qsize() >= _MESSAGES):
         _forget(queue, event.session_hash)
     _send(queue, event, message)
 
@@ -408,6 +408,8 @@ def _require_read(scope: Scope, asked: Any) -> None:
             raise HTTPException(404, "this event has ended")
     for name in [name for name, events in unread.items() if not events or name not in answers]:
         del unread[name]
+    for name in answers.keys() - unread.keys():  # beyond 2,000 gradio drops one that is awaited
+        del answers[name]
     total = sum(map(len, unread.values()))
 
     def worth(name: str) -> float:

@@ -414,6 +414,42 @@ def test_calls_of_tools_leave_threads_for_the_page_and_end_with_their_caller() -
     assert "Traceback" not in told.stderr
 
 
+LINE = """
+import gradio, requests, threading
+from llama_space import guard
+released = threading.Event()
+def slow() -> str:
+    released.wait(20)
+def quick() -> str:
+    return "x"
+with gradio.Blocks(analytics_enabled=False) as demo:
+    gradio.api(slow, concurrency_limit=1)
+    gradio.api(quick)
+demo.queue().launch(prevent_thread_lock=True, quiet=True, **guard.options(10))
+answers = demo._queue.pending_messages_per_session
+answers.max_size = 4  # instead of 2,000
+def send(name):
+    asked = requests.post(f"{demo.local_url}gradio_api/call/{name}", json={"data": []})
+    return asked.json()["event_id"]
+def read(name, event):
+    return requests.get(f"{demo.local_url}gradio_api/call/{name}/{event}").text
+events = [send("slow") for _ in range(3)]
+told = [read("quick", send("quick")).count("complete") for _ in range(6)]
+told.append({*events} <= {*answers})
+answers.pop(events[1])  # as where its reader hangs up
+released.set()
+print(*told, *("event: complete" in read("slow", event) for event in events))
+"""
+
+
+def test_line_goes_on_after_more_sessions_than_gradio_keeps() -> None:
+    """It dropped the oldest, also one whose event waited: that ended its line, for all visitors."""
+    environment = {**os.environ, "PYTHONPATH": str(space.PROJECT / "spaces")}
+    told = heard([sys.executable, "-c", LINE], env=environment, check=True)
+    assert told.stdout.splitlines()[-1] == "1 1 1 1 1 1 True True False True"
+    assert "Traceback" not in told.stderr
+
+
 def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space) -> None:
     text = "x" * 1_000_000
     asked = {"data": [text], "fn_index": 0, "session_hash": "s"}
