@@ -107,13 +107,16 @@ def build_cpu(
         Only("engine", "image", "ref", "source", "assume_build", "format", "jobs", "out", "fresh",
              "copy", "define", "also", "patches"),
     ],
+    publication: Annotated[Publication, Only("check")],
 ) -> None:  # fmt: skip
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
     from farm import preflight
     from farm.terminal.progress import BuildReport
 
+    request = replace(request, arch_set="cpu", line="cpu")
     with BuildReport() as report:
-        preflight.build(replace(request, arch_set="cpu", line="cpu"), report)
+        if not preflight.only(request, publication, report):
+            preflight.build(request, report)
 
 
 @verb

@@ -158,7 +158,7 @@ class Publication:
         to: for --check: where it will be published, as in invoke publish
         channel: for --check: the channel that it will be promoted to
         key: for --check: the file with the channel's key, else FARM_SIGNING_KEY
-        check: check all of it and what would publish it, build nothing; see --release
+        check: check everything that can be known before a build, and build nothing
     """
 
     release: str | None = None

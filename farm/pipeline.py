@@ -242,13 +242,25 @@ def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
         raise UsageError("IMAGE_WITHOUT_DOCKER")
     if line is not None and not line.is_cuda:
         return LocalEngine(jobs=request.jobs, cached=not request.fresh)
+    named = line if request.line else None
+    if request.toolkit == toolkit.WHEELS:  # before they are fetched
+        _require_of_line(named, toolkit.wheels_version(), f"--toolkit {toolkit.WHEELS}")
     found = toolkit.locate(request.toolkit)
-    if line is not None and request.line and not line.accepts_toolkit(found.version):
-        asked, root, version = line.toolkit, found.root, found.version
-        raise UsageError(
-            "TOOLKIT_NOT_OF_LINE/folder", name=line.name, toolkit=asked, root=root, version=version
-        )
+    _require_of_line(named, found.version, found.root)
     return LocalEngine(cuda=found.root, jobs=request.jobs, cached=not request.fresh)
+
+
+def _require_of_line(line: Line | None, version: str, root: object) -> None:
+    """Refuse a toolkit of another CUDA version than that of the line that was named, if any."""
+    if line is not None and not line.accepts_toolkit(version):
+        raise UsageError(
+            "TOOLKIT_NOT_OF_LINE/folder",
+            name=line.name,
+            toolkit=line.toolkit,
+            root=root,
+            version=version,
+            wheels=toolkit.shown_wheels(),
+        )
 
 
 def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fleet) -> Made:

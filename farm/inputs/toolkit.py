@@ -69,7 +69,7 @@ def locate(request: str | None = None) -> Toolkit:
         return _at(folder.parent, f"nvcc on PATH ({nvcc})")
     if (DEFAULT_ROOT / "bin" / "nvcc").is_file():
         return _at(DEFAULT_ROOT, str(DEFAULT_ROOT))
-    raise UsageError("TOOLKIT_MISSING", root=DEFAULT_ROOT)
+    raise UsageError("TOOLKIT_MISSING", root=DEFAULT_ROOT, wheels=shown_wheels())
 
 
 def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
@@ -90,6 +90,17 @@ def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
     return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))
 
 
+def wheels_version() -> str:
+    """Return the CUDA version of NVIDIA's wheels, ``major.minor``, as they are pinned."""
+    pinned = {pin.package: pin.version for pin in pins.load().toolkit_of(WHEELS_LINE)}
+    return pinned["nvidia-cuda-nvcc"].rpartition(".")[0]
+
+
+def shown_wheels() -> str:
+    """Return what hints say of the wheels: their version, and the line that takes them."""
+    return f"CUDA {wheels_version()}: with --line {WHEELS_LINE}"
+
+
 def nvcc_version(nvcc: Path) -> str:
     """Ask an nvcc for its version, ``major.minor``.
 
@@ -99,7 +110,7 @@ def nvcc_version(nvcc: Path) -> str:
     told = _output((str(nvcc), "--version"))
     match = re.search(r"release ([0-9]{1,4}\.[0-9]{1,4})\b", told)
     if match is None:
-        raise UsageError("TOOLKIT_INVALID", nvcc=nvcc)
+        raise UsageError("TOOLKIT_INVALID", nvcc=nvcc, wheels=shown_wheels())
     return match[1]
 
 
@@ -112,7 +123,11 @@ def _at(root: Path, said_by: str) -> Toolkit:
             missing.append(f"{pattern.replace('*', '64')}/{part}")
     if missing:
         raise UsageError(
-            "TOOLKIT_INVALID/incomplete", said_by=said_by, root=root, missing=" and ".join(missing)
+            "TOOLKIT_INVALID/incomplete",
+            said_by=said_by,
+            root=root,
+            missing=" and ".join(missing),
+            wheels=shown_wheels(),
         )
     # Not resolved: /usr/local/cuda stays what it is called, and what is built there is cached.
     return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))
@@ -122,7 +137,8 @@ def _output(argv: tuple[str, ...]) -> str:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError("TOOLKIT_INVALID/runs", program=argv[0], error=error) from error
+        code, wheels = "TOOLKIT_INVALID/runs", shown_wheels()
+        raise UsageError(code, program=argv[0], error=error, wheels=wheels) from error
     return done.stdout + done.stderr
 
 

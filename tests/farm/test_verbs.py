@@ -90,7 +90,12 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ),
         ("build-cpu --jobs 0", "NUMBER_INVALID", "such as --jobs 1"),
         ("build-cpu --format zip", "FORMAT_UNKNOWN", "tar.zst"),
-        ("build-cpu --engine local --image x", "IMAGE_WITHOUT_DOCKER", "docker"),
+        ("build-cpu --engine local --image x", "IMAGE_WITHOUT_DOCKER", "DOCKER_HOST"),
+        (
+            "build-cuda --check --archs 90 --line cu128 --engine local --toolkit pypi",
+            "TOOLKIT_NOT_OF_LINE",
+            "--toolkit pypi is CUDA 13.0: with --line cu130",
+        ),
         ("build-cpu --engine local --patches some", "PATCHES_INVALID", "auto, none"),
         ("build-cpu --engine local --ref a --source b", "REF_AND_SOURCE", "--source"),
         ("base-image --line cu128", "BASE_IMAGE_UNKNOWN", "cu130"),
@@ -120,7 +125,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("pin-space --to nowhere --release b1-1", "DESTINATION_MISSING", "nowhere"),
         ("nosuch", "USAGE", "'nosuch'"),
         ("build", "USAGE", "did you mean build-cuda or build-cpu?"),
-        ("build-cpu --check", "USAGE", "hint: invoke --list"),
+        ("build-cpu --toolkit x", "USAGE", "hint: invoke --list"),
         ("space --to a/b --wait soon", "NUMBER_INVALID", "from 0 to"),
         ("status --foldr dist", "USAGE", "did you mean --folder?"),
         ("status dist", "USAGE", "did you mean invoke status --folder dist?"),
@@ -211,6 +216,14 @@ import tasks
 def test_an_option_that_a_verb_does_not_have_is_usage(verb: str, here: Here) -> None:
     """invoke's own status would be 1, the same as for what failed."""
     assert here(verb, "--no-such-option")[0] == 2
+
+
+def test_check_of_a_cpu_build_builds_nothing(tmp_path: Path) -> None:
+    source = ("--source", "tests/rigs/tiny_llama", "--assume-build", "7", "--patches", "none")
+    out = tmp_path / "out"
+    done = invoke("build-cpu", "--check", "--engine=local", *source, "--out", str(out))
+    assert (done.returncode, out.exists()) == (0, False), done.stderr
+    assert "can be built: llama-server-b7-cpu-" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
