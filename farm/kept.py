@@ -148,11 +148,9 @@ class KeptTree:
     def packed(self, out: Path) -> Packed | None:
         """Return this tree's tarball in ``out`` if it has the recorded bytes."""
         place = out / self.plan.artifact_name
-        known = _read(place, self.state)
-        if known is None or known.tree != self.entry().tree:
-            return None
-        tarball = Packed(place, known.sha256, known.size)
-        return tarball if tarball.is_there() else None
+        records, tree = _read(place, self.state), self.entry().tree
+        of_tree = (Packed(place, one.sha256, one.size) for one in records if one.tree == tree)
+        return next((one for one in of_tree if one.is_there()), None)
 
     def pack(self, out: Path) -> Packed:
         """Pack the tree into ``out``.
@@ -196,14 +194,15 @@ def recorded(
         BuildError: ``FOLDER_LOCKED``: another process compares the folder's tarballs for too long.
         PackError: ``WRITE_FAILED``.
     """
-    place, way = _place(tarball.path, state)
-    record = _Record(way, tarball.sha256, tarball.size, tree)
+    ways = _places(tarball.path, state)
+    record = partial(_Record, sha256=tarball.sha256, size=tarball.size, tree=tree)
     with run_lock.turn(tarball.path.parent, _TURN):
-        if old := _read(tarball.path, state):
-            before = tuple(one for one in old.known if one != record.sha256)
-            _write(place, msgspec.structs.replace(record, before=before))
+        if before := _known(tarball.path, state):
+            for place, way in ways.items():
+                _write(place, record(way, before=before))
         yield
-        _write(place, record)
+        for place, way in ways.items():
+            _write(place, record(way))
 
 
 def packed(folder: Path, found: Iterable[str], state: Path = STATE_FOLDER) -> release.Known:
@@ -213,8 +212,8 @@ def packed(folder: Path, found: Iterable[str], state: Path = STATE_FOLDER) -> re
     count, too, whatever lies there now: another user can move a tarball away for a moment.
     """
     present = (path.name for path in folder.iterdir() if release.is_tarball(path.name))
-    records = {name: _read(folder / name, state) for name in sorted({*found, *present})}
-    return {name: one.known for name, one in records.items() if one}
+    known = {name: _known(folder / name, state) for name in sorted({*found, *present})}
+    return {name: digests for name, digests in known.items() if digests}
 
 
 def write_manifest(
@@ -249,30 +248,40 @@ def _write(place: Path, content: Entry | _Record) -> None:
         durable.replace(place, msgspec.json.format(msgspec.json.encode(content), indent=2), 0o644)
 
 
-def _place(tarball: Path, state: Path) -> tuple[Path, str]:
-    """Return the file of a tarball's record, and the tarball's way from the state folder.
+def _places(tarball: Path, state: Path) -> dict[Path, str]:
+    """Return the files of a tarball's records, each with the tarball's way from the state folder.
 
-    Links to its folder are resolved: it is one tarball, whatever the folder is called.
+    One is by the folder's name, one by what links to it lead to: a person may use both, and another
+    user can put a link in the folder's place.
     """
-    way = os.path.relpath(tarball.parent.resolve() / tarball.name, state.resolve())
-    return state / "tarballs" / f"{hashlib.sha256(os.fsencode(way)).hexdigest()[:32]}.json", way
+    named = (tarball.absolute(), tarball.parent.resolve() / tarball.name)
+    ways = (os.path.relpath(one, state.resolve()) for one in named)
+    digests = {hashlib.sha256(os.fsencode(way)).hexdigest()[:32]: way for way in ways}
+    return {state / "tarballs" / f"{digest}.json": way for digest, way in digests.items()}
 
 
-def _read(tarball: Path, state: Path) -> _Record | None:
-    """Return what a tarball was when this checkout packed it, None if it did not.
+def _known(tarball: Path, state: Path) -> tuple[str, ...]:
+    """Return each sha256 that a tarball may have; none if this checkout did not pack it."""
+    return tuple(dict.fromkeys(digest for one in _read(tarball, state) for digest in one.known))
+
+
+def _read(tarball: Path, state: Path) -> list[_Record]:
+    """Return what a tarball was when this checkout packed it; nothing if it did not.
 
     Raises:
-        PackError: ``TARBALL_UNREADABLE``: its record is damaged, or may not be read.
+        PackError: ``TARBALL_UNREADABLE``: a record is damaged, or may not be read.
     """
-    place, _ = _place(tarball, state)
-    try:
-        return msgspec.json.decode(place.read_bytes(), type=_Record)
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise PackError(
-            "TARBALL_UNREADABLE", path=place, strerror=error, hint="remove that file"
-        ) from error
+    found = []
+    for place in _places(tarball, state):
+        try:
+            found.append(msgspec.json.decode(place.read_bytes(), type=_Record))
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+            raise PackError(
+                "TARBALL_UNREADABLE", path=place, strerror=error, hint="remove that file"
+            ) from error
+    return found
 
 
 def digest(plan: BuildPlan, engine: str) -> str:

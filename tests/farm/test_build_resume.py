@@ -128,11 +128,15 @@ def test_kept_tree_is_packed_into_another_folder_and_where_the_tarball_was_chang
     assert not Path(left).exists()
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["link-after-packing", "link-before-packing"])
 def test_tarball_that_is_swapped_after_it_was_packed_is_neither_listed_nor_kept(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, before: bool
 ) -> None:
     """The other one is a tarball of this set, too, of a tree with another licence."""
     out, tree = tmp_path / "out", tmp_path / "tree"
+    if before:
+        out.rename(tmp_path / "theirs")
+        out.symlink_to("theirs")
     shutil.copytree(pipeline.STATE / "trees" / "cpu-cpu", tree)
     (tree / "licenses" / "OTHER").write_text("other")
     other = release.pack_tree(tree, tmp_path / "other", "tar.zst").path
@@ -159,9 +163,13 @@ def test_tarball_that_is_swapped_after_it_was_packed_is_neither_listed_nor_kept(
             kept.write_manifest(way, pipeline.STATE)
     copied = Path(shutil.copytree(out, tmp_path / "mine"))
     assert kept.write_manifest(copied, pipeline.STATE).artifacts[0].name == tarball.name
-    (record,) = (pipeline.STATE / "tarballs").iterdir()
-    record.write_bytes(b"{")  # not as if it had never been packed
-    with refused("TARBALL_UNREADABLE", PackError, str(record)):
+    out.rename(tmp_path / "gone")  # by another user, who may write to the folder above
+    out.symlink_to(copied)
+    with refused("TARBALL_CHANGED", PackError, str(tarball)):
+        kept.write_manifest(out, pipeline.STATE)
+    for record in (pipeline.STATE / "tarballs").iterdir():
+        record.write_bytes(b"{")  # not as if it had never been packed
+    with refused("TARBALL_UNREADABLE", PackError, str(pipeline.STATE / "tarballs")):
         kept.write_manifest(out, pipeline.STATE)
 
 
