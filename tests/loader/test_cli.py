@@ -365,6 +365,11 @@ def test_package_that_is_not_installed_is_named_with_the_command_that_installs_i
     refused(told, 2, "PACKAGE_MISSING")
     assert f"the Python package {module} is not installed" in told.stderr
     assert f"-m pip install -r {SPACES / 'requirements.txt'}" in told.stderr
+    app = f"import runpy; runpy.run_path({str(SPACES / 'app.py')!r}, run_name='__main__')"
+    lacking = "import sys; sys.modules['gradio'] = None"
+    told = heard([sys.executable, "-c", f"{lacking}; {app}"], env=home)
+    refused(told, 2, "PACKAGE_MISSING")
+    assert "requirements.txt 'gradio[mcp]' spaces huggingface_hub, best in" in told.stderr
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_zerogpu_s_main_process_is_told_where_gpus_come_from(
     found = clinic.examine()
     assert code in failures(found).values()
     assert "inside a decorated function" in found.as_text()
-    assert ("give --allow-cpu" in found.as_text()) == (code == "NO_GPU")
+    assert ("in Python allow_cpu=True" in found.as_text()) == (code == "NO_GPU")
     assert "Vulkan" not in found.as_text()
 
 
