@@ -165,6 +165,13 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
         stream.write(content)
 
 
+def new_file(path: Path) -> io.FileIO:
+    """Open a new file in the place of an earlier one, or of a link that another user left there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path.open("xb", buffering=0)
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[Path]:
     """Open a folder, not a link; give a path that leads to it whatever its name leads to later."""
@@ -230,6 +237,19 @@ def require_own(folder: Path) -> None:
         raise BuildError("FOLDER_NOT_OWN", folder=folder, why=error.strerror) from error
     except OSError:
         pass  # it leads through a file, or in a circle: whoever makes it says so
+
+
+def require_own_temporary() -> None:
+    """Refuse a temporary folder that another user can change; name it for programs that start.
+
+    Where the folder of ``TMPDIR`` is missing, Python takes another one: a program would take that
+    of the variable, which another user may have made meanwhile.
+
+    Raises:
+        BuildError: ``FOLDER_NOT_OWN``.
+    """
+    require_own(Path(tempfile.gettempdir()))
+    os.environ["TMPDIR"] = tempfile.gettempdir()
 
 
 def remove(path: Path) -> str:

@@ -67,8 +67,8 @@ class BuiltTree:
     cub: tuple[Part, bytes] | None = None
 
 
-class _Log:
-    """A set's full log, and what of it an error shows.
+class Log:
+    """The full log of a set or an image, and what of it an error shows.
 
     The file is unbuffered, so that nothing is left to be written when it is closed.
     """
@@ -80,8 +80,7 @@ class _Log:
         self.failed: list[str] = []
         self.compilers: dict[str, str] = {}
         with durable.writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb", buffering=0)
+            self._file = durable.new_file(path)
 
     def write(self, line: str) -> None:
         """Write one line, or raise ``WRITE_FAILED``: the disk is full."""
@@ -146,7 +145,7 @@ def execute(
         PackError: ``WRITE_FAILED``: the disk is full.
     """
     with (
-        closing(_Log(logs / f"{plan.key}.log", reporter)) as log,
+        closing(Log(logs / f"{plan.key}.log", reporter)) as log,
         tempfile.TemporaryDirectory(prefix="llama-farm-") as folder,
         engine.open(plan, log.note) as workspace,
         _ended_when(abandoned, workspace),
@@ -210,7 +209,7 @@ def _run(
     plan: BuildPlan,
     workspace: Workspace,
     environment: Mapping[str, str],
-    log: _Log,
+    log: Log,
 ) -> None:
     log.reporter("step", step.name)
     log.write(f"$ {' '.join(step.argv)}")

@@ -19,7 +19,7 @@ from farm.engines.docker.connection import connect
 from farm.engines.docker.inventory import DockerImages
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
-from farm.execute import BuiltTree, execute
+from farm.execute import BuiltTree, Log, execute
 from farm.inputs import images, pins, toolkit
 from farm.kept import Journal, KeptTree, digest, write_manifest
 from farm.options import BuildRequest, require_known
@@ -100,18 +100,14 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
         EngineError: no engine answers, or a step failed; the log has all of its lines.
     """
     images.check_line(line)
-    logs = STATE / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"base-image-{line}.log"
-    with log.open("w", encoding="utf-8", buffering=1) as stream:
+    place = STATE / "logs" / f"base-image-{line}.log"
+    with closing(Log(place, lambda _, told: report.say(told))) as log:
 
         def take(text: str) -> None:
-            stream.write(f"{text}\n")
+            log.note(text)
             report.activity(f"base image {line}: {text}")
-            if text.startswith("note["):
-                report.say(text)
 
-        report.say(f"base image for line {line}: is made unless it exists (log: {log})")
+        report.say(f"base image for line {line}: is made unless it exists (log: {place})")
         with closing(connect()) as client:
             store = DockerImages(client)
             made = images.make_base_image(store, line=line, tag=tag, fresh=fresh, log=take)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm import cuda_runtime, durable, pipeline, release, run_lock, targets, trust
+from farm import cuda_runtime, pipeline, release, run_lock, targets, trust
 from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
@@ -140,12 +140,6 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     """
     with opened(request, report) as ready:
         run_lock.use(pipeline.STATE)
-        try:
-            durable.require_own(pipeline.STATE.parent)
-        except BuildError:
-            pass  # who can change the checkout can change the farm's code
-        else:
-            durable.require_own(pipeline.STATE)
         keys = [plan.key for plan in ready.plans]
         with (
             run_lock.held(keys, (pipeline.STATE / "locks", request.out)),

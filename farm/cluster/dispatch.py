@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Self
 
-from farm import pipeline
+from farm import durable, pipeline
 from farm.errors import BuildError, EngineError, FarmError, UsageError
 from farm.kept import Journal, KeptTree, digest
 from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
@@ -382,7 +382,7 @@ class _Run:
     def _take_over(self, kept: KeptTree, outcome: Outcome) -> None:
         log = pipeline.STATE / "logs" / f"{kept.plan.key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_bytes(outcome.log)
+        durable.replace(log, outcome.log, 0o644)
         if outcome.failure is not None:
             why = outcome.failure
             message = f"{why.message} (on {outcome.host})"

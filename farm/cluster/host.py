@@ -23,7 +23,7 @@ from distributed.core import Status
 from rich.console import Console
 
 from farm import PROJECT_ROOT, pipeline, run_lock
-from farm.durable import folder_digest, new_folder, remove, require_own, write_tar
+from farm.durable import folder_digest, new_folder, remove, require_own_temporary, write_tar
 from farm.errors import BuildError, EngineError, FarmError, PackError
 from farm.execute import BuiltTree, execute
 from farm.inputs.packages import cache_folder
@@ -115,7 +115,7 @@ def _engine(job: Job) -> Iterator[tuple[Engine, Line]]:
     """Open this host's engine, and check that it keeps the promises of the job's line."""
     if job.farm != FARM:
         raise EngineError("FARM_DIFFERS", host=socket.gethostname())
-    require_own(Path(tempfile.gettempdir()))
+    require_own_temporary()
     quiet, line = BuildReport(Console(quiet=True)), job.plan.line
     with closing(pipeline.choose_engine(job.request, line, quiet)) as engine:
         yield engine, pipeline.settled(engine, job.request, line, quiet)

@@ -10,7 +10,6 @@ import re
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from inspect import Parameter, Signature, signature
@@ -32,7 +31,7 @@ from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
 from farm import options
-from farm.errors import FarmError
+from farm.errors import BuildError, FarmError
 from llama_loader.errors import LoaderError
 
 USAGE: Final = 2
@@ -54,7 +53,7 @@ def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     """Turn expected errors into their line and exit status; SIGTERM cleans up like Ctrl-C.
 
     An unexpected error of the disk is one line, too. Nothing is done where another user can swap a
-    temporary folder.
+    temporary folder, or what the farm keeps in a checkout that is this user's alone.
     """
 
     @functools.wraps(function)
@@ -63,9 +62,7 @@ def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler)
         try:
-            from farm import durable  # noqa: PLC0415 - `invoke --list` imports none of the work
-
-            durable.require_own(Path(tempfile.gettempdir()))
+            _require_own_folders()
             function(*args, **kwargs)
         except FarmError as error:
             _end(error.render(), error.exit_status)
@@ -79,6 +76,19 @@ def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
             _end("error[INTERRUPTED]: stopped; the same command resumes", INTERRUPTED)
 
     return run
+
+
+def _require_own_folders() -> None:
+    # `invoke --list` imports none of the work
+    from farm import STATE_FOLDER, durable  # noqa: PLC0415
+
+    durable.require_own_temporary()
+    try:
+        durable.require_own(STATE_FOLDER.parent)
+    except BuildError:
+        pass  # who can change the checkout can change the farm's code
+    else:
+        durable.require_own(STATE_FOLDER)
 
 
 def verb(function: Callable[..., None]) -> Callable[..., Any]:

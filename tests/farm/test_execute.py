@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from farm import durable, plan, source, targets
+from farm import durable, pipeline, plan, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, PackError
-from farm.execute import BuiltTree, _Log, execute
+from farm.execute import BuiltTree, Log, execute
 from farm.inputs.packages import cache_folder
 from farm.plan import LONGEST_LINE, BuildPlan
+from farm.terminal.progress import BuildReport
 from tests.rigs.heard import heard, script
 from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
@@ -54,12 +55,30 @@ def fail(tree: Path, logs: Path, **options: Any) -> None:
         pytest.fail("a tree was handed over")
 
 
-def test_a_log_that_cannot_be_written_is_one_line(tiny: Path, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_one_line(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - the log closes it
+    monkeypatch.setattr(durable, "new_file", lambda _: full)
     log = tmp_path / "cpu-cpu.log"
-    log.symlink_to("/dev/full")
     with pytest.raises(PackError) as failed:
         fail(tiny, tmp_path)
     assert failed.value.render() == f"error[WRITE_FAILED]: {log}: No space left on device"
+
+
+def test_link_in_the_place_of_a_log_is_not_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "STATE", tmp_path)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
+    (tmp_path / "private").write_text("precious")
+    for name in ("x", "base-image-cpu"):
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        (tmp_path / "logs" / f"{name}.log").symlink_to(tmp_path / "private")
+    Log(tmp_path / "logs" / "x.log", Recorder()).close()
+    with refused("ENGINE_NOT_RUNNING", EngineError), BuildReport() as report:
+        pipeline.make_base_image("cpu", None, report)
+    assert (tmp_path / "private").read_text() == "precious"
 
 
 def test_a_build_gives_programs_that_run_and_knows_who_compiled(tiny: Path, tmp_path: Path) -> None:
@@ -119,7 +138,7 @@ def test_source_changes_no_program_of_the_record_and_prints_no_line_without_end(
 
 def test_count_of_more_steps_than_any_build_has_is_a_line_like_others(tmp_path: Path) -> None:
     recorder = Recorder()
-    with closing(_Log(tmp_path / "x.log", recorder)) as log:
+    with closing(Log(tmp_path / "x.log", recorder)) as log:
         log.counts = True
         for count in ("1" * 5000, "²", "3"):
             log.take(f"[{count}/9] x")

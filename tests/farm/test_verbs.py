@@ -1,22 +1,27 @@
 """The verbs as a person calls them: another process, the exit status, one clear line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
 import pytest
 import verbs
 from invoke.collection import Collection
+from invoke.exceptions import Exit
 from invoke.executor import Executor
 from invoke.program import Program
 from verbs import PROJECT, Here
 
+import farm
 import tasks
 from farm import preflight, targets
 from farm.options import BuildRequest
+from farm.terminal.cli import guarded
 from tests.rigs.heard import heard
 
 VERBS = (
@@ -176,6 +181,7 @@ def test_a_wrong_call_of_a_process_has_no_traceback() -> None:
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.usefixtures("here")
 def test_temporary_folder_that_another_user_can_change_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +190,25 @@ def test_temporary_folder_that_another_user_can_change_is_refused(
         tmp_path.chmod(mode)
         done = invoke("version")
         assert (done.returncode, done.stderr.partition(str(tmp_path))[0]) == (status, told)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    guarded(lambda: None)()  # what it starts uses the folder that was looked at
+    assert os.environ["TMPDIR"] == tempfile.gettempdir() != str(tmp_path / "missing")
+
+
+@pytest.mark.usefixtures("here")
+def test_state_that_another_user_can_change_is_refused_by_each_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(farm, "STATE_FOLDER", tmp_path / "state")
+    guarded(lambda: None)()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o777)
+    with pytest.raises(Exit):
+        guarded(lambda: None)()
+    assert "error[FOLDER_NOT_OWN]: " in capsys.readouterr().err
+    tmp_path.chmod(0o777)  # who can change the checkout can change the farm's code
+    guarded(lambda: None)()
 
 
 @pytest.mark.parametrize("lacking", ["version_info = (3, 10, 13)", "modules['rich'] = None"])
@@ -250,6 +275,7 @@ def test_every_option_of_every_verb_has_a_sentence_of_help_and_its_default() -> 
     asked = """
 import tasks
 from invoke.collection import Collection
+from invoke.exceptions import Exit
 for name, task in Collection.from_module(tasks).tasks.items():
     for argument in task.get_arguments():
         default = argument.default if isinstance(argument.default, str) else ""

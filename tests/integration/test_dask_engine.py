@@ -78,6 +78,8 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) -> None:
     run = Run(TINY, ("one", "bad", "two"), replace(request_, workers=2))
     run.plans[1] = replace(run.plans[1], targets=("llama-server", "no-such-target"))
+    (pipeline.STATE / "logs").mkdir(parents=True)
+    (pipeline.STATE / "logs" / "cpu-bad.log").symlink_to("/dev/full")  # another user's link
     run.start()
     told = run.fail(words="(cpu-bad)")
     assert tarballs(request_) == {"one", "two"}
