@@ -67,6 +67,8 @@ def of(settings: Settings) -> ModuleType:
         raise SettingError("HUB_CLIENT_MISSING")
     # else it asks the server which of this user's variables it shall look for, and tells it
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    # version 2.4 began a store of all repositories; ``hub`` does not look whose its files are
+    huggingface_hub.constants.HF_HUB_DISABLE_SHARED_BLOBS = True
     # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr
     huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     make = getattr(http, "_GLOBAL_CLIENT_FACTORY", None)  # perhaps the app's

@@ -290,9 +290,13 @@ def _require_certificates(place: str) -> None:
 
 
 def bound_xet() -> None:
-    """Have hf_xet give up on a storage that is silent for a minute; it waits for more than four."""
+    """Have hf_xet give up on a storage that is silent for a minute; it waits for more than four.
+
+    It keeps no log: it would write into the cache, also through a link of another user.
+    """
     os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", "20s")
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
+    os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)
 
 
 def renewed(settings: Settings) -> Settings:

@@ -340,6 +340,7 @@ def test_xet_storage_that_does_not_answer_is_left_for_the_hub_itself(
     assert Path(told[-1]).read_bytes() == TINY
     assert told[0] == "Note"
     assert time.monotonic() - started < 30
+    assert not list(tmp_path.rglob("*.log"))  # written through a link of another user, too
 
 
 def test_xet_gives_up_within_a_minute_unless_it_is_told_otherwise(

@@ -28,7 +28,7 @@ NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIE
     *("HUGGING_FACE_HUB_TOKEN", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRANSFORMERS_OFFLINE", "SPACE_ID", "GRADIO_ROOT_PATH"),
     *("HF_XET_CLIENT_READ_TIMEOUT", "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "LLAMA_SPACE"),
-    *("GRADIO_TEMP_DIR", "GRADIO_NUM_WORKERS"),
+    *("GRADIO_TEMP_DIR", "GRADIO_NUM_WORKERS", "HF_XET_LOG_DEST"),
 }
 """Names of variables and a value of one; two of them are codes too."""
 
