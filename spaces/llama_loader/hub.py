@@ -69,9 +69,10 @@ def files_in_cache(settings: Settings) -> list[str]:
     """Return the names of the GGUF files of a repository that are in the Hub's cache."""
     try:
         snapshots = _folder(settings) / "snapshots"
-    except (ImportError, ValueError):
+        found = [path.relative_to(snapshots) for path in snapshots.glob("**/*.gguf")]
+    except (ImportError, ValueError, OSError, RecursionError):  # two: folders without end
         return []
-    return ["/".join(path.relative_to(snapshots).parts[1:]) for path in snapshots.glob("**/*.gguf")]
+    return ["/".join(path.parts[1:]) for path in found]
 
 
 def cached(settings: Settings) -> list[Path | None]:
@@ -119,13 +120,16 @@ class _Remote:
         """Return whether an earlier process was ended, in either way, while it fetched this."""
         return any(self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"))
 
-    def left(self) -> int:
-        """Return the bytes that are still to come; sweep what the Hub's client left behind."""
+    def sweep(self) -> None:
+        """Remove what the Hub's client left behind."""
         for path in self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"):
             with contextlib.suppress(FileNotFoundError):  # its process is done with it now
                 if path != self.begun and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
                     disk.open_own(self.begun).close()  # for ``to_be_resumed``
                     path.unlink()
+
+    def left(self) -> int:
+        """Return the bytes that are still to come."""
         here = next((one for one in (self.blobs / self.etag, self.begun) if one.is_file()), None)
         return max(0, (self.size or 0) - (here.stat().st_size if here else 0))
 
@@ -204,6 +208,9 @@ def fetch(settings: Settings, sink: Sink) -> Path:
             raise IntegrityError(
                 "MODEL_SHA256_MISMATCH", path=settings.model, digest=one.etag, sha256=pinned
             )
+    with disk.errors(hub_client.cache()):
+        for one in remote:
+            one.sweep()
     _require_room(settings, remote)
     for name, one in zip(names, remote, strict=True):
         done = sum(part.stat().st_size for part in found)
@@ -227,7 +234,8 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
     """Have the Hub's client keep files in a private folder if it cannot use its cache.
 
     That is a cache which cannot be written, or where another user has put a link: the client would
-    write to what it leads to. Or a list of a commit's files, which the client takes paths from.
+    write to what it leads to. Or a list of a commit's files, which the client takes paths from, or
+    a folder in the place of a lock or of a file that is begun.
 
     A link of this user's that leads nowhere is a ``StoreError``.
     """
@@ -242,6 +250,7 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
     ways = {one for end in ends for one in (end, *end.parents) if one.is_relative_to(cache)}
     links = [one for one in ways if one.is_symlink()]
     lists = [folder / "trees", *(folder / "trees").glob("*")]
+    lists += [one for one in ends if one.suffix in {".lock", ".incomplete"} and one.is_dir()]
     looked_at = [*links, *filter(os.path.lexists, lists)]
     foreign = [one for one in looked_at if one.lstat().st_uid not in {0, os.geteuid()}]
     may_write = cache.is_absolute() and os.access(place, os.W_OK | os.X_OK)

@@ -36,6 +36,7 @@ from tests.rigs.waiting import until
 
 FOLDER = "models--me--model"
 AT_HAND = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
+ASK = "from llama_loader import hub, settings; print(hub.size(settings.load()))"
 TELL = (
     "from llama_loader import model, settings; s = settings.load();"
     "print(model.get(s, sink=lambda e: print(getattr(e, 'code', '-'))))"
@@ -246,6 +247,8 @@ def test_killed_download_is_resumed_by_the_next_process(
     begun = blobs / f"{etag}.llama-loader.incomplete"
     with serving(hub):
         argv, environ = [sys.executable, "-c", PRINT_PATH], environment(hub, tmp_path)
+        from_hub(hub, tmp_path, ASK)
+        assert left.exists()  # a question removes nothing
         with subprocess.Popen(argv, env=environ) as process:
             until(lambda: begun.exists() and begun.stat().st_size == 400_000, "the first bytes")
             process.kill()
@@ -451,6 +454,7 @@ def test_begun_download_that_is_no_file_of_this_user_alone_is_not_gone_on_with(
         *(f"{FOLDER}/{one}" for one in ("refs", "snapshots", "blobs", f"snapshots/{COMMIT}/sub")),
         *(f"{FOLDER}/{one}" for one in ("trees", f"trees/{COMMIT}.json", "blobs/1.incomplete")),
         f".locks/{FOLDER}/1.lock",  # filelock before 3.20.1 empties what it leads to
+        *(f".locks/{FOLDER}/1.lock/", f"{FOLDER}/blobs/1.incomplete/"),  # no links, but folders
     ],
 )
 def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, place: str) -> None:
@@ -460,7 +464,10 @@ def test_cache_into_which_another_user_put_a_link_is_left_alone(tmp_path: Path, 
     (mine / "main").write_text("a branch")
     link = tmp_path / "hf" / "hub" / place
     link.parent.mkdir(parents=True)
-    link.symlink_to(mine.parent if place == FOLDER else mine)
+    if place.endswith("/"):
+        link.mkdir()
+    else:
+        link.symlink_to(mine.parent if place == FOLDER else mine)
     os.chown(link, 4321, 4321, follow_symlinks=False)
     with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
         environ = environment(hub, tmp_path, GGUF_FILENAME="sub/m.gguf")
@@ -677,6 +684,20 @@ def test_file_of_a_quantisation_is_found_again_without_the_hub(tmp_path: Path) -
     assert path_from_hub(hub, tmp_path, **named) == path  # nobody answers any more
     assert path_from_hub(hub, tmp_path, **named, OFFLINE="1") == path
     assert from_hub(hub, tmp_path, AT_HAND, **named, OFFLINE="1") == str(path)
+
+
+def test_folders_deeper_than_any_path_in_the_cache_break_no_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user of a shared cache can make them."""
+    (snapshots := tmp_path / "hub" / FOLDER / "snapshots").mkdir(parents=True)
+    monkeypatch.chdir(snapshots)
+    for _ in range(20):
+        Path("a" * 250).mkdir()
+        os.chdir("a" * 250)
+    wanted = asking("http://127.0.0.1:9", gguf_repo_id="me/model:Q8_0", gguf_filename=None)
+    with refusals.refused("HUB_UNREACHABLE"):
+        model.named(wanted)
 
 
 @pytest.mark.parametrize(
