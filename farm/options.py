@@ -179,7 +179,7 @@ class Deploy:
 
     Attributes:
         to: the Space: OWNER/NAME
-        model: 4b, 12b or 27b of TranslateGemma, OWNER/REPO:FILE, or bucket:OWNER/NAME:FILE
+        model: 4b, 12b, 27b (TranslateGemma), OWNER/REPO:FILE (or :Q4_K_M), bucket:OWNER/NAME:FILE
         mount: mount the model's repository in the Space, instead of a copy in its image
         variable: NAME=VALUE, a variable of the Space; again for more. Secrets are refused
         hardware: the Space's hardware; without it zero-a10g (ZeroGPU) for a new Space

@@ -108,7 +108,7 @@ def make(wish: Wish, report: BuildReport) -> None:
             raise
         report.say(f"note[{error.code}]: without --dry-run it ends here: {error.message}")
     report.say(f"looking at Space {wish.to}, its model and hardware")
-    deploy_space.require_model(wish.model)
+    wish = replace(wish, model=deploy_space.found_model(wish.model))
     deploy_space.compare(looked_at, adopt=wish.adopt)
     variables, pin = _chosen(wish, host, report)
     planned = _planned(wish, host, pin, variables)

@@ -268,7 +268,7 @@ def deploy_space(_: object, space: Deploy) -> None:
     wanted = deploying.hardware(space.hardware)
     deployment = deploying.plan(space)
     warnings = deployment.unknown()
-    deploying.require_model(space.model)
+    deployment = deploying.plan(replace(space, model=deploying.found_model(space.model)))
     changes = deploying.compare(deployment, adopt=space.adopt)
     show.deployment(changes, wanted, warnings)
     if not space.dry_run:

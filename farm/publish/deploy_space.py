@@ -23,6 +23,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from farm import PROJECT_ROOT, loader
 from farm.errors import PublishError, UsageError
 from farm.publish import hub, places
+from llama_loader import gguf_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -211,8 +212,10 @@ class Changes:
     unset: tuple[str, ...] = ()
 
 
-def require_model(text: str | None) -> None:
+def found_model(text: str | None) -> str | None:
     """Ask the Hub for the file that ``--model`` names; a bucket, or none, is not asked for.
+
+    ``OWNER/REPO:Q4_K_M`` is returned with the name of the file that the loader would choose.
 
     Raises:
         UsageError: ``MODEL_INVALID``: the Hub has no such file, or shows it to others only.
@@ -220,11 +223,17 @@ def require_model(text: str | None) -> None:
     """
     chosen = _Model.parse(text, mount=False) if text else None
     if chosen is None or chosen.mounted:
-        return
+        return text
     hint = "check the model's name; a private or gated one needs a token that may read it"
     with hub.hub_errors(f"--model {text}", hint):
-        if not hub.api().file_exists(chosen.repo, chosen.file):
-            raise UsageError("MODEL_INVALID/hub", text=text, file=chosen.file, repo=chosen.repo)
+        if chosen.file.endswith(".gguf"):
+            found = [chosen.file] if hub.api().file_exists(chosen.repo, chosen.file) else []
+        else:
+            there = hub.tree(hub.api(), chosen.repo, "main")
+            found = gguf_header.of_quantisation(there, chosen.file)
+    if not found:
+        raise UsageError("MODEL_INVALID/hub", text=text, file=chosen.file, repo=chosen.repo)
+    return f"{chosen.repo}:{found[0]}"
 
 
 def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:

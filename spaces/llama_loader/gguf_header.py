@@ -6,7 +6,7 @@ Only integers and two texts are kept; everything else is skipped, in bounded tim
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -137,6 +137,17 @@ def parts(name: str) -> Iterator[str]:
         return
     for number in range(1, int(split["count"]) + 1):
         yield f"{name[: split.start()]}-{number:05d}-of-{split['count']}.gguf"
+
+
+def of_quantisation(names: Iterable[str], wanted: str) -> list[str]:
+    """Return the files that ``OWNER/REPO:QUANTISATION`` may mean, the one that it means first."""
+    pattern = re.compile(rf"(?:^|[-._/]){re.escape(wanted)}(?=[-./]).*\.gguf\Z", re.IGNORECASE)
+    fitting = (
+        name
+        for name in names
+        if pattern.search(name) and "mmproj" not in name.lower() and part(name)[0] == 1
+    )
+    return sorted(fitting, key=lambda name: (len(name), name))
 
 
 def files(path: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 ``model_file`` refuses what cannot be served. What asks the Hub raises the errors of ``hub``.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +21,12 @@ def named(settings: Settings, *, ask: bool = True) -> Settings:
     if not wanted or settings.gguf_path is not None:
         return settings
     settings = replace(settings, gguf_repo_id=repo, gguf_filename=f"*{wanted}*.gguf")
-    pattern = re.compile(rf"(?:^|[-._/]){re.escape(wanted)}(?=[-./])", re.IGNORECASE)
     there = hub.files_in_cache(settings)
-    fitting = _fitting(there, pattern)
+    fitting = gguf_header.of_quantisation(there, wanted)
     if ask and not settings.offline:
         try:
             there = hub.files(settings)
-            fitting = _fitting(there, pattern)
+            fitting = gguf_header.of_quantisation(there, wanted)
         except NetworkError:  # then what is here already counts, as for a file by its name
             if not fitting:
                 raise
@@ -37,15 +35,7 @@ def named(settings: Settings, *, ask: bool = True) -> Settings:
     if not fitting:
         shown = ", ".join(there[:20]) or "none"
         raise SettingError("FILE_NOT_FOUND/quantisation", repo=repo, wanted=wanted, there=shown)
-    return replace(settings, gguf_filename=min(fitting, key=lambda name: (len(name), name)))
-
-
-def _fitting(names: list[str], pattern: re.Pattern[str]) -> list[str]:
-    return [
-        name
-        for name in names
-        if pattern.search(name) and "mmproj" not in name.lower() and gguf_header.part(name)[0] == 1
-    ]
+    return replace(settings, gguf_filename=fitting[0])
 
 
 def get(settings: Settings, *, sink: Sink = ignore) -> Path:

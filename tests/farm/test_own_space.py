@@ -224,11 +224,15 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
     hub: hub_repository.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
     hub.repositories[SPACE] = hub_repository.Repository(commits=[{"app.py": b"theirs"}])
+    files = {f"{name}.gguf": b"" for name in ("small-Q4_K_M", "mmproj-Q4_K_M", "a-Q4_K_M_L")}
+    hub.repositories["me/small-GGUF"] = hub_repository.Repository(commits=[files])
+    assert deploy_space.found_model("me/small-GGUF:q4_k_m") == "me/small-GGUF:small-Q4_K_M.gguf"
     with refused("SPACE_NOT_OURS", PublishError):
         make(CPU)
     for change, code in (
         ({"model": "70b"}, "MODEL_INVALID"),
         ({"model": "me/nothing:x.gguf"}, "MODEL_INVALID"),
+        ({"model": "me/small-GGUF:Q8_0"}, "MODEL_INVALID"),
         ({"hardware": "cray"}, "HARDWARE_UNKNOWN"),
         ({"variable": ("HF_TOKEN=x",)}, "VARIABLE_IS_SECRET"),
         ({"variable": ("LLAMA_SPACE_N_CTX=abc",)}, "SETTING_INVALID"),
