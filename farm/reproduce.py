@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tarfile
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ from farm.errors import BuildError, EngineError, PackError, SourceError, UsageEr
 from farm.inputs import images, patches, pins, toolkit
 from farm.kept import KeptTree
 from farm.options import BuildRequest, RebuildRequest, require_known
-from farm.pack import ROOT, SHIPPED, Packed, read_inventory
+from farm.pack import ROOT, SHIPPED, Packed, is_elf, read_inventory
 from farm.plan import TARGETS, BuildPlan, Engine, Toolchain
 from farm.publish.gate import opened
 from farm.request import ENGINES, RPC, choose_source, definitions, resolve
@@ -423,7 +425,9 @@ def _unpack(tarball: Path, folder: Path) -> dict[str, _Facts]:
 def _explain(kept: Path, say: Callable[[str], None]) -> None:
     """Let diffoscope write its report on both versions, if it is installed.
 
-    Their author can be another person. So it gets small files, limits, and no variable of ours.
+    Their author can be another person. So it gets limits, no variable of ours, and of the files the
+    small programs and libraries alone: it unpacks an archive to any size, also one that begins as
+    a program does. What it started ends with it.
     """
     program, report = shutil.which(_DIFFOSCOPE), kept.absolute() / "diffoscope.txt"
     if program is None:
@@ -433,27 +437,36 @@ def _explain(kept: Path, say: Callable[[str], None]) -> None:
         )
         return
     for path in filter(Path.is_file, [*kept.rglob("*")]):
-        if path.stat().st_size > _EXPLAINED:
-            aside = kept / "large" / path.relative_to(kept)
+        large = path.stat().st_size > _EXPLAINED
+        if large or not is_elf(path) or tarfile.is_tarfile(path):
+            aside = kept / "unexplained" / path.relative_to(kept)
             aside.parent.mkdir(parents=True, exist_ok=True)
             path.rename(aside)
-            say(f"note[NO_DIFFOSCOPE]: {aside} is larger than what {_DIFFOSCOPE} is given")
+            why = "is too large" if large else "is no program or library"
+            say(f"note[NO_DIFFOSCOPE]: {aside} {why}: {_DIFFOSCOPE} is not given it")
     options = ("--exclude-directory-metadata=recursive", "--text", str(report), *SIDES)
     path_variable = os.environ.get("PATH", os.defpath)
-    try:
-        done = subprocess.run(
+    with (
+        tempfile.TemporaryDirectory(prefix="llama-farm-diffoscope-") as own,
+        subprocess.Popen(
             ["/bin/sh", "-c", _LIMITED, program, *options],
             cwd=kept,
-            env={"PATH": path_variable, "LANG": "C.UTF-8", "TMPDIR": str(kept.absolute())},
-            capture_output=True,
+            env={"PATH": path_variable, "LANG": "C.UTF-8", "TMPDIR": own},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=_DIFFOSCOPE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BuildError("DIFFOSCOPE_SLOW", seconds=_DIFFOSCOPE_SECONDS, log=str(report)) from error
-    if done.returncode not in (0, _DIFFERENT):
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            _, problem = process.communicate(timeout=_DIFFOSCOPE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise BuildError("DIFFOSCOPE_SLOW", seconds=_DIFFOSCOPE_SECONDS) from error
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode not in (0, _DIFFERENT):
+        last = problem.strip().splitlines()[-1:] or ["no message"]
         raise BuildError("DIFFOSCOPE_FAILED", last=last[0])
-    if done.returncode == _DIFFERENT:
+    if process.returncode == _DIFFERENT:
         say(f"diffoscope's report: {report}")

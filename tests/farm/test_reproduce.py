@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.rigs.heard import script
 from tests.rigs.refusals import refused
 
 MEMBERS = [("a", b"alpha", 0o644), ("b", b"beta", 0o644)]
+ELF = b"\x7fELF"
 
 
 @pytest.fixture(autouse=True)
@@ -79,22 +81,43 @@ def test_diffoscope_gets_small_files_limits_and_no_secret_and_fails_with_its_las
 ) -> None:
     seen, said = tmp_path / "seen", list[str]()
     failing = f"""#!/bin/sh
-{{ set; ulimit -v; ulimit -f; echo */runtime/*; }} > {seen}
+{{ set; ulimit -v; ulimit -f; echo */runtime/*; echo $TMPDIR; }} > {seen}
 echo first >&2; echo 'no room' >&2; exit 2
 """
     script(no_diffoscope / "diffoscope", failing)
     monkeypatch.setenv("HF_TOKEN", "s3cret")
-    monkeypatch.setattr(reproduce, "_EXPLAINED", 5)
-    large = ("c", b"larger", 0o644)
-    first = tarball(tmp_path / "one", [*MEMBERS, ("c", b"", 0o644)])
-    second = tarball(tmp_path / "two", [MEMBERS[0], large])
+    monkeypatch.setattr(reproduce, "_EXPLAINED", 2048)
+    head = tarfile.TarInfo(f"{ELF.decode()}{'x' * 60}").tobuf()  # a program to who looks at 4 bytes
+    aside = {"large": ELF * 600, "text": b"other", "tar": head + bytes(1024)}
+    given = [(name, ELF, 0o644) for name in ("d", *aside)]
+    first = tarball(tmp_path / "one", [*MEMBERS, *given])
+    given = [(name, content, 0o644) for name, content in {"d": ELF + b"d", **aside}.items()]
+    second = tarball(tmp_path / "two", [*MEMBERS, *given])
     with refused("DIFFOSCOPE_FAILED", BuildError, match="diffoscope: no room"):
         compare(first, second, tmp_path / "kept", said.append)
-    aside = tmp_path / "kept" / "large" / "second" / "runtime" / "c"
-    assert (said[-1].split()[1], aside.read_bytes()) == (str(aside), b"larger")
+    left = tmp_path / "kept" / "unexplained" / "second" / "runtime"
+    assert {path.name: path.read_bytes() for path in left.iterdir()} == aside
+    assert said[-1].startswith("note[NO_DIFFOSCOPE]: ")
     assert "s3cret" not in seen.read_text()
-    given = "first/runtime/b first/runtime/c"
-    assert seen.read_text().splitlines()[-3:] == ["1048576", "131072", given]
+    names = " ".join(f"first/runtime/{name}" for name in ("d", *sorted(aside)))
+    limits = ["1048576", "131072", f"{names} second/runtime/d"]
+    *_, temporary = seen.read_text().splitlines()
+    assert seen.read_text().splitlines()[-4:] == [*limits, temporary]
+    assert not Path(temporary).is_relative_to(tmp_path / "kept")
+    assert not Path(temporary).exists()
+
+
+def test_what_diffoscope_started_ends_with_it_at_its_deadline(
+    tmp_path: Path, no_diffoscope: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"#!/bin/sh\n/bin/sleep 600 & echo $! > {tmp_path}/child; wait\n"
+    script(no_diffoscope / "diffoscope", text)
+    monkeypatch.setattr(reproduce, "_DIFFOSCOPE_SECONDS", 1)
+    first, second = (tarball(tmp_path / side, [(side, ELF, 0o644)]) for side in ("one", "two"))
+    with refused("DIFFOSCOPE_SLOW", BuildError):
+        compare(first, second, tmp_path / "kept", lambda _: None)
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
 def test_a_damaged_tarball_or_a_fifo_in_its_place_is_one_error(
