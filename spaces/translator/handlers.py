@@ -12,7 +12,7 @@ import gradio as gr
 
 from llama_space.values import Progress
 from translator import advice, documents, panels, texts
-from translator.session import Answer, InLine, Job, translate
+from translator.session import Answer, InLine, Job, Line, translate
 from translator.texts import Refusal
 
 if TYPE_CHECKING:
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
     from llama_loader.settings import Settings
     from llama_space import Engine, Status
-    from translator.session import Line, Update
+    from translator.session import Update
 
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 """Words for a ``Progress``'s stage; for all others ``waiting``."""
+_EXAMINATIONS: Final = 3
+"""At the same time."""
 _KEPT: Final = 100
 """Visitors whose unfinished texts are kept; a program can pretend to be any number of them."""
 
@@ -38,6 +40,7 @@ class Handlers:
         self._retries = retries
         self._settings = settings
         self._line = line
+        self._examined = Line(_EXAMINATIONS, waiting=0)
         self._stops: dict[threading.Event, str] = {}
         self._unfinished: OrderedDict[str, tuple[object, list[str]]] = OrderedDict()
 
@@ -137,10 +140,17 @@ class Handlers:
         self._unfinished.pop(str(request.session_hash), None)
 
     def diagnose(self, request: gr.Request) -> Iterator[list[Any]]:
-        """Run the doctor."""
+        """Run the doctor; a press for which there is no room ends at once.
+
+        Gradio counts all who wait for anything together: they would keep translations out.
+        """
         words = _words(request)
         yield [panels.status("working", words["examining"]), gr.skip(), gr.skip()]
-        report = self._engine.doctor()
+        with self._examined.places() as room:
+            report = None if room is None else self._engine.doctor()
+        if report is None:
+            yield [panels.status("failed", words["full"]), gr.skip(), gr.skip()]
+            return
         known = dict.fromkeys([*advice.of_report(report), *advice.of_status(self._engine.status())])
         advised = panels.advices(tuple(known), words)
         well = panels.status("done", words["all_well"])

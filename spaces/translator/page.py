@@ -273,9 +273,8 @@ class Page:
         run.then(js="(...all) => pages.over(...all)", inputs=shown, outputs=shown, **_HERE)
         # not gradio's own `cancels`: a press right after it is lost, and the page says "Error"
         self.stop.click(react.end, None, [self.stop], queue=False, **quiet)
-        self.examine.click(
-            react.diagnose, None, [self.advice, self.report, self.copy_report], **quiet
-        )
+        report = [self.advice, self.report, self.copy_report]
+        self.examine.click(react.diagnose, None, report, concurrency_limit=_ALL, **quiet)
         self._wire_in_the_browser()
         self._wire_what_is_kept(demo)
         self._wire_files(quiet)

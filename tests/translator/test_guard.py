@@ -450,6 +450,42 @@ def test_line_goes_on_after_more_sessions_than_gradio_keeps() -> None:
     assert "Traceback" not in told.stderr
 
 
+EXAMINED = """
+import requests, threading
+from llama_loader import settings
+from tests.rigs.held_page import Held
+from translator.page import Page
+released = threading.Event()
+class Slow(Held):
+    def doctor(self):
+        released.wait(20)
+        return super().doctor()
+page = Page(Slow(), settings.load(environ={}))
+page.launch(prevent_thread_lock=True, quiet=True)
+gradios = page.demo.local_url + "gradio_api/"
+known = requests.get(page.demo.local_url + "config").json()["dependencies"]
+(examine,) = (one["id"] for one in known if one["api_name"] == "diagnose")
+def press(number):
+    asked = {"data": [], "fn_index": examine, "session_hash": f"s{number}"}
+    return requests.post(f"{gradios}queue/join", json=asked).status_code
+def read(number):
+    return requests.get(f"{gradios}queue/data?session_hash=s{number}").text
+told = [press(number) for number in range(30)]
+told.append("Too many are waiting" in read(29))
+told.append(requests.post(f"{gradios}call/detect", json={"data": ["Hello."]}).status_code)
+released.set()
+print({*told}, "Too many are waiting" in read(0))
+"""
+
+
+def test_visitors_who_wait_for_an_examination_keep_no_text_out() -> None:
+    """Gradio has 20 places for all who wait, whatever they wait for."""
+    path = os.pathsep.join(map(str, (space.PROJECT, space.PROJECT / "spaces")))
+    environment = {**os.environ, "PYTHONPATH": path}
+    told = heard([sys.executable, "-c", EXAMINED], env=environment, check=True)
+    assert told.stdout.splitlines()[-1] == "{200, True} False"
+
+
 def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space) -> None:
     text = "x" * 1_000_000
     asked = {"data": [text], "fn_index": 0, "session_hash": "s"}
