@@ -175,6 +175,7 @@ def read_with_record(
     *,
     name: str | None = None,
     chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
+    most: int = archive.MAX_BYTES,
 ) -> tuple[Artifact, RuntimeRecord]:
     """Read a tarball again, and check that it holds what its record says, unmodified.
 
@@ -187,7 +188,9 @@ def read_with_record(
         PackError: it is damaged, is not ours, or a file in it is not as it was in its wheel.
         InspectError: a library is not what its name and line say.
     """
-    inventory = read_inventory(path, name=name, record_path=_RECORD_PATH, chunking=chunking)
+    inventory = read_inventory(
+        path, name=name, record_path=_RECORD_PATH, chunking=chunking, most=most
+    )
     if not inventory.build_json:
         raise PackError("RECORD_MISSING", name=inventory.name)
     try:

@@ -43,8 +43,9 @@ _SYSTEM: Final = re.compile(
 _ALLOWED: Final = re.compile(rf"(?:{_SYSTEM.pattern}|libgomp\.so\.1)")
 _DRIVER: Final = "libcuda.so.1"
 _TURNED_BY_GGML: Final = re.compile("12[0-9]")
-MOST_BINARIES: Final = 500
-"""What is known of each is kept until all are merged; the largest release has fewer than 60."""
+MOST_BINARIES: Final = 200
+"""What is known of each, up to half a MB, is kept until all are merged. The largest release has
+fewer than 60; llama.cpp's own archives have all of its tools."""
 _CUDA_LIBRARIES: Final = ("libcudart", "libcublas", "libcublasLt")
 
 

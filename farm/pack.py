@@ -53,8 +53,8 @@ BUILD_RECORD: Final = "BUILD.json"
 RECORD_PATH: Final = f"{ROOT}/{BUILD_RECORD}"
 LICENCES: Final = "licenses"
 ELF_MAGIC: Final = b"\x7fELF"
-_IN_MEMORY: Final = 64 << 20
-"""Bytes of one member that are kept in memory; only a plugin with CUDA code is larger."""
+_IN_MEMORY: Final = 8 << 20
+"""Bytes of one member that are kept in memory; larger ones go to a temporary file."""
 _LARGEST: Final = 2 << 30
 """Bytes of one member: what a reader may write to look into it. A linker makes no larger library of
 code that is compiled as usual (x86-64 psABI, "Architectural Constraints")."""
@@ -274,15 +274,17 @@ def read_inventory(
     name: str | None = None,
     record_path: str = RECORD_PATH,
     chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
+    most: int = archive.MAX_BYTES,
 ) -> Inventory:
     """Read a tarball again, streaming it: its digests, its files, what its binaries hold.
 
     ``name`` is what it is called, where that is not ``path``'s name. ``record_path`` is the member
-    that records what it was made of, in the one folder that contains everything.
+    that records what it was made of, in the one folder that contains everything. ``most`` are the
+    bytes that it may have.
 
     Raises:
-        PackError: it cannot be read, is damaged, or holds what no release may (links, other
-            modes, two names that differ in case only).
+        PackError: it cannot be read, is larger or damaged, or holds what no release may (links,
+            other modes, two names that differ in case only).
         InspectError: a binary in it is damaged.
     """
     called = name or path.name
@@ -291,7 +293,7 @@ def read_inventory(
     inspections: list[Inspection] = []
     record = b""
     try:
-        with durable.open_regular(path, most=archive.MAX_BYTES) as raw:
+        with durable.open_regular(path, most=most) as raw:
             digests = archive.hash_file(raw, chunking.archive)
             raw.seek(0)
             root = record_path.partition("/")[0]

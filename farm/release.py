@@ -233,15 +233,14 @@ def verify_artifact(
         PackError: as ``verify``.
         InspectError: its binaries are not what its record says.
     """
-    tarball = folder / listed.name
-    if tarball.is_file() and (size := tarball.stat().st_size) != listed.size:
-        raise _differs(listed, "size", listed.size, size)
-    found = read(tarball, Chunking(listed.chunk_size, max(listed.piece_size, _LEAST_PIECE)))
+    chunking = Chunking(listed.chunk_size, max(listed.piece_size, _LEAST_PIECE))
+    found = read(folder / listed.name, chunking, most=min(listed.size, archive.MAX_BYTES))
     for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
                   "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
         said, there = getattr(listed, field), getattr(found.artifact, field)
         if said != there:
-            raise _differs(listed, field, said, there)
+            differs = f"{said!r:.80} in the manifest, but {there!r:.80} in the tarball"
+            raise _mismatch(f"{listed.name}: {field} is {differs}")
     _check_sbom(folder, listed, found)
     if found.source and found.source != manifest.source:
         source = build_record.shown(found.source)
@@ -274,12 +273,6 @@ def require_whole(manifest: Manifest, url: str) -> None:
             raise UsageError("CHANNEL_NOT_RELEASE", url=url, release=manifest.release, own=own)
         if artifact.sbom and artifact.sbom.url != sbom.name_of(artifact.name):
             raise _mismatch(f"{artifact.name}: its SBOM is not {sbom.name_of(artifact.name)}")
-
-
-def _differs(listed: Artifact, field: str, said: object, found: object) -> PackError:
-    return _mismatch(
-        f"{listed.name}: {field} is {said!r:.80} in the manifest, but {found!r:.80} in the tarball"
-    )
 
 
 def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
@@ -341,17 +334,22 @@ class Found:
     """The CPU variants in it, if it was built with only some of them."""
 
 
-def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - it is frozen
-    """Read a tarball of any kind, with the requested chunk sizes.
+def read(
+    path: Path,
+    chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
+    *,
+    most: int = archive.MAX_BYTES,
+) -> Found:
+    """Read a tarball of any kind and of ``most`` bytes, with the requested chunk sizes.
 
     Raises:
         PackError: it cannot be read, or is not ours.
         InspectError: its binaries are not what its record says.
     """
     if cuda_runtime.is_one(path.name):
-        entry, wheels = cuda_runtime.read_with_record(path, chunking=chunking)
+        entry, wheels = cuda_runtime.read_with_record(path, chunking=chunking, most=most)
         return _described(Found(entry), partial(sbom.of_cuda_runtime, entry, wheels))
-    inventory = read_inventory(path, chunking=chunking)
+    inventory = read_inventory(path, chunking=chunking, most=most)
     if not inventory.build_json:
         raise PackError("BUILD_RECORD_MISSING/ours", name=path.name)
     record = build_record.decode(inventory.build_json, what=path.name)

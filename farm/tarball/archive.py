@@ -39,10 +39,6 @@ BLOCK: Final = 1 << 20
 _INPUT: Final = 1 << 16
 _GZIP_BITS: Final = 16 + zlib.MAX_WBITS
 """Zlib's way to say: one member of gzip, with its checksum."""
-_EXTENDED: Final = (
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE),
-)
 MAX_BYTES: Final = 8 << 30
 """Bytes of all members of an archive that is read; CUDA's libraries unpack to about 2 GB."""
 MAX_FILES: Final = 1_000
@@ -218,9 +214,11 @@ def format_of(name: str) -> str:
 
 
 class _PlainInfo(tarfile.TarInfo):
-    """A header. ``tarfile`` reads an extended one of any size into memory; ours has none.
+    """A header with the bytes that a ``Writer`` gives it.
 
-    ``tarfile`` takes a header that is damaged or missing for the end, which is two blocks of zeros.
+    ``tarfile`` reads an extended one of any size into memory, and names and numbers that other
+    readers understand otherwise. It takes a header that is damaged or missing for the end, which is
+    two blocks of zeros.
     """
 
     @classmethod
@@ -228,19 +226,18 @@ class _PlainInfo(tarfile.TarInfo):
         """Read 512 bytes."""
         try:
             found = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
+            written = found.tobuf(tarfile.USTAR_FORMAT, encoding, errors)
+            if found.type == tarfile.REGTYPE and written == buf:
+                return found
+        except (tarfile.HeaderError, ValueError) as error:
             if buf == bytes(tarfile.BLOCKSIZE):  # the end
                 raise
             raise tarfile.ReadError(str(error)) from error
-        if found.type in _EXTENDED:
-            raise tarfile.ReadError("it has an extended header")
-        return found
+        raise tarfile.ReadError("a header in it is not a plain file's, as releases have it")
 
 
 def _unsound(info: tarfile.TarInfo, root: str) -> str:
     top, *inside = info.name.split("/")
-    if not info.isreg():
-        return "is not a regular file"
     if not info.name.isprintable():
         return "has a name that is not printable"
     if top != root or not inside or {"", ".", ".."} & set(inside):

@@ -31,7 +31,8 @@ LAYOUT: Final = Layout(
     cuda=PurePosixPath("/cuda"),
 )
 """The folders in a record's command lines, without the compiler cache, which decides no byte."""
-LARGEST: Final = 8 << 20
+LARGEST: Final = 1 << 20
+"""Bytes. A real record has 9 kB; lists of many short words take far more memory than their text."""
 _MOST: Final = 1_000
 """Parts, inputs and programs each; the largest record seen has fewer than a hundred."""
 

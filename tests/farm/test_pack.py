@@ -9,7 +9,6 @@ import resource
 import shutil
 import struct
 import subprocess
-import sys
 import tarfile
 import tempfile
 import tracemalloc
@@ -372,9 +371,6 @@ def tarball(path: Path, *members: tuple[str, dict[str, object], bytes]) -> Path:
 @pytest.mark.parametrize(
     ("problem", "members"),
     [
-        ("is not a regular file", [("runtime/x", {"type": tarfile.SYMTYPE, "linkname": "y"}, b"")]),
-        ("is not a regular file", [("runtime/x", {"type": tarfile.LNKTYPE, "linkname": "y"}, b"")]),
-        ("is not a regular file", [("runtime/x", {"type": tarfile.FIFOTYPE}, b"")]),
         ("is not a file below runtime/", [("x", {}, b"")]),
         ("is not a file below runtime/", [("runtime/../x", {}, b"")]),
         ("is not a file below runtime/", [("/runtime/x", {}, b"")]),
@@ -385,7 +381,7 @@ def tarball(path: Path, *members: tuple[str, dict[str, object], bytes]) -> Path:
         ("stands in it twice", [("runtime/x", {}, b""), ("runtime/X", {}, b"")]),
         ("not printable", [("runtime/x\nok  all is verified\x1b[8m", {"mode": 0o755}, b"x")]),
         ("not printable", [("runtime/x\x9b8m", {"mode": 0o755}, b"x")]),
-        ("BUILD.json has", [("runtime/BUILD.json", {}, bytes((8 << 20) + 1))]),
+        ("BUILD.json has", [("runtime/BUILD.json", {}, bytes((1 << 20) + 1))]),
     ],
 )
 def test_unsound_tarball(
@@ -397,7 +393,32 @@ def test_unsound_tarball(
     assert message.isprintable()
 
 
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize(
+    ("at", "field"),
+    [
+        *((257, b"ustar  \0"), (257, bytes(8)), (156, b"\0")),
+        *((124, b"0o000000001"), (124, b"+0000000001")),
+    ],
+)
+def test_header_that_other_readers_read_otherwise_is_refused(
+    tmp_path: Path, at: int, field: bytes
+) -> None:
+    """A magic that is not ustar's, so that a prefix is none, numbers as Python writes them."""
+    path = tarball(tmp_path / "x.tar.gz", ("runtime/x", {}, b"x"))
+    plain = bytearray(gzip.decompress(path.read_bytes()))
+    plain[at : at + len(field)] = field
+    plain[148:156] = b"%06o\0 " % sum(plain[:148] + b" " * 8 + plain[156:512])
+    path.write_bytes(gzip.compress(plain))
+    refused(PackError, "ARCHIVE_DAMAGED", lambda: pack.read_inventory(path))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME),
+        *(tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE),
+    ],
+)
 def test_extended_header_is_not_read_into_memory(tmp_path: Path, kind: bytes) -> None:
     path = tarball(tmp_path / "x.tar.gz", ("runtime/x", {"type": kind}, bytes(64 << 20)))
     tracemalloc.start()
@@ -414,9 +435,8 @@ def test_tarball_of_more_bytes_than_a_release_has(
     path = tarball(tmp_path / "x.tar.gz", *entries)
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
     monkeypatch.setattr(archive, "MAX_BYTES", 8 << 30)
-    monkeypatch.setattr(elf, "MOST_BINARIES", 2)
-    program = Path(sys.executable).resolve().read_bytes()
-    path = tarball(path, *((f"runtime/{name}", {}, program) for name in "abc"))
+    content = library(tmp_path, "a.so").read_bytes()
+    path = tarball(path, *((f"runtime/{number}", {}, content) for number in range(201)))
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
     os.truncate(path, 1 << 40)  # which takes hours to hash
     refused(PackError, "TARBALL_UNREADABLE", lambda: pack.read_inventory(path))
