@@ -31,7 +31,7 @@ SMALL: Final = 8 << 20
 """Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""
 MOST_BYTES: Final = 2 << 30
 MOST_FILES: Final = 50_000
-"""Of a source; the largest archive seen unpacks to 300 MB in 5,000 files."""
+"""Of a source, folders included; the largest archive seen unpacks to 300 MB in 5,000 files."""
 MOST_NAMES: Final = 32
 """Of a path in a tree; llama.cpp's longest has 9. ``shutil`` and the like call themselves for each
 folder, and Python ends at 1,000 calls."""
@@ -380,29 +380,32 @@ def files(
         UsageError: ``SOURCE_UNREADABLE``: there is more than a source has.
     """
     left = most
-    for number, path in enumerate(_below(folder, MOST_NAMES, without)):
+    for path in _below(folder, without):
         if left is not None:
             left -= path.lstat().st_size
-        if number >= MOST_FILES or (left is not None and left < 0):
-            bounds = f"{(most or 0) >> 20} MiB or {MOST_FILES} files"
-            raise _beyond(path, f"beyond {bounds}")
+            if left < 0:
+                raise beyond(path, f"beyond {(most or 0) >> 20} MiB")
         yield path
 
 
-def _below(folder: Path, names: int, without: frozenset[Path]) -> Iterator[Path]:
-    with os.scandir(folder) as found:  # a folder's names may fill the memory
-        paths = (folder / one.name for one in found if one.name != ".git")
-        chosen = sorted(islice((one for one in paths if one not in without), MOST_FILES + 1))
-    if len(chosen) > MOST_FILES:
-        raise _beyond(folder, f"more than {MOST_FILES} files")
-    for path in chosen:
-        if names == 0:
-            raise _beyond(folder, f"more than {MOST_NAMES} folders in one another")
-        if path.is_dir() and not path.is_symlink():
-            yield from _below(path, names - 1, without)
-        else:
+def _below(folder: Path, without: frozenset[Path]) -> Iterator[Path]:
+    waiting, left = [folder], MOST_FILES  # of all names: those of a folder may fill the memory
+    while waiting:
+        path = waiting.pop()
+        if path != folder and (path.is_symlink() or not path.is_dir()):
             yield path
+            continue
+        with os.scandir(path) as found:
+            paths = (path / one.name for one in found if one.name != ".git")
+            chosen = sorted(islice((one for one in paths if one not in without), left + 1))
+        left -= len(chosen)
+        if left < 0:
+            raise beyond(path, f"beyond {MOST_FILES} files and folders")
+        if chosen and len(path.relative_to(folder).parts) == MOST_NAMES:
+            raise beyond(path, f"more than {MOST_NAMES} folders in one another")
+        waiting += reversed(chosen)
 
 
-def _beyond(path: Path, why: str) -> UsageError:
+def beyond(path: Path, why: str) -> UsageError:
+    """Return the error of a source that has more than any has: ``SOURCE_UNREADABLE``."""
     return UsageError("SOURCE_UNREADABLE", shown=_encodable(str(path)), why=why)

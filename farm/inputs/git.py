@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from farm import durable
 from farm.errors import SourceError
-from farm.inputs.packages import DEADLINE
+from farm.inputs.packages import ANSWER, DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,10 +116,13 @@ def ignored(tree: Path) -> Iterator[Path]:
 
     Raises:
         SourceError: as ``foreign`` and ``call``.
+        UsageError: ``SOURCE_UNREADABLE``: there is more than a source has.
     """
     asked = ("ls-files", "--others", "--ignored", "--exclude-per-directory=.gitignore")
     with foreign(tree) as at:
         told = call(*asked, "--directory", "-z", at=at)
+    if told.count("\0") > durable.MOST_FILES:
+        raise durable.beyond(tree, f"git ignores more than {durable.MOST_FILES} files there")
     yield from (tree / name for name in told.split("\0") if name)
 
 
@@ -137,11 +140,13 @@ def call(*argv: str, at: tuple[str, ...] = ()) -> str:
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise SourceError("GIT_FAILED", verb=argv[0], why=last[0])
-    return done.stdout.strip()
+    return done.stdout.rstrip("\n")
 
 
 def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     """Run git with a deadline and bounds: without hooks or monitors, offline but for four verbs.
+
+    These have an hour, the others five minutes.
 
     Raises:
         SourceError: ``GIT_FAILED``: it was not done in time, or printed too much;
@@ -157,7 +162,8 @@ def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     }
     limits = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": str(_SILENCE)}
     limits["GIT_TERMINAL_PROMPT"] = "0"  # a server would ask for a password, and wait
-    allowed = os.environ.get("GIT_ALLOW_PROTOCOL", _PROTOCOLS) if argv[0] in _ONLINE else ""
+    online = argv[0] in _ONLINE
+    allowed = os.environ.get("GIT_ALLOW_PROTOCOL", _PROTOCOLS) if online else ""
     try:
         with subprocess.Popen(
             ["sh", "-c", _LIMITED, program, *options, *argv],
@@ -167,7 +173,7 @@ def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
             env={**inherited, **limits, "GIT_ALLOW_PROTOCOL": allowed},
         ) as process:
             try:
-                told, problem = _heard(process)
+                told, problem = _heard(process, DEADLINE if online else ANSWER)
             except OSError:
                 process.terminate()  # git then ends the programs that it started
                 raise
@@ -176,13 +182,13 @@ def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(argv, process.returncode, told, problem)
 
 
-def _heard(process: subprocess.Popen[bytes]) -> list[str]:
+def _heard(process: subprocess.Popen[bytes], seconds: float) -> list[str]:
     """Return what a program prints to its two pipes until it closes both.
 
     Raises:
         OSError: it is too much, or takes too long.
     """
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + seconds
     pipes = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe]
     told = {pipe: bytearray() for pipe in pipes}
     with DefaultSelector() as open_pipes:
@@ -192,7 +198,7 @@ def _heard(process: subprocess.Popen[bytes]) -> list[str]:
             left = end - time.monotonic()
             ready = open_pipes.select(left) if left > 0 else []
             if not ready:
-                raise TimeoutError(f"not done within {DEADLINE:g} s")
+                raise TimeoutError(f"not done within {seconds:g} s")
             for key, _ in ready:
                 piece = os.read(key.fd, 1 << 16)
                 told[key.fd] += piece

@@ -235,10 +235,12 @@ def test_a_folder_with_history_brings_it(upstream: Path) -> None:
     assert source.from_folder(upstream).short_commit.endswith("-dirty")
 
 
-def test_what_git_ignores_is_no_part_of_a_source(upstream: Path) -> None:
-    (upstream / ".gitignore").write_text("*.gguf\n/built/\n", "utf-8")
+def test_what_git_ignores_is_no_part_of_a_source(
+    upstream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (upstream / ".gitignore").write_text("*.gguf\n/built/\n/ first/\n", "utf-8")
     before = source.from_folder(upstream)
-    for name in ("models/big.gguf", "built/NUMBER"):
+    for name in (" first/NUMBER", "models/big.gguf", "built/NUMBER"):
         (upstream / name).parent.mkdir()
         (upstream / name).touch()
         os.truncate(upstream / name, 8 << 40)
@@ -246,7 +248,12 @@ def test_what_git_ignores_is_no_part_of_a_source(upstream: Path) -> None:
     assert found.digest == before.digest
     with found.private() as own:
         assert set(own.files()) == {own.tree / one.relative_to(upstream) for one in found.files()}
-        assert not {"models", "built"} & {path.name for path in own.tree.iterdir()}
+        assert not {" first", "models", "built"} & {path.name for path in own.tree.iterdir()}
+    for number in range(50):
+        (upstream / f"{number}.gguf").touch()
+    monkeypatch.setattr(durable, "MOST_FILES", 49)
+    with refused("SOURCE_UNREADABLE", UsageError, "git ignores more than 49 files"):
+        source.from_folder(upstream)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +365,7 @@ def test_a_layout_that_is_too_old_is_refused_with_that_reason(
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["pipe", "socket", "name", "huge", "deep", "flat"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "name", "huge", "deep", "flat", "nested"])
 def test_what_no_source_has_is_refused_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -373,10 +380,11 @@ def test_what_no_source_has_is_refused_by_its_path(
         elif kind == "huge":
             place.touch()
             os.truncate(place, 8 << 40)  # nothing on the disk
-        elif kind == "flat":
+        elif kind in ("flat", "nested"):
             monkeypatch.setattr(durable, "MOST_FILES", 100)
-            for number in range(101):
-                (place / f"{number}").mkdir(parents=True)
+            for number in range(102):
+                below = ("", "0")[number % 2 if kind == "nested" else 0]
+                (place / below / f"{number}").mkdir(parents=True)
         elif kind == "deep":
             heard(["mkdir", "-p", place.parent / ("d/" * 1100)], check=True)
             (place.parent / ("d/" * 1100) / "file").touch()
@@ -384,13 +392,14 @@ def test_what_no_source_has_is_refused_by_its_path(
             place.write_text("")
         with refused("SOURCE_UNREADABLE", UsageError, status=2) as caught:
             source.from_folder(tree)
-        if kind in ("huge", "deep", "flat"):  # since it was chosen
+        if kind in ("huge", "deep", "flat", "nested"):  # since it was chosen
             with refused("SOURCE_UNREADABLE", UsageError), found.private():
                 pass
             durable.remove(tree)
         else:
             folder_digest(tree)  # neither waits nor fails
-    shown = f"{tree}/tools/" + {"name": r"n\udcff", "deep": "d/" * 30 + "d"}.get(kind, kind)
+    named = {"name": r"n\udcff", "deep": "d/" * 30 + "d", "nested": "nested/0"}
+    shown = f"{tree}/tools/" + named.get(kind, kind)
     assert caught.value.message.startswith(f"{shown}: ")
 
 
@@ -594,6 +603,13 @@ def test_server_that_is_silent_is_not_awaited(monkeypatch: pytest.MonkeyPatch, l
         monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "http")
         with refused("GIT_FAILED", SourceError, "git ls-remote failed: "):
             source.upstream_builds()
+
+
+@pytest.mark.timeout(20)
+def test_git_that_asks_no_server_is_awaited_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(git_program, "ANSWER", 0.5)
+    with refused("GIT_FAILED", SourceError, "not done within 0.5 s"):
+        git_program.run("-c", "alias.x=!exec sleep 60", "x", at=())
 
 
 @pytest.mark.usefixtures("upstream")
