@@ -373,7 +373,7 @@ class GitHub(Destination):
 
         Drafts are only found by listing, and there may be several of one tag.
         """
-        found = [one for one in self._api.pages("/releases", Release) if one.tag_name == tag]
+        found = (one for one in self._api.pages("/releases", Release) if one.tag_name == tag)
         return min(found, key=lambda one: (one.draft, one.id), default=None)
 
     def _create(self, tag: str, *, draft: bool) -> Release:

@@ -29,8 +29,9 @@ MOST_PAGES: Final = 1000
 """Pages of a list that a server may send; GitHub's have 100 entries, the Hub's 1,000."""
 MOST_ENTRIES: Final = 100_000
 """Of a list, on all its pages."""
-MOST_LISTED: Final = 128 << 20
-"""Bytes of a list's pages together; GitHub describes a release of 25 files in 40 kB."""
+MOST_LISTED: Final = 32 << 20
+"""Bytes of a list's pages together, which may take four times as much in memory: letters beyond
+the BMP. GitHub describes a release of 25 files in 40 kB, so 800 of them."""
 SIGNATURE: Final = f"{MANIFEST}.minisig"
 _SERIAL: Final = re.compile(r"([1-9][0-9]{0,15})\.json", re.ASCII)
 _TOKEN: Final = re.compile(r"[!-~]+")

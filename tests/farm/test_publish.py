@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -418,6 +419,29 @@ def test_list_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
             with refused("PLACE_UNUSABLE", PublishError, "does not end"):
                 places.parse(place).releases()
     assert len(asked) == 6
+
+
+def test_releases_of_one_tag_without_end_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "token")
+    asset = {"id": 300, "name": "", "state": "", "size": 300}
+    listed = [
+        {"id": 1, "tag_name": "a", "draft": False, "upload_url": "", "assets": [asset] * 20_000}
+    ]
+    content = json.dumps(listed).encode()
+    asked: list[str] = []
+
+    def again(request: Request) -> Answer:
+        asked.append(request.path)
+        return Answer(200, content, {"Link": f'<{url}/next>; rel="next"'})
+
+    with http_served.serving(again) as url:
+        monkeypatch.setenv("GITHUB_API_URL", url)
+        tracemalloc.start()
+        with refused("PLACE_UNUSABLE", PublishError, "does not end"):
+            places.parse("github:a/b").present("a")
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+    assert len(asked) == (32 << 20) // len(content) + 1
 
 
 @pytest.mark.parametrize(("bound", "most"), [("MOST_ENTRIES", 8), ("MOST_LISTED", 900)])
