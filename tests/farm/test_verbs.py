@@ -68,7 +68,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("promote ../x --channel stable --to x", "NAME_INVALID", "release"),
         ("pin-space", "OPTIONS_INVALID", "`invoke pin-space --help`"),
         *(
-            (f"pin-space {wrong}", "OPTIONS_INVALID", f"{named} does not go with {chosen}")
+            (f"pin-space {wrong}", "OPTIONS_INVALID", f"{chosen} does not go with {named}")
             for wrong, named, chosen in (
                 ("--manifest x --public-key RW", "--public-key", "--manifest"),
                 ("--manifest x --to .", "--to", "--manifest"),
