@@ -6,18 +6,20 @@ its place, every file synced, and appears with one rename.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from farm import durable, run_lock
 from farm.errors import PublishError, UsageError
-from farm.publish import publishing
+from farm.publish import places, publishing
 from farm.publish.places import SIGNATURE, Destination, Signed
 from farm.publish.publishing import Known, Plan
 from farm.release import MANIFEST
@@ -61,7 +63,7 @@ class Directory(Destination):
         visible = place.is_dir()
         place = place if visible else self._root / _gathered(release)
         with _disk(place):
-            found = sorted(place.iterdir()) if place.is_dir() else []
+            found = sorted(map(place.joinpath, _names(place))) if place.is_dir() else []
             return {
                 path.name: Known(size, partial(hashed, path, size), visible)
                 for path in found
@@ -107,17 +109,18 @@ class Directory(Destination):
 
     def names(self, folder: str) -> tuple[str, ...]:
         """List the files in a folder."""
-        with _disk(self._root / folder):
-            return tuple(path.name for path in (self._root / folder).glob("*"))
+        place = self._root / folder
+        with _disk(place), suppress(PermissionError):
+            return tuple(_names(place)) if place.is_dir() else ()
+        return ()
 
     def folders(self) -> tuple[str, ...]:
         """Return the folders with a manifest; times of files are lost on the way to a mirror."""
-        with _disk(self._root):
-            below = (self._root.glob(f"{place}*/*.json") for place in ("", self.channel_folder))
-            found = [path.relative_to(self._root) for paths in below for path in paths]
-        shown = {str(path.parent) for path in found if self.shows(str(path.parent), path.name)}
-        visible = (one for one in shown if not Path(one).name.startswith("."))  # others: gathered
-        return publishing.in_order(visible)
+        below = ((place, name) for place in ("", self.channel_folder) for name in self.names(place))
+        visible = (f"{place}{name}" for place, name in below if not name.startswith("."))
+        return publishing.in_order(  # a hidden one is gathered
+            one for one in visible if any(self.shows(one, name) for name in self.names(one))
+        )
 
     def download_url(self, folder: str, name: str) -> str:
         """Return a ``file://`` URL; served over HTTP the path is the same."""
@@ -169,6 +172,14 @@ class Directory(Destination):
 def _gathered(release: str) -> str:
     """Return the name under which a release is gathered."""
     return f".{release}.publishing"
+
+
+def _names(folder: Path) -> list[str]:
+    with os.scandir(folder) as found:
+        names = [one.name for one in islice(found, places.MOST_ENTRIES + 1)]
+    if len(names) > places.MOST_ENTRIES:
+        raise OSError(errno.EFBIG, f"more than {places.MOST_ENTRIES} files", str(folder))
+    return names
 
 
 @contextmanager

@@ -462,6 +462,20 @@ def test_list_of_more_than_any_place_has_is_not_kept(
             places.parse(place).releases()
 
 
+def test_folder_of_more_than_any_place_has_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in map(str, range(9)):
+        (tmp_path / name).mkdir()
+    (tmp_path / "0" / "manifest.json").touch()
+    assert places.parse(str(tmp_path)).releases() == ("0",)
+    monkeypatch.setattr(places, "MOST_ENTRIES", 8)
+    with refused("DESTINATION_NOT_WRITABLE", PublishError, "more than 8 files"):
+        places.parse(str(tmp_path)).releases()
+    with refused("DESTINATION_NOT_WRITABLE", PublishError, "more than 8 files"):
+        places.parse(str(tmp_path.parent)).present(tmp_path.name)
+
+
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:
     first, second = (publishing.prepare(released, place.open()) for _ in range(2))
     assert first.new == second.new
