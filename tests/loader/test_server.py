@@ -446,17 +446,17 @@ class Interrupt:
 
 def interrupted(runtime: Path, number: int) -> int:
     """Start a server with an interrupt at the nth line; returns how many lines there were."""
-    server, interrupt = Server(plan(runtime)), Interrupt(number)
+    server, interrupt, before = Server(plan(runtime)), Interrupt(number), sys.gettrace()
     sys.settrace(interrupt)
     try:
         server.start()
     except KeyboardInterrupt:
         pass
     else:
-        sys.settrace(None)
+        sys.settrace(before)
         server.stop()
     finally:
-        sys.settrace(None)
+        sys.settrace(before)  # coverage's
     assert server.pid is None
     return len(interrupt.seen)
 
