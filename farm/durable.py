@@ -379,27 +379,20 @@ def files(
     Raises:
         UsageError: ``SOURCE_UNREADABLE``: there is more than a source has.
     """
-    left = most
-    for path in _below(folder, without):
-        if left is not None:
-            left -= path.lstat().st_size
-            if left < 0:
-                raise beyond(path, f"beyond {(most or 0) >> 20} MiB")
-        yield path
-
-
-def _below(folder: Path, without: frozenset[Path]) -> Iterator[Path]:
-    waiting, left = [folder], MOST_FILES  # of all names: those of a folder may fill the memory
+    waiting, names, left = [folder], MOST_FILES, most
     while waiting:
         path = waiting.pop()
         if path != folder and (path.is_symlink() or not path.is_dir()):
+            left = None if left is None else left - path.lstat().st_size
+            if left is not None and left < 0:
+                raise beyond(path, f"beyond {(most or 0) >> 20} MiB")
             yield path
             continue
-        with os.scandir(path) as found:
+        with os.scandir(path) as found:  # a folder's names may fill the memory
             paths = (path / one.name for one in found if one.name != ".git")
-            chosen = sorted(islice((one for one in paths if one not in without), left + 1))
-        left -= len(chosen)
-        if left < 0:
+            chosen = sorted(islice((one for one in paths if one not in without), names + 1))
+        names -= len(chosen)
+        if names < 0:
             raise beyond(path, f"beyond {MOST_FILES} files and folders")
         if chosen and len(path.relative_to(folder).parts) == MOST_NAMES:
             raise beyond(path, f"more than {MOST_NAMES} folders in one another")

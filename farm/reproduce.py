@@ -437,13 +437,11 @@ def _explain(kept: Path, say: Callable[[str], None]) -> None:
         )
         return
     for path in filter(Path.is_file, [*kept.rglob("*")]):
-        large = path.stat().st_size > _EXPLAINED
-        if large or not is_elf(path) or tarfile.is_tarfile(path):
+        if path.stat().st_size > _EXPLAINED or not is_elf(path) or tarfile.is_tarfile(path):
             aside = kept / "unexplained" / path.relative_to(kept)
             aside.parent.mkdir(parents=True, exist_ok=True)
             path.rename(aside)
-            why = "is too large" if large else "is no program or library"
-            say(f"note[NO_DIFFOSCOPE]: {aside} {why}: {_DIFFOSCOPE} is not given it")
+            say(f"note[NO_DIFFOSCOPE]: {aside} is no program of at most {_EXPLAINED >> 20} MiB")
     options = ("--exclude-directory-metadata=recursive", "--text", str(report), *SIDES)
     path_variable = os.environ.get("PATH", os.defpath)
     with (
