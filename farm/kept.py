@@ -176,11 +176,6 @@ class _Record(msgspec.Struct, frozen=True):
     tree: str | None = None
     before: tuple[str, ...] = ()
 
-    @property
-    def known(self) -> tuple[str, ...]:
-        """What the file may have: a run may have been killed before it replaced another one."""
-        return (self.sha256, *self.before)
-
 
 @contextmanager
 def recorded(
@@ -261,8 +256,12 @@ def _places(tarball: Path, state: Path) -> dict[Path, str]:
 
 
 def _known(tarball: Path, state: Path) -> tuple[str, ...]:
-    """Return each sha256 that a tarball may have; none if this checkout did not pack it."""
-    return tuple(dict.fromkeys(digest for one in _read(tarball, state) for digest in one.known))
+    """Return each sha256 that a tarball may have; none if this checkout did not pack it.
+
+    A run may have been killed before it replaced another one.
+    """
+    found = ((one.sha256, *one.before) for one in _read(tarball, state))
+    return tuple(dict.fromkeys(digest for known in found for digest in known))
 
 
 def _read(tarball: Path, state: Path) -> list[_Record]:

@@ -188,11 +188,9 @@ def members(
                 twice = f"{info.name} stands in it twice, or differs in case only"
                 raise PackError("ARCHIVE_UNSOUND/twice", what=what, twice=twice)
             names.add(info.name.casefold())
-            problem = _unsound(info, root)
-            stream = tar.extractfile(info) if not problem else None
-            if stream is None:
+            if problem := _unsound(info, root):
                 raise PackError("ARCHIVE_UNSOUND", what=what, name=info.name, problem=problem)
-            content = cast("BinaryIO", stream)
+            content = cast("BinaryIO", tar.extractfile(info))
             yield Member(info.name, info.size, info.mode, content, int(info.mtime))
         # The compressor's checksum stands at the very end: read up to it. tarfile has read ahead.
         rest = cast("BinaryIO", tar.fileobj)
