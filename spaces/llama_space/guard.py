@@ -14,103 +14,28 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import logging
-import math
 import os
 import re
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import gradio as gr
-from gradio.mcp import GradioMCPServer
-from gradio.queueing import Queue
 from gradio.route_utils import FnIndexInferError
-from gradio.routes import App
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
-from llama_loader.disk import make_private_folder, reason
-from llama_loader.errors import StoreError, safe
+from llama_loader.errors import safe
+from llama_space import gradio_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-if not os.environ.get("GRADIO_TEMP_DIR"):  # gradio's own is one for all users of the machine
-    try:
-        os.environ["GRADIO_TEMP_DIR"] = str(make_private_folder("gradio"))
-    except OSError as error:
-        place = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108 - only a name
-        here = "no private folder for gradio's files, and GRADIO_TEMP_DIR is not set"
-        sys.exit(StoreError("STORE_FAILED", root=here, why=reason(place, error)).render())
-os.environ.pop("GRADIO_NUM_WORKERS", None)  # such processes serve files of any address, unguarded
-logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it logs what a caller sends as it stands
-logging.getLogger().addFilter(lambda told: "/mcp/" not in told.pathname)  # by the root logger, too
-_described: Final = ContextVar[Any]("_described", default=None)
-# the description has the address of whoever asks: gradio would keep the first one's for all
-_write: Any = lambda _, told: _described.set(told)  # noqa: E731
-App.api_info = property(lambda _: _described.get(), _write)  # type: ignore[assignment]
-_mcp_server: Final = GradioMCPServer.create_mcp_server
-_send: Final = Queue.send_message
-_cancelling: Final = ThreadPoolExecutor()
-
-
-def _bounded(self: Any) -> Any:
-    """Return gradio's MCP server with tools alone; it refuses a call while many are running.
-
-    Gradio takes a prompt that it does not know for a tool, and runs that beside the bound.
-    """
-    server, places, kind = _mcp_server(self), asyncio.Semaphore(_TOOLS), self.types.CallToolRequest
-    call = server.request_handlers[kind]
-
-    async def calling(asked: Any) -> Any:
-        if places.locked():
-            raise RuntimeError("too many calls of tools are running: try later")
-        async with places:
-            return await call(asked)
-
-    kept = [self.types.PingRequest, self.types.ListToolsRequest]
-    server.request_handlers = {one: server.request_handlers[one] for one in kept} | {kind: calling}
-    return server
-
-
-async def _result(_: object, job: Any) -> list[Any]:
-    """Wait for an MCP call without a thread, and cancel it if its caller hangs up."""
-    try:
-        return [await asyncio.wrap_future(job.future)]
-    except asyncio.CancelledError:
-        _cancelling.submit(job.cancel)  # it asks this server, in vain while that is being ended
-        raise
-
-
-def _keep(queue: Any, event: Any, message: Any) -> None:
-    """Keep a message for its reader, or end all events of a session that reads none."""
-    messages = queue.pending_messages_per_session.get(event.session_hash)  # None: its reader left
-    if event.alive and (messages is None or messages.qsize() >= _MESSAGES):
-        _forget(queue, event.session_hash)
-    _send(queue, event, message)
-
-
-def _forget(queue: Any, session: str) -> None:
-    """End a session's events, and keep none of its answers: their reader is told of an error."""
-    for event in queue.event_ids_to_events.values():
-        event.alive = event.alive and event.session_hash != session
-    queue.pending_event_ids_session.pop(session, None)
-    queue.pending_messages_per_session.pop(session, None)
-
-
-_GRADIOS: Any = GradioMCPServer
-_GRADIOS.create_mcp_server, _GRADIOS._execute_tool_without_progress = _bounded, _result  # noqa: SLF001
-Queue.send_message = _keep  # type: ignore[method-assign, assignment]
 
 _MCP: Final = r"mcp(?:/(?:schema)?)?"
 _NAME: Final = r"[^/\s]{1,100}"
@@ -149,14 +74,6 @@ _FROM_GRADIO: Final = (
 """What gradio raises for values that no page sends, such as an unknown function or language."""
 _SESSIONS: Final = 100
 """Visitors whose page gradio keeps, some 100 kB each; a program can pretend to be any number."""
-_UNREAD: Final = 20
-"""Events of a session whose answers its client has not fetched."""
-_UNREAD_BY_ALL: Final = 400
-"""Such events of all sessions together; each takes up to some 400 kB, the translation of a file."""
-_MESSAGES: Final = 500
-"""Such messages of a session: 4 a second while its event waits, 25 while it is answered."""
-_TOOLS: Final = 16
-"""MCP calls at the same time: less than ``_UNREAD``, because gradio makes them in one session."""
 _THREADS: Final = 41
 """For events: with any number but 40 gradio's routes have a pool of their own beside it."""
 _OPEN: Final = 400
@@ -248,7 +165,7 @@ class Guard:
         asked = _parsed(body, self._most)
         _require_values(scope, asked)
         _require_arguments(scope, asked)
-        _require_read(scope, asked)
+        gradio_bounds.require_read(scope, asked)
         return {"type": "http.request", "body": body, "more_body": False}
 
     def _require_route(self, scope: Scope) -> None:
@@ -383,44 +300,6 @@ def _require_arguments(scope: Scope, asked: Any) -> None:
         takes = f"{called['name']} takes {len(names)} values: {', '.join(names)}"
         raise HTTPException(400, f"{takes}, {form}; {came}")
     _require_texts(given)
-
-
-def _require_read(scope: Scope, asked: Any) -> None:
-    """Refuse a further event of a session that fetches no answers: gradio keeps all of them.
-
-    What it still knows of a session without any is forgotten here. When there are too many answers,
-    the oldest are that are whole, else those of the session with the most unread messages. A
-    cancellation that ends no running event would be one more answer.
-    """
-    if scope["method"] != "POST" or not isinstance(asked, dict):
-        return
-    queue = scope["app"].get_blocks()._queue  # noqa: SLF001 - gradio has no bound of its own
-    unread, answers = queue.pending_event_ids_session, queue.pending_messages_per_session
-    path, known = get_route_path(scope), queue.event_ids_to_events
-    lines = [*filter(None, queue.active_jobs)]
-    lines += [one.queue for one in queue.event_queue_per_concurrency_id.values()]
-    for name in known.keys() - {event._id for line in lines for event in line}:  # noqa: SLF001
-        del known[name]  # where its end was cancelled, too
-    if path.startswith("/gradio_api/cancel"):
-        event = known.get(asked["event_id"])
-        named = asked["session_hash"], asked["fn_index"]
-        if event is None or named != (event.session_hash, event.fn._id):  # noqa: SLF001
-            raise HTTPException(404, "this event has ended")
-    for name in [name for name, events in unread.items() if not events or name not in answers]:
-        del unread[name]
-    for name in answers.keys() - unread.keys():  # beyond 2,000 gradio drops one that is awaited
-        del answers[name]
-    total = sum(map(len, unread.values()))
-
-    def worth(name: str) -> float:
-        return math.inf if unread[name].isdisjoint(known) else answers[name].qsize()
-
-    while total >= _UNREAD_BY_ALL:
-        total -= len(unread[name := max(unread, key=worth)])
-        _forget(queue, name)
-    session = len(unread.get(asked.get("session_hash"), ()))
-    if path.startswith(("/gradio_api/queue", "/gradio_api/call")) and session >= _UNREAD:
-        raise HTTPException(429, "fetch the answers to your events before you send another")
 
 
 def _require_texts(given: Any) -> None:

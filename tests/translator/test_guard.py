@@ -17,7 +17,7 @@ import gradio
 import pytest
 import requests
 
-from llama_space import guard
+from llama_space import gradio_bounds, guard
 from tests.rigs import http_served, space
 from tests.rigs.heard import heard
 from tests.rigs.http_served import Answer, Request
@@ -229,7 +229,7 @@ def test_answers_that_no_client_fetches_are_forgotten_the_oldest_first(page: Spa
     def read(event: str) -> str:
         return requests.get(f"{page.url}/gradio_api/call/detect/{event}", timeout=30).text
 
-    events = [send() for _ in range(guard._UNREAD_BY_ALL + 30)]
+    events = [send() for _ in range(gradio_bounds._UNREAD_BY_ALL + 30)]
     assert "complete" not in read(events[0])
     assert "complete" in read(events[-1])
     ended = {"session_hash": events[-2], "fn_index": 0, "event_id": events[-2]}
@@ -294,7 +294,7 @@ def test_files_of_gradio_go_to_a_folder_of_this_user_alone(
             folders.delenv("GRADIO_TEMP_DIR")
         else:
             folders.setenv("GRADIO_TEMP_DIR", chosen)
-        importlib.reload(guard)
+        importlib.reload(gradio_bounds)
         places.append(Path(gradio.Textbox().GRADIO_CACHE))
     folder = places[0]
     assert folder.parent == tmp_path
@@ -308,7 +308,7 @@ def test_without_a_private_folder_nothing_is_served(
     tmp_path.chmod(0o777)  # anybody can put another folder there
     folders.setenv("GRADIO_TEMP_DIR", "")
     with pytest.raises(SystemExit) as ended:
-        importlib.reload(guard)
+        importlib.reload(gradio_bounds)
     (line,) = str(ended.value.code).splitlines()
     assert line.startswith("error[STORE_FAILED]: no private folder for gradio's files")
 
@@ -338,7 +338,7 @@ def test_no_other_process_serves_the_page_and_gradio_keeps_the_newest_visitors_a
 TOOLS = """
 import gradio, requests, time
 from concurrent.futures import ThreadPoolExecutor
-from llama_space import guard
+from llama_space import gradio_bounds as bounds, guard
 ended = []
 def slow(text: str) -> str:
     try:
@@ -382,17 +382,17 @@ told.append(requests.post(f"{gradios}cancel", json={**asked, "fn_index": 1}).sta
 with ThreadPoolExecutor(8) as callers:
     list(callers.map(cancel, range(80)))
 told.append(cancel(0))
-guard._MESSAGES = 20
+bounds._MESSAGES = 20
 event = requests.post(f"{gradios}call/slow", json={"data": ["x"]}).json()["event_id"]
 while event in demo._queue.event_ids_to_events:
     time.sleep(0.05)
 told.append(event in demo._queue.pending_messages_per_session)
 told += requests.get(f"{gradios}call/slow/{event}").text.split("\\n")[:1]
-guard._MESSAGES, guard._UNREAD_BY_ALL = 500, 2
+bounds._MESSAGES, bounds._UNREAD_BY_ALL = 500, 2
 for _ in range(3):
     event = requests.post(f"{gradios}call/slow", json={"data": ["x"]}).json()["event_id"]
 print(*told, event in demo._queue.pending_messages_per_session)
-asked, guard._UNREAD_BY_ALL = tool, 400
+asked, bounds._UNREAD_BY_ALL = tool, 400
 with ThreadPoolExecutor(4) as callers:
     for _ in range(4):
         callers.submit(call, 9)
