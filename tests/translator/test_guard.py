@@ -338,6 +338,7 @@ def test_no_other_process_serves_the_page_and_gradio_keeps_the_newest_visitors_a
 TOOLS = """
 import gradio, requests, time
 from concurrent.futures import ThreadPoolExecutor
+from llama_loader.server import free_port
 from llama_space import gradio_bounds as bounds, guard
 ended = []
 def slow(text: str) -> str:
@@ -350,7 +351,8 @@ def slow(text: str) -> str:
 with gradio.Blocks(analytics_enabled=False) as demo:
     gradio.api(slow, concurrency_limit=60)
 demo.queue(max_size=60).launch(
-    prevent_thread_lock=True, quiet=True, mcp_server=True, **guard.options(10))
+    prevent_thread_lock=True, quiet=True, mcp_server=True, server_port=free_port(),
+    **guard.options(10))
 asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call",
          "params": {"name": "slow", "arguments": {"text": "x"}}}
 headers = {"Accept": "application/json, text/event-stream"}
@@ -453,6 +455,7 @@ def test_line_goes_on_after_more_sessions_than_gradio_keeps() -> None:
 EXAMINED = """
 import requests, threading
 from llama_loader import settings
+from llama_loader.server import free_port
 from tests.rigs.held_page import Held
 from translator.page import Page
 released = threading.Event()
@@ -461,7 +464,7 @@ class Slow(Held):
         released.wait(20)
         return super().doctor()
 page = Page(Slow(), settings.load(environ={}))
-page.launch(prevent_thread_lock=True, quiet=True)
+page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port())
 gradios = page.demo.local_url + "gradio_api/"
 known = requests.get(page.demo.local_url + "config").json()["dependencies"]
 (examine,) = (one["id"] for one in known if one["api_name"] == "diagnose")
