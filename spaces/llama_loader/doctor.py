@@ -177,7 +177,8 @@ class _Visit:
         shown["hf_token"] = "set" if self.settings.hf_token else None
         for name, value in shown.items():
             if not isinstance(value, bool | int | float | None):
-                shown[name] = safe(",".join(value) if isinstance(value, tuple) else str(value))
+                several = value if isinstance(value, tuple) else (value,)
+                shown[name] = safe(",".join(map(str, several)))
         self.found.settings = shown
         return "all variables can be read"
 

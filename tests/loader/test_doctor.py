@@ -36,6 +36,7 @@ class Clinic:
         self.variables = {
             "PATH": os.environ["PATH"],
             "HF_HOME": str(store),
+            "LD_LIBRARY_PATH": "/none:/usr/lib",
             "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL": "https://h/manifest.json",
             "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256": "0" * 64,
             "YAKULINGO_SPACES_GGUF_PATH": str(self_test.MODEL),
