@@ -32,13 +32,17 @@ _OK, _UNAUTHORIZED = 200, 401
 
 @dataclass(frozen=True)
 class Piece:
-    """An answer, or a part of one; figures are None where the server does not say."""
+    """An answer, or a part of one: the new words, and whether the answer ends with them.
 
-    text: str  # the new words
-    finished: bool = True  # the answer ends with them
-    tokens: int | None = None  # generated so far
+    ``tokens`` are those generated so far. Both figures are None where the server does not say.
+    ``reason`` is why the answer ended, ``stop`` or ``length``; empty before its end.
+    """
+
+    text: str
+    finished: bool = True
+    tokens: int | None = None
     tokens_per_second: float | None = None
-    reason: str = ""  # why the answer ended, ``stop`` or ``length``; empty before its end
+    reason: str = ""
 
 
 @dataclass
@@ -239,6 +243,10 @@ class _Answer(msgspec.Struct, frozen=True):
     timings: _Timings = _Timings()
 
 
+class _Refusal(msgspec.Struct, frozen=True):
+    error: dict[str, Any] | str
+
+
 def _piece(data: bytes) -> Piece:
     """Read an answer, or one event of a stream."""
     try:
@@ -256,9 +264,9 @@ def _piece(data: bytes) -> Piece:
 
 def _complaint(data: bytes) -> str:
     """Return the message of an answer that is an error; empty where it is none."""
-    with contextlib.suppress(ValueError, RecursionError, LookupError):
-        told = msgspec.json.decode(data, type=dict[str, Any])["error"]
-        return str(told.get("message", told) if isinstance(told, dict) else told)
+    with contextlib.suppress(ValueError, RecursionError):
+        told = msgspec.json.decode(data, type=_Refusal).error
+        return told if isinstance(told, str) else str(told.get("message", told))
     return ""
 
 

@@ -64,15 +64,19 @@ class Check:
 
 @dataclass
 class Examination:
-    """What ``doctor --json`` prints, in the order in which it was looked at (``json_schema``)."""
+    """What ``doctor --json`` prints, in the order in which it was looked at; see ``json_schema``.
+
+    Attributes:
+        exit_status: 0 where a model could be served now, else the first failure's.
+        settings: each setting, as a number, a truth value or text; a token only as ``set``.
+        host, release, choice: null where a check before them failed.
+    """
 
     checks: list[Check] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     ok: bool = True
-    exit_status: int = 0  # 0 where a model could be served now, else the first failure's
-    # host, release and choice are null where a check before them failed
+    exit_status: int = 0
     host: HostFacts | None = None
-    # each setting, as a number, a truth value or text; a token only as ``set``
     settings: dict[str, bool | int | float | str | None] = field(default_factory=dict)
     release: str | None = None
     choice: report.Chosen | None = None

@@ -38,13 +38,20 @@ _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; None is unknown."""
+    """One GPU; None is unknown.
 
-    name: str  # the model, such as ``NVIDIA H200``
-    capability: str | None  # compute capability without a dot (``90``)
-    # bytes, and those that were unused when the driver was asked; None, too, if the CPU shares them
+    Attributes:
+        name: the model, such as ``NVIDIA H200``.
+        capability: compute capability without a dot (``90``).
+        memory, free: bytes, and those that no program used when the driver was asked; None where
+            they are shared with the CPU, too.
+        uuid: as the driver names it (``GPU-…``).
+    """
+
+    name: str
+    capability: str | None
     memory: int | None = None
-    uuid: str | None = None  # as the driver names it (``GPU-…``)
+    uuid: str | None = None
     free: int | None = None
 
 

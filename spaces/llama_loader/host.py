@@ -53,31 +53,38 @@ SUPPOSED: Final = "supposed"
 
 @dataclass(frozen=True)
 class HostFacts:
-    """This machine, as far as choosing an artifact and serving a model need it."""
+    """This machine, as far as choosing an artifact and serving a model need it.
+
+    Attributes:
+        glibc, glibcxx, driver: versions (``2.36``, ``3.4.30``, ``580.95``); None where there is
+            none or it cannot be known.
+        gpus: what was found; on ZeroGPU what will be attached.
+        gpu_source: what named them: ``nvml``, ``nvidia-smi``, ``/proc/driver/nvidia``, ``zerogpu``,
+            ``supposed`` or ``none``.
+        libraries: CUDA libraries that could serve, in the order in which they would be taken.
+        cpus, memory: what this process may use of ``machine_cpus`` logical CPUs, and of main
+            memory, in bytes; 0 for unknown.
+        visible_devices, device_order: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, None where unset.
+        driver_folders: folders of LD_LIBRARY_PATH that alone lead to the driver, for the server's.
+        complaints: why NVML or nvidia-smi did not answer, and which GPUs they left out.
+    """
 
     system: str
     machine: str
-    # versions (``2.36``, ``3.4.30``, ``580.95``); None where there is none or it cannot be known
     glibc: str | None = None
     glibcxx: str | None = None
     python: str = ""
     driver: str | None = None
-    gpus: tuple[Gpu, ...] = ()  # what was found; on ZeroGPU what will be attached
-    # what named them: ``nvml``, ``nvidia-smi``, ``/proc/driver/nvidia``, ``zerogpu``, ``supposed``
+    gpus: tuple[Gpu, ...] = ()
     gpu_source: str = "none"
-    # CUDA libraries that could serve, in the order in which they would be taken
     libraries: tuple[cuda_libraries.Library, ...] = ()
-    # what this process may use of ``machine_cpus`` logical CPUs; bytes of memory; 0 for unknown
     cpus: int = 0
     memory: int = 0
     machine_cpus: int = 0
     zerogpu: bool = False
-    # CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, None where unset
     visible_devices: str | None = None
     device_order: str | None = None
-    # folders of LD_LIBRARY_PATH that alone lead to the driver, for the server's
     driver_folders: tuple[Path, ...] = ()
-    # why NVML or nvidia-smi did not answer, and which GPUs they left out
     complaints: tuple[str, ...] = ()
 
     @property

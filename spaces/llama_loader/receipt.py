@@ -2,7 +2,8 @@
 
 The list that counts is that of a trusted manifest's entry; without one, the receipt's own. Files
 that are damaged, missing or not listed raise ``IntegrityError``, which names them; so does a list
-whose pieces are not those of its files (``CONTRADICTION``). What cannot be read raises ``OSError``.
+whose pieces are not those of its files (``CONTRADICTION``). What cannot be read raises ``OSError``,
+and ``StoreError`` from ``Installed.verify``.
 """
 
 from __future__ import annotations

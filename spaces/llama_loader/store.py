@@ -149,7 +149,8 @@ class Store:
 
         They are compared with the entry among the manifest's ``artifacts``; if there is no
         manifest, with the receipt, which is reported: who can change a file can change that too.
-        A folder that is in no installed runtime raises ``SettingError``.
+        A folder that is in no installed runtime raises ``SettingError``, and damaged files
+        ``IntegrityError``.
         """
         resolved = Path(os.path.realpath(folder))  # resolve() raises RuntimeError for a loop
         for path in (resolved, *resolved.parents):

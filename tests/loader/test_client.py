@@ -115,9 +115,11 @@ def test_a_chat_comes_piece_by_piece() -> None:
             (500, body, "REQUEST_REFUSED", "with status 500")
             for body in (b'{"error": {"message": 5}}', b'{"error": []}', b'{"error":[[[', b"5")
         ),
+        (500, b'{"error": null, "why": "busy"}', "REQUEST_REFUSED", "busy"),
         (200, delta("a"), "ANSWER_CUT", "in the middle"),
         (200, b"", "ANSWER_CUT", "in the middle"),
         (200, b"data: nonsense\n\n", "NOT_LLAMA_SERVER", "nonsense"),
+        (200, event(error=None), "NOT_LLAMA_SERVER", "null"),
         (200, delta("a") + event(error={"message": "no room"}), "REQUEST_REFUSED", "no room"),
         (200, b'error: {"error": {"message": "late"}}\n', "REQUEST_REFUSED", "late"),
     ],

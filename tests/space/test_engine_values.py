@@ -1,6 +1,10 @@
+import inspect
+import re
+
 import pytest
 
-from llama_loader import events
+import llama_space
+from llama_loader import doctor, events, report, selection
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Event, Note, Stage, Timeline
 from llama_space.values import Address, Failure, Record
@@ -61,3 +65,11 @@ def test_a_value_shows_no_secrets_and_an_error_has_one_line() -> None:
     assert "secret" not in repr(Address("http://127.0.0.1:1/v1", "secret"))
     failure = Failure.of(SettingError("BAD", f"two\nlines of {SECRET}", hint=f"see {SECRET}"))
     assert failure == Failure("BAD", "two lines of https://hub/file?…", "see https://hub/file?…", 2)
+
+
+def test_class_that_a_page_is_made_of_has_in_its_docstring_what_its_fields_mean() -> None:
+    """``docs/conf.py`` and the doctor's schema are made of docstrings, and of no comments."""
+    known = {**vars(selection), **vars(report), **vars(doctor)}
+    kinds = [known[name] for name in doctor.json_schema()["$defs"]]
+    for kind in (*kinds, *(getattr(llama_space, name) for name in llama_space.__all__)):
+        assert not re.findall(r"^    (?:\w+: .*  )?# .*", inspect.getsource(kind), re.MULTILINE)
