@@ -422,6 +422,14 @@ def _unpack(tarball: Path, folder: Path) -> dict[str, _Facts]:
     return found
 
 
+def _is_tar(path: Path) -> bool:
+    """Whether a small file begins with a tar's header; ``is_tarfile`` may read on for hours."""
+    with suppress(tarfile.HeaderError):
+        head = path.read_bytes()[: tarfile.BLOCKSIZE]
+        return bool(tarfile.TarInfo.frombuf(head, "utf-8", "replace"))
+    return False
+
+
 def _explain(kept: Path, say: Callable[[str], None]) -> None:
     """Let diffoscope write its report on both versions, if it is installed.
 
@@ -437,7 +445,7 @@ def _explain(kept: Path, say: Callable[[str], None]) -> None:
         )
         return
     for path in filter(Path.is_file, [*kept.rglob("*")]):
-        if path.stat().st_size > _EXPLAINED or not is_elf(path) or tarfile.is_tarfile(path):
+        if path.stat().st_size > _EXPLAINED or not is_elf(path) or _is_tar(path):
             aside = kept / "unexplained" / path.relative_to(kept)
             aside.parent.mkdir(parents=True, exist_ok=True)
             path.rename(aside)

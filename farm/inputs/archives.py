@@ -25,10 +25,12 @@ _DAMAGE: Final = (
     *(ValueError, OverflowError, RecursionError),
 )
 """What ``tarfile`` and what it reads from raise for an archive that is none."""
-_MOST_HEADERS: Final = 8 << 20
+_MOST_HEADERS: Final = 1 << 20
 """Bytes of a tar's long names and other extended headers together, which ``tarfile`` reads whole.
 
 One for each of 5,000 files' times has 30 bytes, in all 150 kB."""
+_LARGEST_HEADER: Final = 8 << 10
+"""Bytes of each; before Python 3.11.10 ``tarfile`` looks through it anew at each digit."""
 _MOST_DIRECTORY: Final = 4 << 20
 """Bytes of a wheel's list of members, which ``zipfile`` reads whole: of 30,000 members or so."""
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -137,8 +139,10 @@ class _SmallInfo(tarfile.TarInfo):
 
     def _proc_member(self, tar: _Tar) -> Self:
         """Take in a header that was read, and what follows an extended one."""
-        tar.left -= 0 if self.isfile() else self.size
-        if self.size < 0 or self.type == tarfile.GNUTYPE_SPARSE or tar.left < 0:
+        of_header = 0 if self.isfile() else self.size
+        tar.left -= of_header
+        beyond = tar.left < 0 or of_header > _LARGEST_HEADER
+        if self.size < 0 or self.type == tarfile.GNUTYPE_SPARSE or beyond:
             raise tarfile.ReadError("it has long headers without end, or a sparse file")
         return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 

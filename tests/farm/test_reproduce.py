@@ -89,6 +89,9 @@ echo first >&2; echo 'no room' >&2; exit 2
     monkeypatch.setattr(reproduce, "_EXPLAINED", 2048)
     head = tarfile.TarInfo(f"{ELF.decode()}{'x' * 60}").tobuf()  # a program to who looks at 4 bytes
     aside = {"large": ELF * 600, "text": b"other", "tar": head + bytes(1024)}
+    header = tarfile.TarInfo(f"{ELF.decode()}{'x' * 60}")
+    header.type, header.size = tarfile.XHDTYPE, 1024  # ``tarfile`` looks at it from each digit on
+    aside["digits"] = header.tobuf() + b"1" * 1024
     given = [(name, ELF, 0o644) for name in ("d", *aside)]
     first = tarball(tmp_path / "one", [*MEMBERS, *given])
     given = [(name, content, 0o644) for name, content in {"d": ELF + b"d", **aside}.items()]
