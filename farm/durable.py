@@ -122,11 +122,17 @@ def read_small(path: Path, *, follow: bool = True) -> bytes:
 
 
 def copy(path: Path, place: Path) -> None:
-    """Copy a link as a link, and a regular file with its mode and times."""
+    """Copy a link as a link, and a source's regular file with its mode and times.
+
+    Raises:
+        UsageError: ``SOURCE_UNREADABLE``: the file's path leads through a link.
+    """
     if path.is_symlink():
         place.symlink_to(path.readlink())
         return
     with open_regular(path, follow=False) as stream, place.open("xb") as out:
+        if opened(stream.fileno()).readlink() != path:  # another user can swap a folder on the way
+            raise beyond(path, "a link leads there")
         shutil.copyfileobj(stream, out, 1 << 20)
         found = os.fstat(stream.fileno())
     place.chmod(stat.S_IMODE(found.st_mode))

@@ -63,7 +63,7 @@ class Source:
     cache entries that this tree needs beside those of the plan; ``patches`` were applied to it;
     ``place`` is the folder or repository that it is from; ``digest`` is the tree's
     (``folder_digest``), before anything else was read of it; ``ignored`` is what is no part of the
-    source: what git ignores, such as models and build folders.
+    source: what git ignores, such as models and build folders. No link is on the way to ``tree``.
     """
 
     tree: Path
@@ -95,8 +95,9 @@ class Source:
             PackError: ``WRITE_FAILED``.
         """
         with tempfile.TemporaryDirectory(prefix="llama-farm-source-") as folder:
-            self.copy(Path(folder) / "source")
-            yield replace(self, tree=Path(folder) / "source")
+            tree = Path(folder).resolve() / "source"
+            self.copy(tree)
+            yield replace(self, tree=tree)
 
     def copy(self, folder: Path) -> None:
         """Copy the tree, without ``.git``, to a folder that no other user can write to."""
@@ -269,7 +270,7 @@ def _joined(*notes: str | None) -> str | None:
 
 def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str, str | None]:
     """Return a tree of the cache; a missing or changed one is made again."""
-    sources = cache_folder("sources")
+    sources = cache_folder("sources").resolve()
     tree, record = sources / key, sources / f"{key}.sha256"
     with run_lock.turn(sources, key):
         note = None

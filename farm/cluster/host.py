@@ -199,7 +199,7 @@ class _Telling:
 def _build(job: Job, log: Path) -> Outcome:
     telling = _Telling(job.key)
     with _engine(job) as (engine, line):
-        folder = _source_folder(job.plan.source.digest)
+        folder = _source_folder(job.plan.source.digest).resolve()
         if not folder.is_dir():
             raise EngineError("SOURCE_MISSING", host=socket.gethostname())
         tree = replace(job.plan.source, tree=folder)

@@ -554,6 +554,24 @@ def test_way_of_a_link_that_is_too_long_to_be_followed_leads_out(
         source.from_folder(upstream)
 
 
+@pytest.mark.parametrize("swapped", ["", "tools"])
+def test_file_to_which_a_link_leads_by_now_is_not_copied(
+    upstream: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    """What was hashed was the same: there, too, another user put the link in time."""
+    found, copy, at = source.from_folder(upstream), durable.copy, upstream / swapped
+
+    def swap(path: Path, place: Path) -> None:
+        if path.is_relative_to(at) and not at.is_symlink():
+            at.rename(upstream.parent / "own")
+            at.symlink_to(upstream.parent / "own")
+        copy(path, place)
+
+    monkeypatch.setattr(durable, "copy", swap)
+    with refused("SOURCE_UNREADABLE", UsageError, "a link leads there"), found.private():
+        pass
+
+
 @pytest.mark.parametrize("change", ["add", "link"])
 def test_source_that_is_changed_after_it_was_hashed_is_neither_patched_nor_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
