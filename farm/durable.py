@@ -35,6 +35,8 @@ MOST_FILES: Final = 50_000
 MOST_NAMES: Final = 32
 """Of a path in a tree; llama.cpp's longest has 9. ``shutil`` and the like call themselves for each
 folder, and Python ends at 1,000 calls."""
+MOST_ENTRIES: Final = 100_000
+"""Names of a folder, or of a server's list on all its pages."""
 MOST_ARCHIVE: Final = 8 << 30
 """Bytes of a pinned archive that are copied, and of what is in a wheel. The largest wheel of CUDA
 has less than 1 GB."""
@@ -372,6 +374,20 @@ def folder_digest(
 def _encodable(name: str) -> str:
     """Return a name with the bytes escaped that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def names(folder: Path, before: int = 0) -> list[str]:
+    """Return the names in a folder, in order; so many were read ``before``, in other ones.
+
+    Raises:
+        UsageError: ``FOLDER_TOO_LARGE``: together there are more than ``MOST_ENTRIES``.
+    """
+    left = MOST_ENTRIES - before
+    with os.scandir(folder) as entries:
+        found = sorted(one.name for one in islice(entries, left + 1))
+    if len(found) > left:
+        raise UsageError("FOLDER_TOO_LARGE", folder=folder, most=f"{MOST_ENTRIES} names")
+    return found
 
 
 def files(

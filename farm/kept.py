@@ -206,7 +206,7 @@ def packed(folder: Path, found: Iterable[str], state: Path = STATE_FOLDER) -> re
     Those that a person copied into the folder are not among them. The names that were ``found``
     count, too, whatever lies there now: another user can move a tarball away for a moment.
     """
-    present = (path.name for path in folder.iterdir() if release.is_tarball(path.name))
+    present = filter(release.is_tarball, durable.names(folder))
     known = {name: _known(folder / name, state) for name in sorted({*found, *present})}
     return {name: digests for name, digests in known.items() if digests}
 

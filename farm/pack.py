@@ -310,7 +310,7 @@ def read_inventory(
             full = f"{tempfile.gettempdir()}: {error.strerror}"
             raise PackError("WRITE_FAILED", full, hint=FREE_SPACE) from error
         why = error.strerror or error
-        raise PackError("TARBALL_UNREADABLE", path=path, strerror=why) from error
+        raise PackError("TARBALL_UNREADABLE", path=called, strerror=why) from error
     return Inventory(
         name=called,
         format=archive_format,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm import cuda_runtime, pipeline, release, run_lock, targets, trust
+from farm import cuda_runtime, durable, pipeline, release, run_lock, targets, trust
 from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
@@ -186,7 +186,7 @@ def _tell_source(tree: Source, report: BuildReport) -> None:
 def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
     """Return the files in ``--out`` that prevent a build from being added to it."""
     try:
-        there = sorted(out.iterdir()) if out.exists() else []
+        there = durable.names(out) if out.exists() else []
     except NotADirectoryError:
         return [UsageError("OUT_NOT_FOLDER", out=out)]
     found: list[FarmError] = []
@@ -194,7 +194,7 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
         found.append(UsageError("OUT_NOT_WRITABLE", out=out, place=place))
     replaced = {plan.artifact_name for plan in plans}
     own = build_record.source_of(plans[0].source) if plans else None
-    for path in there:
+    for path in map(out.joinpath, there):
         with (collector := Findings()).collecting():
             if path.name == release.MANIFEST:
                 try:

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -107,36 +108,40 @@ def write(
         PackError: the tarballs are of different sources, or one is not ours; ``TARBALL_CHANGED``.
         InspectError: a tarball's binaries are not what its ``BUILD.json`` says.
     """
-    found = [read(path) for path in tarballs(out)]
-    read_now = {one.artifact.name: one.artifact.sha256 for one in found}
-    require_packed(out, read_now, packed(read_now))
-    found.sort(key=lambda one: one.source is None)
-    source, *others = dict.fromkeys(one.source for one in found if one.source)
-    if others:
-        builds = ", ".join(sorted(map(build_record.shown, (source, *others))))
-        raise PackError("SOURCES_MIXED", builds=builds)
-    before = load(out) if (out / MANIFEST).is_file() else None
-    written = Manifest(
-        schema_version=schema.SCHEMA_VERSION,
-        release=release or (before.release if before else f"b{source.build}-1"),
-        serial=serial or (before.serial if before else 1),
-        created=datetime.now(timezone.utc).replace(microsecond=0),
-        expires=None,
-        source=source,
-        artifacts=tuple(one.artifact for one in found),
-    )
-    published = json.dumps(json_schema(), indent=2).encode() + b"\n"
-    if before is not None and msgspec.structs.replace(written, created=before.created) == before:
-        written = before  # the same release again has the same bytes, so it may be published again
-        published = _bytes(out / SCHEMA) if (out / SCHEMA).is_file() else published
-    content = schema.dump(written)
-    schema.parse(content, what=MANIFEST)
-    files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
-    files |= {SCHEMA: published, SUMS: sums(digests(written, content, published))}
-    # the manifest last: a reader that sees it also sees the others
-    for name, text in {**files, MANIFEST: content}.items():
-        with durable.writing(out / name):
-            durable.replace(out / name, text, 0o644)
+    with durable.held(out.resolve()) as place:  # another user can swap it for a link
+        found = [read(path) for path in tarballs(place)]
+        read_now = {one.artifact.name: one.artifact.sha256 for one in found}
+        require_packed(out, read_now, packed(read_now))
+        found.sort(key=lambda one: one.source is None)
+        source, *others = dict.fromkeys(one.source for one in found if one.source)
+        if others:
+            builds = ", ".join(sorted(map(build_record.shown, (source, *others))))
+            raise PackError("SOURCES_MIXED", builds=builds)
+        before = None
+        if (place / MANIFEST).is_file():
+            before = schema.parse(_bytes(place / MANIFEST), what=str(out / MANIFEST))
+        written = Manifest(
+            schema_version=schema.SCHEMA_VERSION,
+            release=release or (before.release if before else f"b{source.build}-1"),
+            serial=serial or (before.serial if before else 1),
+            created=datetime.now(timezone.utc).replace(microsecond=0),
+            expires=None,
+            source=source,
+            artifacts=tuple(one.artifact for one in found),
+        )
+        published = json.dumps(json_schema(), indent=2).encode() + b"\n"
+        if before and msgspec.structs.replace(written, created=before.created) == before:
+            # the same release again has the same bytes, so it may be published again
+            written = before
+            published = _bytes(place / SCHEMA) if (place / SCHEMA).is_file() else published
+        content = schema.dump(written)
+        schema.parse(content, what=MANIFEST)
+        files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
+        files |= {SCHEMA: published, SUMS: sums(digests(written, content, published))}
+        # the manifest last: a reader that sees it also sees the others
+        for name, text in {**files, MANIFEST: content}.items():
+            with durable.writing(out / name):
+                durable.replace(place / name, text, 0o644)
     return written
 
 
@@ -315,7 +320,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return durable.read_small(path, follow=False)
     except OSError as error:
-        raise _mismatch(f"{path}: {error.strerror}") from error
+        raise _mismatch(f"{path.name}: {error.strerror}") from error
 
 
 def _mismatch(problem: str) -> PackError:
@@ -398,12 +403,10 @@ def _asked(record: BuildRecord) -> elf.Asked:
 
 def tarballs(out: Path) -> list[Path]:
     """Return the tarballs in a folder, or raise ``RELEASE_EMPTY``: none is a llama-server."""
-    found = sorted(
-        path for archive_format in archive.FORMATS for path in out.glob(f"*.{archive_format}")
-    )
-    if all(cuda_runtime.is_one(path.name) for path in found):
+    found = [*filter(is_tarball, durable.names(out))] if out.is_dir() else []
+    if all(map(cuda_runtime.is_one, found)):
         raise UsageError("RELEASE_EMPTY", out=out)
-    return found
+    return [out / name for name in found]
 
 
 def is_tarball(name: str) -> bool:
@@ -412,7 +415,7 @@ def is_tarball(name: str) -> bool:
 
 
 def record_of(path: Path) -> BuildRecord:
-    """Read a tarball's ``BUILD.json``, which is one of its first files, and nothing after it.
+    """Read a tarball's ``BUILD.json``, which is its first file, and nothing after it.
 
     Raises:
         PackError: it is damaged, or not ours.
@@ -420,7 +423,8 @@ def record_of(path: Path) -> BuildRecord:
     wanted = f"{ROOT}/{BUILD_RECORD}"
     try:
         with durable.open_regular(path) as raw:
-            for member in archive.members(raw, archive.format_of(path.name), what=path.name):
+            found = archive.members(raw, archive.format_of(path.name), what=path.name)
+            for member in islice(found, 1):
                 if member.path == wanted:
                     content = member.stream.read(build_record.LARGEST + 1)
                     return build_record.decode(content, what=path.name)

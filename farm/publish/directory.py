@@ -6,7 +6,6 @@ its place, every file synced, and appears with one rename.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -19,13 +18,15 @@ from typing import Final
 
 from farm import durable, run_lock
 from farm.errors import PublishError, UsageError
-from farm.publish import places, publishing
+from farm.publish import publishing
 from farm.publish.places import SIGNATURE, Destination, Signed
 from farm.publish.publishing import Known, Plan
 from farm.release import MANIFEST
 
 _PATIENCE: Final = 60.0
 """Seconds to wait for the lock of a folder, which every user who may read the folder can hold."""
+_MOST_FOLDERS: Final = 1_000
+"""Releases and channels. A manifest may take 0.2 s to be read, and links to one cost nothing."""
 
 
 class Directory(Destination):
@@ -63,7 +64,7 @@ class Directory(Destination):
         visible = place.is_dir()
         place = place if visible else self._root / _gathered(release)
         with _disk(place):
-            found = sorted(map(place.joinpath, _names(place))) if place.is_dir() else []
+            found = map(place.joinpath, durable.names(place) if place.is_dir() else ())
             return {
                 path.name: Known(size, partial(hashed, path, size), visible)
                 for path in found
@@ -107,20 +108,34 @@ class Directory(Destination):
                 raise self.not_published(folder, name)
             yield from publishing.blocks(path)
 
-    def names(self, folder: str) -> tuple[str, ...]:
-        """List the files in a folder."""
+    def names(self, folder: str, before: int = 0) -> tuple[str, ...]:
+        """List the files in a folder; ``before`` is as for ``durable.names``."""
         place = self._root / folder
         with _disk(place), suppress(PermissionError):
-            return tuple(_names(place)) if place.is_dir() else ()
+            return tuple(durable.names(place, before)) if place.is_dir() else ()
         return ()
 
     def folders(self) -> tuple[str, ...]:
-        """Return the folders with a manifest; times of files are lost on the way to a mirror."""
-        below = ((place, name) for place in ("", self.channel_folder) for name in self.names(place))
+        """Return the folders with a manifest; times of files are lost on the way to a mirror.
+
+        The names of all folders have one bound: many links may lead to one folder.
+        """
+        read = 0
+
+        def names(folder: str) -> tuple[str, ...]:
+            nonlocal read
+            found = self.names(folder, read)
+            read += len(found)
+            return found
+
+        below = ((place, name) for place in ("", self.channel_folder) for name in names(place))
         visible = (f"{place}{name}" for place, name in below if not name.startswith("."))
-        return publishing.in_order(  # a hidden one is gathered
-            one for one in visible if any(self.shows(one, name) for name in self.names(one))
-        )
+        shown = (one for one in visible if any(self.shows(one, name) for name in names(one)))
+        found = tuple(islice(shown, _MOST_FOLDERS + 1))  # a hidden one is gathered
+        if len(found) > _MOST_FOLDERS:
+            most = f"{_MOST_FOLDERS} releases and channels"
+            raise UsageError("FOLDER_TOO_LARGE", folder=self.where, most=most)
+        return publishing.in_order(found)
 
     def download_url(self, folder: str, name: str) -> str:
         """Return a ``file://`` URL; served over HTTP the path is the same."""
@@ -172,14 +187,6 @@ class Directory(Destination):
 def _gathered(release: str) -> str:
     """Return the name under which a release is gathered."""
     return f".{release}.publishing"
-
-
-def _names(folder: Path) -> list[str]:
-    with os.scandir(folder) as found:
-        names = [one.name for one in islice(found, places.MOST_ENTRIES + 1)]
-    if len(names) > places.MOST_ENTRIES:
-        raise OSError(errno.EFBIG, f"more than {places.MOST_ENTRIES} files", str(folder))
-    return names
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from farm import durable
 from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs.packages import shown
 from farm.release import MANIFEST
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 MOST_PAGES: Final = 1000
 """Pages of a list that a server may send; GitHub's have 100 entries, the Hub's 1,000."""
-MOST_ENTRIES: Final = 100_000
-"""Of a list, on all its pages."""
 MOST_LISTED: Final = 32 << 20
 """Bytes of a list's pages together, which may take four times as much in memory: letters beyond
 the BMP. GitHub describes a release of 25 files in 40 kB, so 800 of them."""
@@ -236,7 +235,7 @@ def listed(
             ``require_own``.
         HTTPError: the server refuses.
     """
-    url, entries, size = first, MOST_ENTRIES, MOST_LISTED
+    url, entries, size = first, durable.MOST_ENTRIES, MOST_LISTED
     for _ in range(MOST_PAGES):
         with ask(url) as answer:
             answer.raise_for_status()

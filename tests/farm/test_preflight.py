@@ -146,6 +146,10 @@ class TestOut:
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert (found.code, most < 64 << 20) == ("OUT_HAS_FOREIGN_FILE", True)
+        record = Entry("runtime/BUILD.json", b"x" * 9)  # which a build puts before anything else
+        place.write_bytes(compress(tar([Entry("runtime/AA", b""), record]), "tar.zst"))
+        (found,) = preflight.out_findings(tmp_path, [plan(11600)])
+        assert "has no BUILD.json" in found.message
         place.unlink()
         os.mkfifo(place)
         (found,) = preflight.out_findings(tmp_path, [plan(11600)])

@@ -17,7 +17,7 @@ import fault_server
 import msgspec
 import pytest
 
-from farm import release
+from farm import kept, preflight, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import deploy_space, hub, pin_space, places, publishing
 from farm.publish.publishing import Part, in_order
@@ -444,7 +444,9 @@ def test_releases_of_one_tag_without_end_are_not_kept(monkeypatch: pytest.Monkey
     assert len(asked) == (32 << 20) // len(content) + 1
 
 
-@pytest.mark.parametrize(("bound", "most"), [("MOST_ENTRIES", 8), ("MOST_LISTED", 900)])
+@pytest.mark.parametrize(
+    ("bound", "most"), [("durable.MOST_ENTRIES", 8), ("publish.places.MOST_LISTED", 900)]
+)
 def test_list_of_more_than_any_place_has_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, bound: str, most: int
 ) -> None:
@@ -457,23 +459,34 @@ def test_list_of_more_than_any_place_has_is_not_kept(
         for variable, place in (("GITHUB_API_URL", "github:a/b"), ("HF_ENDPOINT", "hf:a/b")):
             monkeypatch.setenv(variable, url)
             with monkeypatch.context() as patch, refused("PLACE_UNUSABLE", PublishError):
-                patch.setattr(places, bound, most)
+                patch.setattr(f"farm.{bound}", most)
                 places.parse(place).releases()
             places.parse(place).releases()
 
 
 def test_folder_of_more_than_any_place_has_is_not_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, released: Path
 ) -> None:
+    many = tmp_path / "many"
     for name in map(str, range(9)):
-        (tmp_path / name).mkdir()
-    (tmp_path / "0" / "manifest.json").touch()
-    assert places.parse(str(tmp_path)).releases() == ("0",)
-    monkeypatch.setattr(places, "MOST_ENTRIES", 8)
-    with refused("DESTINATION_NOT_WRITABLE", PublishError, "more than 8 files"):
-        places.parse(str(tmp_path)).releases()
-    with refused("DESTINATION_NOT_WRITABLE", PublishError, "more than 8 files"):
-        places.parse(str(tmp_path.parent)).present(tmp_path.name)
+        (many / name).mkdir(parents=True)
+        (released / f"{name}.tar.gz").touch()
+    (many / "0" / "manifest.json").touch()
+    assert places.parse(str(many)).releases() == ("0",)
+    for bound, most, read in (
+        ("durable.MOST_ENTRIES", 9, lambda: places.parse(str(many)).releases()),  # of all together
+        ("durable.MOST_ENTRIES", 8, lambda: places.parse(str(tmp_path)).present("many")),
+        ("durable.MOST_ENTRIES", 8, lambda: release.verify(released)),
+        ("durable.MOST_ENTRIES", 8, lambda: kept.packed(many, ())),
+        ("durable.MOST_ENTRIES", 8, lambda: preflight.out_findings(many, [])),
+        ("publish.directory._MOST_FOLDERS", 0, lambda: places.parse(str(many)).releases()),
+    ):
+        with (
+            monkeypatch.context() as patch,
+            refused("FOLDER_TOO_LARGE", UsageError, f"than {most}"),
+        ):
+            patch.setattr(f"farm.{bound}", most)
+            read()
 
 
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:

@@ -14,6 +14,7 @@ from farm.tarball import archive
 from farm.tarball.archive import Member
 from tests.rigs.heard import script
 from tests.rigs.refusals import refused
+from tests.rigs.waiting import comes
 
 MEMBERS = [("a", b"alpha", 0o644), ("b", b"beta", 0o644)]
 ELF = b"\x7fELF"
@@ -120,7 +121,7 @@ def test_what_diffoscope_started_ends_with_it_at_its_deadline(
     with refused("DIFFOSCOPE_SLOW", BuildError):
         compare(first, second, tmp_path / "kept", lambda _: None)
     child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
-    assert not child.exists() or child.read_text().split()[2] == "Z"
+    assert comes(lambda: not child.exists() or child.read_text().split()[2] == "Z")
 
 
 def test_a_damaged_tarball_or_a_fifo_in_its_place_is_one_error(
