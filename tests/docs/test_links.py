@@ -27,9 +27,15 @@ def leads(page: Path, link: str) -> bool:
     """Tell whether a relative link of a page leads to a file, and to a heading that it has."""
     name, _, heading = link.partition("#")
     target = (page.parent / name).resolve() if name else page
-    if not target.exists():
+    site = PROJECT / "docs"
+    if not target.exists() or (page.is_relative_to(site) and leaves(site, target)):
         return False
     return not heading or heading in anchors(target)
+
+
+def leaves(site: Path, target: Path) -> bool:
+    """Tell whether it is a document that the site does not have: Sphinx refuses such a link."""
+    return target.suffix == ".md" and not target.is_relative_to(site)
 
 
 def anchors(page: Path) -> set[str]:
