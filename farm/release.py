@@ -239,13 +239,16 @@ def verify_artifact(
         InspectError: its binaries are not what its record says.
     """
     chunking = Chunking(listed.chunk_size, max(listed.piece_size, _LEAST_PIECE))
-    found = read(folder / listed.name, chunking, most=min(listed.size, archive.MAX_BYTES))
+    tarball = folder / listed.name
+    if tarball.is_file() and (size := tarball.stat().st_size) != listed.size:
+        raise _differs(listed, "size", listed.size, size)
+    # when it is opened, its name may lead to another one
+    found = read(tarball, chunking, most=min(listed.size, archive.MAX_BYTES))
     for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
                   "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
         said, there = getattr(listed, field), getattr(found.artifact, field)
         if said != there:
-            differs = f"{said!r:.80} in the manifest, but {there!r:.80} in the tarball"
-            raise _mismatch(f"{listed.name}: {field} is {differs}")
+            raise _differs(listed, field, said, there)
     _check_sbom(folder, listed, found)
     if found.source and found.source != manifest.source:
         source = build_record.shown(found.source)
@@ -278,6 +281,11 @@ def require_whole(manifest: Manifest, url: str) -> None:
             raise UsageError("CHANNEL_NOT_RELEASE", url=url, release=manifest.release, own=own)
         if artifact.sbom and artifact.sbom.url != sbom.name_of(artifact.name):
             raise _mismatch(f"{artifact.name}: its SBOM is not {sbom.name_of(artifact.name)}")
+
+
+def _differs(listed: Artifact, field: str, said: object, there: object) -> PackError:
+    differs = f"{said!r:.80} in the manifest, but {there!r:.80} in the tarball"
+    return _mismatch(f"{listed.name}: {field} is {differs}")
 
 
 def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:

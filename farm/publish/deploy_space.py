@@ -330,8 +330,9 @@ def _record(api: HfApi, space: str, revision: str | None) -> dict[str, list[str]
     """Return what earlier deployments uploaded, by path."""
     what = f"Space {space}: {_RECORD}"
     blocks = hub.content(api, space, _RECORD, revision or "main", repo_type="space")
+    content = places.small(blocks, what)  # some errors of requests are ValueErrors, too
     try:
-        found = msgspec.json.decode(places.small(blocks, what), type=_Record)
+        found = msgspec.json.decode(content, type=_Record)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise PublishError("SPACE_RECORD_DAMAGED", what=what, error=error) from error
     return found.files

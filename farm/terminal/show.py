@@ -252,9 +252,8 @@ def overview(found: Overview) -> None:
     """Print the channels and releases of a place."""
     line(found.where)
     for title, rows in (("channel", found.channels), ("release", found.releases)):
-        if not rows and not found.failed:
-            line(f"no {title}s")
         if not rows:
+            line(f"no {title} that can be read" if found.failed else f"no {title}s")
             continue
         named = (title,) if title == "release" else (title, "release")
         lines = []

@@ -1,10 +1,12 @@
 """Uploading a Space: its folder alone, its variables, never a secret."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 
 from farm import trust
 from farm.errors import PublishError, UsageError
@@ -206,10 +208,18 @@ def test_new_space_with_the_hubs_own_files_alone_is_accepted(
     ids=["kind", "depth", "bytes"],
 )
 def test_damaged_record_deletes_nothing(
-    space: Path, content: dict[str, bytes], record: bytes
+    space: Path, content: dict[str, bytes], record: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content[RECORD] = record
     with refused("SPACE_RECORD_DAMAGED", PublishError):
+        compared(space)
+
+    def redirected(*_: object, **__: object) -> Iterator[bytes]:
+        raise requests.exceptions.InvalidURL("redirected to ftp://x/")
+        yield
+
+    monkeypatch.setattr(deploy_space.hub, "content", redirected)
+    with refused("HUB_REFUSED", PublishError, "redirected to ftp://x/"):
         compared(space)
 
 

@@ -9,7 +9,7 @@ from msgspec import structs
 from verbs import PROJECT
 
 from farm import release
-from farm.errors import UsageError
+from farm.errors import PublishError, UsageError
 from farm.publish import pin_space, places
 from farm.publish.gate import Check, Report
 from farm.terminal import show, status
@@ -79,6 +79,10 @@ def test_nothing_is_said_of_a_host_that_nobody_supposed(
     said = capsys.readouterr().out
     assert "no channels" in said
     assert "host" not in said
+    bad = PublishError("RELEASE_UNREADABLE", "release 'b2'", hint="repair it")
+    show.overview(Overview(PLACE, (), (), (bad,)))
+    said = capsys.readouterr().out
+    assert all(f"no {title} that can be read" in said for title in ("channel", "release"))
 
 
 @pytest.mark.parametrize(("days", "warned"), [(20, True), (22, False), (-1, False)])
