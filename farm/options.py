@@ -182,7 +182,7 @@ class Deploy:
         model: 4b, 12b, 27b (TranslateGemma), OWNER/REPO:FILE (or :Q4_K_M), bucket:OWNER/NAME:FILE
         mount: mount the model's repository in the Space, instead of a copy in its image
         variable: NAME=VALUE, a variable of the Space; again for more. Secrets are refused
-        hardware: the Space's hardware; without it zero-a10g (ZeroGPU) for a new Space
+        hardware: the Space's hardware; without it zero-a10g (ZeroGPU), or what the Space has
         adopt: also upload to a Space that holds other files; none of them is deleted
         dry_run: show what would be uploaded (and, for invoke space, built and published), and end
     """

@@ -29,8 +29,6 @@ from farm.terminal import show
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from huggingface_hub import SpaceHardware
-
     from farm.options import Wish
     from farm.publish.places import Destination
     from farm.publish.publishing import Plan
@@ -80,12 +78,12 @@ ZEROGPU: Final = (_HOSTS["zero"].facts, _HOSTS["zero"].facts.replace("12.0", "9.
 """ZeroGPU as it is today, and with the H200 that it had before."""
 
 
-def host_of(wanted: SpaceHardware) -> Host:
+def host_of(hardware: str) -> Host:
     """Return the facts about a Space's hardware, or raise ``HARDWARE_UNKNOWN``."""
     for beginning, host in _HOSTS.items():
-        if wanted.value.startswith(beginning):
+        if hardware.startswith(beginning):
             return host
-    raise UsageError("HARDWARE_UNKNOWN/set", hardware=wanted.value)
+    raise UsageError("HARDWARE_UNKNOWN/set", hardware=hardware)
 
 
 def make(wish: Wish, report: BuildReport) -> None:
@@ -98,8 +96,8 @@ def make(wish: Wish, report: BuildReport) -> None:
     """
     _require_consistent(wish)
     hardware = deploy_space.hardware(wish.hardware)
-    host = host_of(hardware or deploy_space.HARDWARE)
-    looked_at = _planned(wish, host, {})
+    usual = (hardware or deploy_space.HARDWARE).value
+    looked_at = _planned(wish, host_of(usual), {})
     warnings = looked_at.unknown()
     try:
         hub.Hub(wish.to).require_writable()
@@ -109,7 +107,12 @@ def make(wish: Wish, report: BuildReport) -> None:
         report.say(f"note[{error.code}]: without --dry-run it ends here: {error.message}")
     report.say(f"looking at Space {wish.to}, its model and hardware")
     wish = replace(wish, model=deploy_space.found_model(wish.model))
-    deploy_space.compare(looked_at, adopt=wish.adopt)
+    found = deploy_space.compare(looked_at, adopt=wish.adopt)
+    if hardware is None and found.head and not found.hardware:
+        told = f"the release is chosen for {usual}: give --hardware for another"
+        report.say(f"note[HARDWARE_UNKNOWN]: the Hub does not tell the Space's hardware: {told}")
+    wish = replace(wish, hardware=usual if hardware else found.hardware or usual)
+    host = host_of(wish.hardware or usual)
     variables, pin = _chosen(wish, host, report)
     planned = _planned(wish, host, pin, variables)
     report.say(f"comparing spaces/ with Space {wish.to}")
@@ -210,7 +213,7 @@ def _require_runs(manifest: bytes, wish: Wish, host: Host, what: str) -> None:
         raise PublishError(
             "RELEASE_CANNOT_RUN",
             what=what,
-            hardware=wish.hardware or deploy_space.HARDWARE.value,
+            hardware=wish.hardware,
             said=said,
         )
 
@@ -286,7 +289,7 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         raise PublishError(
             "RELEASE_CANNOT_RUN/built",
             folder=folder,
-            hardware=wish.hardware or deploy_space.HARDWARE.value,
+            hardware=wish.hardware,
             said=said,
         )
 

@@ -201,6 +201,7 @@ class Changes:
         kept: files that an earlier deployment uploaded and another person changed since; they
             stay although ``spaces/`` no longer has them.
         unset: variables of the Space that are removed.
+        hardware: what the Space asked for or runs on; empty for a new one, or if it is not told.
     """
 
     deployment: Deployment
@@ -210,6 +211,7 @@ class Changes:
     deleted: tuple[str, ...]
     kept: tuple[str, ...]
     unset: tuple[str, ...] = ()
+    hardware: str = ""
 
 
 def found_model(text: str | None) -> str | None:
@@ -255,6 +257,7 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
         there = {path: one.lfs.oid if one.lfs else one.oid for path, one in listed.items()}
         record = _record(api, deployment.space, head) if _RECORD in there else None
         present = api.get_space_variables(deployment.space) if deployment.replaced else {}
+        runtime = api.get_space_runtime(deployment.space)
     if record is None and not adopt and there.keys() - _EMPTY_SPACE:
         theirs = ", ".join(sorted(there.keys() - _EMPTY_SPACE)[:5])
         raise PublishError("SPACE_NOT_OURS", space=deployment.space, theirs=theirs)
@@ -269,6 +272,7 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
         deleted=tuple(name for name in gone if there[name] in ours[name]),
         kept=tuple(name for name in gone if there[name] not in ours[name]),
         unset=tuple(sorted((present.keys() & deployment.replaced) - deployment.variables.keys())),
+        hardware=str(runtime.requested_hardware or runtime.hardware or ""),
     )
 
 

@@ -218,7 +218,8 @@ def deployment(
     planned, size = changes.deployment, changes.deployment.size / 1e3
     new = " (new)" if changes.head is None else ""
     line(f"Space {planned.space}{new}: {len(planned.files)} files, {size:.0f} kB, gradio")
-    default = "the Space's own" if changes.head else "zero-a10g (ZeroGPU)"
+    own = f"the Space's own: {changes.hardware or 'the Hub does not tell it'}"
+    default = own if changes.head else "zero-a10g (ZeroGPU)"
     line(f"  hardware {hardware.value if hardware else default}")
     line(f"  model {planned.model}")
     if hardware is not None and hardware.value == "cpu-basic" and "-27b-" in planned.model:

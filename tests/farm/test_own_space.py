@@ -124,6 +124,15 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     hub.repositories[RELEASES] = released
     commits = {name: len(one.commits) for name, one in hub.repositories.items()}
     assert "release: b11549-1 of hf:me/llama-server" in make(wish, dry_run=True)
+    unasked = replace(wish, hardware=None)
+    said = make(unasked, dry_run=True)
+    assert "release: b11549-1 of hf:me/llama-server" in said
+    assert "hardware the Space's own: cpu-basic" in said
+    hub.repositories[SPACE].hardware = ""
+    assert "is chosen for zero-a10g: give --hardware for another" in make(unasked, dry_run=True)
+    hub.repositories[SPACE].hardware = "cray"
+    with refused("HARDWARE_UNKNOWN", UsageError, "cray"):
+        make(unasked, dry_run=True)
     sent, again = list(hub.sent), make(replace(wish, folder=tmp_path / "none"))
     assert "release: b11549-1 of hf:me/llama-server" in again
     assert hub.sent == sent
@@ -422,6 +431,5 @@ def test_what_is_no_archive_of_llama_cpp_is_told_in_the_loaders_words(
      ("a10g-large", "sm86"), ("a100-large", "sm80"), ("cpu-upgrade", "cpu")],
 )  # fmt: skip
 def test_hardware_has_the_set_of_its_gpu(name: str, arch_set: str) -> None:
-    wanted = deploy_space.hardware(name)
-    assert wanted is not None
-    assert own_space.host_of(wanted).arch_set == arch_set
+    assert deploy_space.hardware(name)
+    assert own_space.host_of(name).arch_set == arch_set

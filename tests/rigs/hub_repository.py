@@ -236,7 +236,9 @@ def _variables(hub: Hub, body: bytes, repo: str) -> Any:
 
 def _runtime(hub: Hub, _body: bytes, repo: str) -> Any:
     stage = hub.stages.pop(0) if len(hub.stages) > 1 else {"stage": "RUNNING", **_last(hub.stages)}
-    return {"hardware": {}, "volumes": hub.repositories[repo].volumes, **stage}
+    repository = hub.repositories[repo]
+    hardware = {"current": None, "requested": repository.hardware or None}
+    return {"hardware": hardware, "volumes": repository.volumes, **stage}
 
 
 def _last(stages: list[dict[str, Any]]) -> dict[str, Any]:
