@@ -231,9 +231,10 @@ def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> 
         return published
     if wish.dry_run:
         if built:
-            report.say(f"release: {folder} would be published")
+            report.say(f"release: {folder} would be published to {place.where}")
         else:
-            report.say(f"release: {host.arch_set} would be built into {folder}")
+            told = f"would be built into {folder} and published to {place.where}"
+            report.say(f"release: {host.arch_set} {told}")
             request = _request(folder, wish, host)
             try:
                 pipeline.choose_engine(request, resolve(request)[0], report).close()
@@ -317,9 +318,13 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
         with hub.hub_errors(f"Space {space}"):
             runtime = api.get_space_runtime(space)
         stage, is_new = str(runtime.stage), runtime.raw.get("sha") in {None, info.sha}
-        if stage != before:
-            tell(f"Space {space}: {stage.lower().replace('_', ' ')}")
-        before = stage
+        told = f"Space {space}: {stage.lower().replace('_', ' ')}"
+        if is_new and stage == "RUNNING":
+            most = f"at most {seconds / 60:g} minutes, --wait"
+            told += f"; waiting for its page to answer ({most})"
+        if told != before:
+            tell(told)
+        before = told
         if is_new and stage in _ENDED:
             said = " ".join(str(runtime.raw.get("errorMessage") or "").split())[:300]
             said = said and f": {said}"

@@ -198,11 +198,11 @@ def _tools(engine: DockerEngine, request: BuildRequest, line: Line | None) -> im
     try:
         return engine.tools()
     except EngineError as error:
-        tag = images.TAGS.get(line.name) if line and not request.image else None
-        if line and tag and error.code == "IMAGE_UNAVAILABLE":
+        if line and not request.image and error.code == "IMAGE_UNAVAILABLE":
+            name, more = (line.name, "") if line.name in images.TAGS else ("cu130", "--line cu130 ")
             error.hint = (
-                f"is its registry in reach? Without one: invoke base-image --line {line.name};"
-                f" then the same command with --image {tag}"
+                f"is its registry in reach? Without one: invoke base-image --line {name};"
+                f" then the same command with {more}--image {images.TAGS[name]}"
             )
         raise
 

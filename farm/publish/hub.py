@@ -344,13 +344,15 @@ def hub_errors(where: str, hint: str = "") -> Iterator[None]:
     """Turn errors of the Hub and of the network into one error.
 
     Raises:
-        PublishError: ``HUB_REFUSED``; ``HUB_UNREACHABLE`` if the Hub gave no answer.
+        PublishError: ``HUB_REFUSED``, also for Xet; ``HUB_UNREACHABLE``: the Hub gave no answer.
     """
     try:
         yield
     except _UNREACHED as error:
         host, said = endpoint("HF_ENDPOINT", HUB), packages.cause(error)
-        raise PublishError("HUB_UNREACHABLE", where=where, host=host, said=said) from error
+        # hf_xet raises a ConnectionError for a status, too: https://github.com/huggingface/xet-core
+        code = "HUB_REFUSED/xet" if "HTTP status " in said else "HUB_UNREACHABLE"
+        raise PublishError(code, where=where, host=host, said=said) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
         # RuntimeError: what the client makes of whatever stopped the upload of a large file
         cause = error.__cause__ if isinstance(error, RuntimeError) else None

@@ -41,7 +41,10 @@ def test_an_image_without_a_pin_is_taken_as_it_is_named_and_said() -> None:
     assert reference(digest) == (digest, [])
 
 
-@pytest.mark.parametrize(("line", "image"), [("cpu", None), ("cu124", None), ("cu124", "typo")])
+@pytest.mark.parametrize(
+    ("line", "image"),
+    [("cpu", None), ("cu124", None), ("cu128", None), ("cu124", "typo")],
+)
 def test_the_hint_of_an_image_out_of_reach_names_the_line_that_was_asked_for(
     line: str, image: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +55,9 @@ def test_the_hint_of_an_image_out_of_reach_names_the_line_that_was_asked_for(
     engine, report = DockerEngine.__new__(DockerEngine), BuildReport(Console(quiet=True))
     with refused("IMAGE_UNAVAILABLE", EngineError) as caught:
         pipeline.settled(engine, BuildRequest(line=line, image=image), TABLE.line(line), report)
-    assert caught.value.hint.endswith(f"--image {images.TAGS[line]}") is (image is None)
+    own = images.TAGS.get(line, images.TAGS["cu130"])
+    told = f"command with --image {own}" if line in images.TAGS else f"--line cu130 --image {own}"
+    assert caught.value.hint.endswith(told) is (image is None)
 
 
 def plan(line: str, tree: Path) -> BuildPlan:
