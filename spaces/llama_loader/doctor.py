@@ -320,6 +320,8 @@ def supposed_host(text: str) -> HostFacts:
     for part in (part.strip() for part in text.split(",")):
         name, _, value = part.partition("=")
         field, fact = _fact(name.strip(), value.strip())
+        if field == "gpu":
+            raise SettingError("SETTING_INVALID/suppose-gpu", part=part, near=gpus.near(value))
         if fact is None or field in facts:
             raise SettingError("SETTING_INVALID/suppose-part", part=part)
         facts[field] = fact

@@ -30,6 +30,8 @@ _BY_NAME: Final = (
     (r"\bP100\b|Quadro GP100", "60"),
     (r"\bP4\b|\bP40\b|GTX 10[5-8]0|TITAN Xp?\b", "61"),
 )
+_USUAL: Final = ("B200", "H200", "H100", "A100", "L40S", "L4", "A10G", "T4", "V100", "RTX 5090",
+                 "RTX 4090", "RTX 3090", "RTX PRO 6000")  # fmt: skip
 _LONGEST: Final = 200
 """Characters of a name that are looked at: patterns over more take long, and no name has more."""
 _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
@@ -64,6 +66,13 @@ def capability(name: str) -> str | None:
     name = name[:_LONGEST]
     found = (known for pattern, known in _BY_NAME if re.search(pattern, name, re.IGNORECASE))
     return next(found, None)
+
+
+def near(name: str) -> str:
+    """Return the usual GPU whose name is most like an unknown one."""
+    import difflib  # only now: a start needs none of it
+
+    return difflib.get_close_matches(name[:_LONGEST].upper(), _USUAL, 1, 0)[0]
 
 
 def visible(

@@ -368,11 +368,13 @@ def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -
                 accepts=accepts,
                 url=Path(text).resolve().as_uri(),
             ) from None
+        is_text = isinstance(value, str) and types and str not in types
         raise SettingError(
-            "SETTING_INVALID/value",
+            "SETTING_INVALID/text" if is_text else "SETTING_INVALID/value",
             source=source,
             shown="not shown here" if row.secret else shown,
             accepts=accepts,
+            types=f"{'an' if int in types else 'a'} {names}",
             usual="unset" if default is None else int(default) if default is False else default,
         ) from None
 

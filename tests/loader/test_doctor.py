@@ -297,6 +297,10 @@ def test_what_is_missing_there_is_said_with_what_brings_it(tmp_path: Path) -> No
         *((f"machine=x86_64,{one}", one) for one in ("driver=new", "torch=12.8", "cpus=4")),
         *((text, "") for text in ("", "driver=580,", "driver=580,,glibc=2.36")),
         ("machine=x86_64,glibc=", "glibc="),
+        (
+            "gpu=NVIDIA H2000",
+            "gpu=NVIDIA H2000' names a card that is unknown; the nearest known name is H200",
+        ),
         ("driver=580,driver=570", "driver=570"),
         ("capability=90,gpu=NVIDIA H200", "gpu=NVIDIA H200"),
     ],
@@ -304,5 +308,5 @@ def test_what_is_missing_there_is_said_with_what_brings_it(tmp_path: Path) -> No
 def test_what_cannot_be_read_or_is_said_twice_is_named(text: str, named: str) -> None:
     with pytest.raises(SettingError, match="--suppose") as caught:
         doctor.supposed_host(text)
-    assert repr(named) in caught.value.message
+    assert f"'{named}" in caught.value.message
     assert "capability=12.0" in caught.value.hint

@@ -245,12 +245,13 @@ def test_keywords_are_typed_and_win_over_variables(tmp_path: Path) -> None:
 
 
 WRONG: tuple[tuple[str, object, str], ...] = (
-    ("n_ctx", "8192", "tokens from 16 to 16777216 (int)"),
-    ("n_ctx", 8, "tokens from 16"),
+    ("n_ctx", "8192", "n_ctx is a text, not an int: '8192'"),
+    ("n_ctx", 8, "tokens from 16 to 16777216 (int)"),
     *(("n_ctx", value, "(int)") for value in (True, 8192.0)),
-    *(("allow_cpu", value, "(bool)") for value in (1, "1")),
+    ("allow_cpu", 1, "(bool)"),
+    ("allow_cpu", "1", "is a text, not a bool"),
     ("temperature", float("nan"), "from 0 to 10 (int or float)"),
-    ("temperature", "0.5", "(int or float)"),
+    ("temperature", "0.5", "is a text, not an int or float"),
     ("gguf_path", b"/m", "a file or folder (str or Path)"),
     ("gguf_path", "", "the path of a file"),
     ("llama_device", 0, "(str or list or tuple)"),
