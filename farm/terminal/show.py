@@ -222,7 +222,8 @@ def deployment(
     default = own if changes.head else "zero-a10g (ZeroGPU)"
     line(f"  hardware {hardware.value if hardware else default}")
     line(f"  model {planned.model}")
-    if hardware is not None and hardware.value == "cpu-basic" and "-27b-" in planned.model:
+    named = hardware.value if hardware else changes.hardware
+    if named == "cpu-basic" and "-27b-" in planned.model:
         note(
             "warning[MODEL_TOO_LARGE]: it has 17 GB, and cpu-basic 16 GB of memory: try --model 4b"
         )

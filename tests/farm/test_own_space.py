@@ -129,8 +129,10 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     hub.repositories[RELEASES] = released
     commits = {name: len(one.commits) for name, one in hub.repositories.items()}
     assert "release: b11549-1 of hf:me/llama-server" in make(wish, dry_run=True)
-    unasked = replace(wish, hardware=None)
-    assert re.search("b11549-1 of(?s:.*)own: cpu-basic", make(unasked, dry_run=True))
+    unasked = replace(wish, hardware=None, model="27b")
+    assert re.search(
+        "b11549-1 of(?s:.*)TOO_LARGE(?s:.*)own: cpu-basic", make(unasked, dry_run=True)
+    )
     hub.repositories[SPACE].hardware = ""
     assert "is chosen for zero-a10g: give --hardware for another" in make(unasked, dry_run=True)
     hub.repositories[SPACE].hardware = "cray"
