@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from gradio import routes
 from gradio.mcp import GradioMCPServer
 from gradio.queueing import Queue
 from gradio.routes import App
@@ -103,6 +104,10 @@ def _forget(queue: Any, session: str) -> None:
 _GRADIOS: Any = GradioMCPServer
 _GRADIOS.create_mcp_server, _GRADIOS._execute_tool_without_progress = _bounded, _result  # noqa: SLF001
 Queue.send_message = _keep  # type: ignore[method-assign, assignment]
+# A cancelled event ends after its present step (``require_read``). Gradio would cancel the tasks of
+# its session and function: one that has not begun then keeps its place for ever, one that closes
+# its generator keeps that, and a session whose name has gradio's separator is an error for all.
+routes.cancel_tasks = lambda _: asyncio.sleep(0, [])  # type: ignore[attr-defined, assignment]
 
 
 def require_read(scope: Scope, asked: Any) -> None:
@@ -120,12 +125,14 @@ def require_read(scope: Scope, asked: Any) -> None:
     lines = [*filter(None, queue.active_jobs)]
     lines += [one.queue for one in queue.event_queue_per_concurrency_id.values()]
     for name in known.keys() - {event._id for line in lines for event in line}:  # noqa: SLF001
-        del known[name]  # where its end was cancelled, too
+        del known[name]  # it is closing its generator
     if path.startswith("/gradio_api/cancel"):
         event = known.get(asked["event_id"])
         named = asked["session_hash"], asked["fn_index"]
-        if event is None or named != (event.session_hash, event.fn._id):  # noqa: SLF001
+        if not (event and event.alive) or named != (event.session_hash, event.fn._id):  # noqa: SLF001
             raise HTTPException(404, "this event has ended")
+        event.alive = False
+        scope["app"].iterators.pop(asked["event_id"], None)  # its last step brings it back
     for name in {*unread, *answers}:  # of 2,000 gradio would drop one whose event waits
         if not unread.get(name) or name not in answers:
             _forget(queue, name)

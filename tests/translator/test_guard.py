@@ -452,6 +452,73 @@ def test_line_goes_on_after_more_sessions_than_gradio_keeps() -> None:
     assert "Traceback" not in told.stderr
 
 
+CANCELLED = """
+import gradio, requests, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from gradio import queueing, routes
+from llama_space import guard
+running, released, name = [], threading.Event(), queueing.set_task_name
+def slow() -> str:
+    running.append(1)
+    try:
+        yield "x"
+        released.wait(20)
+        yield "y"
+    finally:
+        running.pop()
+def named(task, session, *given):
+    name(task, session, *given)
+    if session == "early":  # a cancellation comes before the first step of its task
+        routes.cancel_tasks({"early_0"}).send(None)
+queueing.set_task_name = named
+with gradio.Blocks(analytics_enabled=False) as demo:
+    gradio.api(slow, concurrency_limit=9)
+demo.queue().launch(prevent_thread_lock=True, quiet=True, **guard.options(10))
+def post(route, asked):
+    return requests.post(f"{demo.local_url}gradio_api/{route}", json=asked, timeout=30)
+def begin(session):
+    asked = {"data": [], "fn_index": 0, "session_hash": session}
+    return {**asked, "event_id": post("queue/join", asked).json()["event_id"]}
+def cancel(event):
+    return post("cancel", event).status_code
+begin("early")
+(line,), kept, told = demo._queue.event_queue_per_concurrency_id.values(), demo.app.iterators, []
+def await_step(event):
+    while event["event_id"] not in kept:
+        time.sleep(0.01)
+with ThreadPoolExecutor() as callers:
+    await_step(first := begin("s"))
+    told.append(callers.submit(cancel, first))
+    time.sleep(0.2)  # gradio would wait for the step; the second cancels the first's task anew
+    told.append(callers.submit(cancel, begin("s")))
+    time.sleep(0.2)
+    at_once = all(one.done() for one in told)
+    told.append(callers.submit(cancel, first))
+    released.set()
+released.clear()
+await_step(begin("x<gradio-sep>y"))
+await_step(last := begin("last"))
+codes = [one.result() for one in told] + [cancel(last)]
+released.set()
+end = time.monotonic() + 5
+while time.monotonic() < end and (running or kept or line.current_concurrency):
+    time.sleep(0.05)
+jobs = demo._queue.get_active_worker_count()
+print(at_once, *codes, running, kept, line.current_concurrency, jobs)
+"""
+
+
+def test_event_that_is_cancelled_at_any_time_gives_its_place_back() -> None:
+    """Gradio's end of its task left places taken for ever, and one name kept all from cancelling.
+
+    Nobody waits for the step in which a cancellation comes; the second of an event is refused.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(space.PROJECT / "spaces")}
+    told = heard([sys.executable, "-c", CANCELLED], env=environment, check=True)
+    assert told.stdout.splitlines()[-1] == "True 200 200 404 200 [] {} 0 0"
+    assert "Traceback" not in told.stderr
+
+
 EXAMINED = """
 import requests, threading
 from llama_loader import settings
