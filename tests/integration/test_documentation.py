@@ -155,7 +155,7 @@ def test_the_builder_s_and_the_ci_owner_s_commands_after_a_build(
         ("invoke manifest --out dist", building),
         ("invoke manifest --out dist --release b11549-1", ci),
     ):
-        assert "dist/manifest.json: b11549-1, 1 art" in reader.types(text, page=page)
+        assert "dist/manifest.json: b11549-1, artifacts: 1" in reader.types(text, page=page)
     assert "ok llama-server-" in reader.types("invoke verify dist", page=building)
     assert "answers on the CPU" in reader.types("invoke smoke dist", page=building)
     assert "no CUDA" in reader.types("invoke status --folder dist", page=building)
