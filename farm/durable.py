@@ -401,7 +401,7 @@ def files(
     Raises:
         UsageError: ``SOURCE_UNREADABLE``: there is more than a source has.
     """
-    waiting, names, left = [folder], MOST_FILES, most
+    waiting, room, left = [folder], MOST_FILES, most
     while waiting:
         path = waiting.pop()
         if path != folder and (path.is_symlink() or not path.is_dir()):
@@ -412,9 +412,9 @@ def files(
             continue
         with os.scandir(path) as found:  # a folder's names may fill the memory
             paths = (path / one.name for one in found if one.name != ".git")
-            chosen = sorted(islice((one for one in paths if one not in without), names + 1))
-        names -= len(chosen)
-        if names < 0:
+            chosen = sorted(islice((one for one in paths if one not in without), room + 1))
+        room -= len(chosen)
+        if room < 0:
             raise beyond(path, f"beyond {MOST_FILES} files and folders")
         if chosen and len(path.relative_to(folder).parts) == MOST_NAMES:
             raise beyond(path, f"more than {MOST_NAMES} folders in one another")
