@@ -149,10 +149,9 @@ def pack(
         format: tar.zst or tar.gz
         out: where the tarball goes
     """
-    from farm import kept
     from farm.release import pack_tree
 
-    show.line(str(pack_tree(Path(tree), out, format, kept.recorded).path))
+    show.line(str(pack_tree(Path(tree), out, format).path))
 
 
 @verb
@@ -169,10 +168,9 @@ def cuda_runtime(
         out: where the tarball goes; `invoke manifest` lists it
         format: tar.zst or tar.gz
     """
-    from farm import kept
     from farm.cuda_runtime import make
 
-    show.line(str(make(line, out, format, kept.recorded).path))
+    show.line(str(make(line, out, format).path))
 
 
 @verb
@@ -186,12 +184,11 @@ def manifest(
         release: its name, e.g. b11549-1; without it the one there, else bBUILD-1
         serial: its serial number; without it the one there, else 1
     """
-    from farm.kept import write_manifest
     from farm.publish.places import require_name
-    from farm.release import MANIFEST
+    from farm.release import MANIFEST, write
 
     name = None if release is None else require_name("release", release)
-    written = write_manifest(out, named=name, serial=serial)
+    written = write(out, release=name, serial=serial)
     show.line(f"{out / MANIFEST}: {written.release}, artifacts: {len(written.artifacts)}")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Annotated, BinaryIO, Final, cast
@@ -24,7 +24,7 @@ from farm.errors import InspectError, PackError, SourceError
 from farm.inputs import pins
 from farm.inputs.archives import open_wheel
 from farm.inputs.packages import fetch_package
-from farm.pack import LICENCES, Inventory, Keep, Packed, place, read_inventory
+from farm.pack import LICENCES, Inventory, Packed, place, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH
 from farm.tarball import archive
 from farm.tarball.archive import Chunking, Member
@@ -93,10 +93,8 @@ class _Taken:
     name: str
 
 
-def make(line: str, out: Path, archive_format: str = "tar.zst", keep: Keep = nullcontext) -> Packed:
+def make(line: str, out: Path, archive_format: str = "tar.zst") -> Packed:
     """Fetch a line's wheels and pack their libraries into a tarball in ``out``.
-
-    ``keep`` is as of ``pack.place``.
 
     Raises:
         UsageError: no wheels of that line are pinned, or the format is unknown.
@@ -106,7 +104,7 @@ def make(line: str, out: Path, archive_format: str = "tar.zst", keep: Keep = nul
     archive.require_format(archive_format)
     wheels = pins.load().cuda_runtime_of(line)
     row = targets.load().line(line)
-    return pack([(pin, fetch_package(pin)) for pin in wheels], row, out, archive_format, keep)
+    return pack([(pin, fetch_package(pin)) for pin in wheels], row, out, archive_format)
 
 
 def pack(
@@ -114,7 +112,6 @@ def pack(
     line: Line,
     out: Path,
     archive_format: str,
-    keep: Keep = nullcontext,
 ) -> Packed:
     """Pack the libraries and licences of verified wheels; the same wheels give the same bytes.
 
@@ -147,7 +144,7 @@ def pack(
             raw.flush()
             return read_with_record(durable.opened(raw.fileno()), name=name)[0]
 
-        return place(out / name, write, keep)
+        return place(out / name, write)
 
 
 def _in_wheel(pin: PackagePin, taken: Sequence[_Taken]) -> Wheel:

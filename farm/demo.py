@@ -131,10 +131,9 @@ class Demo:
             request = self._request(out, report)
             made = self._build(request, report)
             model = packages.fetch_model(pins.load().model(MODEL))
-            # alone, where nobody else writes: --out may hold what this run did not pack
+            # alone: --out may hold other sets, too
             made.tarball.copy(own / made.tarball.path.name)
-            of_this_run = {made.tarball.path.name: (made.tarball.sha256,)}
-            release.write(own, lambda _: of_this_run)
+            release.write(own)
             pin = durable.sha256(own / release.MANIFEST)
             with ReleaseServer(own) as server:
                 named = f"{server.url}{release.MANIFEST}"

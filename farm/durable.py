@@ -24,6 +24,7 @@ from typing import IO, BinaryIO, Final, cast
 
 import msgspec
 
+from farm import PROJECT_ROOT
 from farm.errors import BuildError, PackError, SourceError, UsageError
 from llama_loader import disk
 
@@ -231,7 +232,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         remove(staging.parent)
 
 
-def require_own(folder: Path) -> None:
+def require_own(folder: Path, code: str = "FOLDER_NOT_OWN") -> None:
     """Refuse a folder that another user can change, or whose way there; it need not exist.
 
     What the farm finds in its cache it builds and runs.
@@ -242,9 +243,24 @@ def require_own(folder: Path) -> None:
     try:
         disk.trusted(folder)
     except PermissionError as error:
-        raise BuildError("FOLDER_NOT_OWN", folder=folder, why=error.strerror) from error
+        raise BuildError(code, folder=folder, why=error.strerror) from error
     except OSError:
         pass  # it leads through a file, or in a circle: whoever makes it says so
+
+
+def require_own_out(folder: Path, code: str = "FOLDER_NOT_OWN/out") -> None:
+    """Refuse a folder as ``require_own`` does, if the checkout is this user's alone.
+
+    Who can change the checkout can change the farm's code. ``code`` is the error's.
+
+    Raises:
+        BuildError: ``FOLDER_NOT_OWN``.
+    """
+    try:
+        require_own(PROJECT_ROOT)
+    except BuildError:
+        return
+    require_own(folder, code)
 
 
 def require_own_temporary() -> None:

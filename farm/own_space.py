@@ -10,14 +10,13 @@ import re
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import requests
 
-from farm import cuda_runtime, kept, loader, pipeline, preflight, release
+from farm import cuda_runtime, durable, loader, pipeline, preflight, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs import packages
 from farm.options import BuildRequest, one_of
@@ -149,12 +148,11 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
     Raises:
         FarmError: the folder is no whole release, or the place refuses.
     """
+    durable.require_own_out(folder)
     if not dry_run:
         place.require_writable()
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
         plan = publishing.prepare(folder, place, show.note, wheel=loader.build_wheel(Path(made)))
-        found = {part.name: part.sha256 for part in plan.parts}
-        release.require_packed(folder, found, kept.packed(folder, found, pipeline.STATE))
         show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
             show.line(publishing.publish(plan, place, show.line))
@@ -282,9 +280,8 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
     if toolkits and "(CUDA_LIBRARY_MISSING)" in said:
         line = f"cu{max(toolkits).replace('.', '')}"
-        keep = partial(kept.recorded, state=pipeline.STATE)
-        cuda_runtime.make(line, folder, "tar.zst", keep)
-        kept.write_manifest(folder, pipeline.STATE)
+        cuda_runtime.make(line, folder)
+        release.write(folder)
         said = _refusal(release.content(folder), host)
     if said:
         raise PublishError(

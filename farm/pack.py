@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -64,70 +63,38 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Packed:
-    """A tarball as this run wrote or compared it; ``path`` may lead to other bytes by now.
-
-    Who else can write to its folder can put other files there, of any size.
-    """
+    """A tarball as this run wrote or compared it."""
 
     path: Path
     sha256: str
     size: int
 
-    def is_there(self) -> bool:
-        """Whether the path leads to these bytes, and not by a link."""
-        with suppress(OSError):
-            return durable.sha256(self.path, follow=False, most=self.size) == self.sha256
-        return False
-
     def copy(self, place: Path) -> None:
-        """Write these bytes, and no others, to another place; its folder is made.
+        """Write it to another place; its folder is made.
 
         Raises:
-            PackError: ``TARBALL_CHANGED``; ``WRITE_FAILED``.
+            PackError: ``WRITE_FAILED``.
         """
-        try:
-            stream = durable.open_regular(self.path, follow=False, most=self.size)
-        except OSError:
-            require_same(self.path, "of no file of its size", self.sha256)
-            raise
-        with stream, durable.writing(place):
+        with durable.writing(place), self.path.open("rb") as stream:
             place.parent.mkdir(parents=True, exist_ok=True)
             with durable.replacing(place, archive.FILE_MODE) as copy:
                 shutil.copyfileobj(stream, copy)
-                copy.flush()
-                require_same(self.path, durable.sha256(durable.opened(copy.fileno())), self.sha256)
 
 
-def require_same(path: Path, found: str, *packed: str) -> None:
-    """Refuse a tarball with another sha256 than those that were packed.
-
-    Raises:
-        PackError: ``TARBALL_CHANGED``.
-    """
-    if found not in packed:
-        raise PackError("TARBALL_CHANGED", path=path, found=found, packed=" or ".join(packed))
-
-
-Keep = Callable[[Packed], AbstractContextManager[object]]
-"""Keeps what a tarball is, in a block that gives it its name (``kept.recorded``)."""
-
-
-def place(path: Path, make: Callable[[IO[bytes]], Artifact], keep: Keep = nullcontext) -> Packed:
+def place(path: Path, make: Callable[[IO[bytes]], Artifact]) -> Packed:
     """Write a tarball, which appears complete and read back or not at all.
 
-    ``make`` writes it to a file that has no name yet, and reads it back. ``keep`` is entered before
-    it gets its name, and left after that.
+    ``make`` writes it to a file that has no name yet, and reads it back.
 
     Raises:
-        FarmError: of ``make`` and ``keep``; ``WRITE_FAILED``.
+        FarmError: of ``make``; ``FOLDER_NOT_OWN``; ``WRITE_FAILED``.
     """
-    with durable.writing(path, hint=FREE_SPACE), ExitStack() as keeping:
+    durable.require_own_out(path.parent)
+    with durable.writing(path, hint=FREE_SPACE):
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable.replacing(path, archive.FILE_MODE) as raw:
             made = make(raw)
-            packed = Packed(path, made.sha256, made.size)
-            keeping.enter_context(keep(packed))
-    return packed
+    return Packed(path, made.sha256, made.size)
 
 
 @dataclass(frozen=True)
@@ -221,7 +188,6 @@ def pack(
     licences: Mapping[str, bytes],
     build_json: bytes,
     programs: tuple[str, ...] = PROGRAMS,
-    keep: Keep = nullcontext,
 ) -> Packed:
     """Check the binaries of a build's ``bin`` folder, and write the tarball as ``place`` does.
 
@@ -245,7 +211,7 @@ def pack(
         inventory = read_inventory(durable.opened(raw.fileno()), name=out.name)
         return inventory.artifact(asked.line)
 
-    return place(out, make, keep)
+    return place(out, make)
 
 
 def select(tree: Path, programs: tuple[str, ...] = PROGRAMS) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import BuiltTree, Log, execute
 from farm.inputs import images, pins, toolkit
-from farm.kept import Journal, KeptTree, digest, write_manifest
+from farm.kept import Journal, KeptTree, digest
 from farm.options import BuildRequest, require_known
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
@@ -75,7 +75,7 @@ def conclude(
     """Write the manifest of the tarballs; raise an error that names the sets that failed."""
     if made:
         # Runs of other sets may share the folder: the manifest lists all of its tarballs.
-        manifest = write_manifest(request.out, STATE, (one.tarball for one in made))
+        manifest = release.write(request.out)
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
     if not failures:
         return tuple(made)

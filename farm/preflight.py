@@ -190,6 +190,9 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
     except NotADirectoryError:
         return [UsageError("OUT_NOT_FOLDER", out=out)]
     found: list[FarmError] = []
+    with (collector := Findings()).collecting():
+        durable.require_own_out(out)
+    found += collector.found
     if not os.access(place := disk.nearest(out.absolute()), os.W_OK | os.X_OK):
         found.append(UsageError("OUT_NOT_WRITABLE", out=out, place=place))
     replaced = {plan.artifact_name for plan in plans}

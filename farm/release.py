@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from farm import cuda_runtime, durable, elf, targets
+from farm import cuda_runtime, durable, elf, run_lock, targets
 from farm.errors import PackError, UsageError
 from farm.inputs import patches
 from farm.pack import (
@@ -28,11 +27,9 @@ from farm.pack import (
     PROGRAMS,
     ROOT,
     SHIPPED,
-    Keep,
     Packed,
     pack,
     read_inventory,
-    require_same,
 )
 from farm.plan import artifact_name
 from farm.tarball import archive, build_record, sbom
@@ -42,7 +39,7 @@ from llama_loader.errors import IntegrityError
 from llama_loader.manifest import Artifact, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from farm.tarball.build_record import BuildRecord
@@ -52,8 +49,6 @@ MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "manifest.schema.json"
 SUMS: Final = "SHA256SUMS"
 _OF_SCHEMA: Final = ("$schema", "title")
-Known = Mapping[str, tuple[str, ...]]
-"""The sha256 of tarballs by name; after a run that was killed, of two of which either is right."""
 MAX_BYTES: Final = 32 << 30
 """Bytes of all tarballs of a release, which whoever verifies it fetches to a temporary folder."""
 _LEAST_PIECE: Final = 1 << 16
@@ -64,10 +59,8 @@ _AGAIN: Final = (
 )
 
 
-def pack_tree(tree: Path, out: Path, archive_format: str, keep: Keep = nullcontext) -> Packed:
+def pack_tree(tree: Path, out: Path, archive_format: str) -> Packed:
     """Pack a kept tree (``bin/``, ``licenses/``, ``BUILD.json``) into a tarball in ``out``.
-
-    ``keep`` is as of ``pack.place``.
 
     Raises:
         UsageError: ``tree`` is not a kept tree, or the format is unknown.
@@ -87,39 +80,33 @@ def pack_tree(tree: Path, out: Path, archive_format: str, keep: Keep = nullconte
         licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
         build_json=build_json,
         programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
-        keep=keep,
     )
 
 
-def write(
-    out: Path,
-    packed: Callable[[Iterable[str]], Known] = lambda _: {},
-    *,
-    release: str | None = None,
-    serial: int | None = None,
-) -> Manifest:
+def write(out: Path, *, release: str | None = None, serial: int | None = None) -> Manifest:
     """Write the manifest and the files beside it for all tarballs in a folder; the manifest last.
 
-    ``packed`` returns what tarballs must be, from the names of those that were read. Without a
-    ``release`` or ``serial`` it is that of the folder's manifest, else ``b<build>-1`` and 1.
+    Without ``release`` or ``serial`` it is that of the folder's manifest, else ``b<build>-1`` and
+    1.
 
     Raises:
         UsageError: the folder has no tarballs of llama-server.
-        PackError: the tarballs are of different sources, or one is not ours; ``TARBALL_CHANGED``.
+        PackError: the tarballs are of different sources, or one is not ours.
+        BuildError: ``FOLDER_NOT_OWN``; ``FOLDER_LOCKED``: another run writes it for too long.
         InspectError: a tarball's binaries are not what its ``BUILD.json`` says.
     """
-    with durable.held(out.resolve()) as place:  # another user can swap it for a link
-        found = [read(path) for path in tarballs(place)]
-        read_now = {one.artifact.name: one.artifact.sha256 for one in found}
-        require_packed(out, read_now, packed(read_now))
+    durable.require_own_out(out)
+    tarballs(out)  # without one there is nothing to wait for
+    with run_lock.turn(out, "manifest"):
+        found = [read(path) for path in tarballs(out)]
         found.sort(key=lambda one: one.source is None)
         source, *others = dict.fromkeys(one.source for one in found if one.source)
         if others:
             builds = ", ".join(sorted(map(build_record.shown, (source, *others))))
             raise PackError("SOURCES_MIXED", builds=builds)
         before = None
-        if (place / MANIFEST).is_file():
-            before = schema.parse(_bytes(place / MANIFEST), what=str(out / MANIFEST))
+        if (out / MANIFEST).is_file():
+            before = schema.parse(_bytes(out / MANIFEST), what=str(out / MANIFEST))
         written = Manifest(
             schema_version=schema.SCHEMA_VERSION,
             release=release or (before.release if before else f"b{source.build}-1"),
@@ -133,7 +120,7 @@ def write(
         if before and msgspec.structs.replace(written, created=before.created) == before:
             # the same release again has the same bytes, so it may be published again
             written = before
-            published = _bytes(place / SCHEMA) if (place / SCHEMA).is_file() else published
+            published = _bytes(out / SCHEMA) if (out / SCHEMA).is_file() else published
         content = schema.dump(written)
         schema.parse(content, what=MANIFEST)
         files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
@@ -141,18 +128,8 @@ def write(
         # the manifest last: a reader that sees it also sees the others
         for name, text in {**files, MANIFEST: content}.items():
             with durable.writing(out / name):
-                durable.replace(place / name, text, 0o644)
+                durable.replace(out / name, text, 0o644)
     return written
-
-
-def require_packed(folder: Path, found: Mapping[str, str], packed: Known) -> None:
-    """Compare tarballs, as sha256 by name, with those that were packed.
-
-    Raises:
-        PackError: ``TARBALL_CHANGED``: one that was packed is another one or missing.
-    """
-    for name, known in packed.items():
-        require_same(folder / name, found.get(name, "of no file"), *known)
 
 
 def json_schema() -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -23,8 +22,6 @@ IN_USE: Final = ".in-use"
 """The file of a folder that a run holds open, and locked, while it uses the folder."""
 PATIENCE: Final = 600.0
 """Seconds to wait for another run, which may be packing a tarball of a GB meanwhile."""
-_REPLACED: Final = 1.0
-"""Seconds within which a lock's file that is replaced is opened anew."""
 _TOLD: Final = 0.1
 """Seconds after which a note says who is awaited."""
 _PAUSE: Final = 0.02
@@ -78,7 +75,6 @@ def _locked(folder: Path, name: str, patience: float, code: str) -> Iterator[Non
 
 def _take(place: Path, patience: float, stack: ExitStack) -> None:
     """Open and lock the file of this name; a missing file is made."""
-    end = time.monotonic() + max(patience, _REPLACED)
     while True:
         with ExitStack() as opened:
             handle = _handle(place)
@@ -88,8 +84,6 @@ def _take(place: Path, patience: float, stack: ExitStack) -> None:
                 if os.path.samestat(place.lstat(), os.fstat(handle)):
                     stack.push(opened.pop_all())
                     return
-        if time.monotonic() > end:
-            raise TimeoutError("a process that replaces it again and again")
 
 
 def wait(handle: int, place: object, patience: float, code: str) -> None:
@@ -126,14 +120,8 @@ def _holder(handle: int) -> str:
 
 
 def _handle(place: Path) -> int:
-    """Open a lock's file to write; a link, a device or a FIFO in its place is refused."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    handle = os.open(place, flags, 0o600)
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a file that this farm made", str(place))
-    return handle
+    """Open a lock's file to write; a link in its place is refused."""
+    return os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def use(folder: Path) -> None:

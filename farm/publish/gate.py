@@ -23,7 +23,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 import msgspec
 import requests
 
-from farm import durable, kept, loader, release
+from farm import durable, loader, release
 from farm.errors import FarmError, PackError, PublishError, SourceError, UsageError
 from farm.inputs import packages, pins
 from farm.inputs.packages import shown
@@ -94,10 +94,9 @@ def run(folder: Path, tell: Callable[[Check], None], *, start: bool = True) -> R
     Raises:
         UsageError: the folder is no release.
     """
-    # read once: who may write to the folder could have one manifest checked, and another one hashed
+    durable.require_own_out(folder)
     content = release.content(folder)
     manifest = schema.parse(content, what=str(folder / MANIFEST))
-    _require_packed(folder, manifest)
     made = []
     for check in _checks(folder, content, manifest, start=start):
         tell(check)
@@ -164,7 +163,7 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
     Raises:
         FarmError: ``SMOKE_FAILED``: names the tarball, and what the loader said.
     """
-    _require_packed(folder, manifest)
+    durable.require_own_out(folder)
     for artifact in manifest.artifacts:
         if artifact.kind != LLAMA_SERVER:
             continue
@@ -202,12 +201,6 @@ def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) ->
         if artifact.kind == LLAMA_SERVER:
             asked = partial(_ask, folder, artifact)
             yield _check(f"{artifact.name} answers with a real model", asked)
-
-
-def _require_packed(folder: Path, manifest: Manifest) -> None:
-    """Refuse to start a tarball that is not the one that this checkout packed there."""
-    found = {artifact.name: artifact.sha256 for artifact in manifest.artifacts}
-    release.require_packed(folder, found, kept.packed(folder, found))
 
 
 def _check(name: str, make: Callable[[], str]) -> Check:

@@ -31,7 +31,7 @@ from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
 from farm import options
-from farm.errors import BuildError, FarmError
+from farm.errors import FarmError
 from llama_loader.errors import LoaderError
 
 USAGE: Final = 2
@@ -83,12 +83,7 @@ def _require_own_folders() -> None:
     from farm import STATE_FOLDER, durable  # noqa: PLC0415
 
     durable.require_own_temporary()
-    try:
-        durable.require_own(STATE_FOLDER.parent)
-    except BuildError:
-        pass  # who can change the checkout can change the farm's code
-    else:
-        durable.require_own(STATE_FOLDER)
+    durable.require_own_out(STATE_FOLDER, "FOLDER_NOT_OWN")
 
 
 def verb(function: Callable[..., None]) -> Callable[..., Any]:

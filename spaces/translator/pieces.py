@@ -116,11 +116,13 @@ def mended(source: str, answer: str) -> str:
     An answer with another number of lines becomes one line.
     """
     told = _bodies(answer)
-    lines = _lines(source)
+    # its first line is no block of code: what it follows in the text is another piece
+    start = len(source) - len(source.lstrip())
+    lines = _lines(source[start:])
     if len(told) != sum(bool(line.body) for line in lines):
         return " ".join(answer.split())
     bodies = iter(told if len(lines) > 1 else [" ".join(answer.split())])
-    return "".join(
+    return source[:start] + "".join(
         line.head + next(bodies) + line.tail if line.body else line.text for line in lines
     )
 

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import small_disk
@@ -20,7 +22,7 @@ from tiny_release import TINY
 from waiting import comes
 
 from farm import (
-    kept,
+    own_space,
     pack,
     pipeline,
     preflight,
@@ -33,12 +35,12 @@ from farm import (
 from farm.durable import folder_digest
 from farm.engines import local, shared_cache
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, PackError
+from farm.errors import BuildError
 from farm.inputs import patches
 from farm.kept import Entry, Journal, KeptTree, digest
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
-from farm.publish import gate
+from farm.publish import gate, places
 from farm.tarball import build_record
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport
@@ -128,49 +130,29 @@ def test_kept_tree_is_packed_into_another_folder_and_where_the_tarball_was_chang
     assert not Path(left).exists()
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["link-after-packing", "link-before-packing"])
-def test_tarball_that_is_swapped_after_it_was_packed_is_neither_listed_nor_kept(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, before: bool
+def test_release_is_made_in_a_folder_that_nobody_else_can_change_and_nowhere_else(
+    built: Path, tmp_path: Path
 ) -> None:
-    """The other one is a tarball of this set, too, of a tree with another licence."""
-    out, tree = tmp_path / "out", tmp_path / "tree"
-    if before:
-        out.rename(tmp_path / "theirs")
-        out.symlink_to("theirs")
-    shutil.copytree(pipeline.STATE / "trees" / "cpu-cpu", tree)
-    (tree / "licenses" / "OTHER").write_text("other")
-    other = release.pack_tree(tree, tmp_path / "other", "tar.zst").path
-    (tarball,) = out.glob("*.tar.zst")
-    whole, real = tarball.read_bytes(), release.pack_tree
-
-    def swapped(*of: Any) -> pack.Packed:
-        made = real(*of)
-        shutil.copy(other, made.path)
-        return made
-
-    for path in (tarball, out / "manifest.json"):
-        path.unlink()
-    with monkeypatch.context() as patch, refused("TARBALL_CHANGED", PackError):
-        patch.setattr(release, "pack_tree", swapped)
-        build(built, out)
-    assert not (out / "manifest.json").exists()
-    assert any(line.startswith("packed: ") for line in build(built, out))
-    assert tarball.read_bytes() == whole
-    shutil.copy(other, tarball)  # before a run of another set, or the verb manifest
-    (tmp_path / "link").symlink_to(out)
-    for way in (out, tmp_path / "link", tmp_path / "link" / ".." / out.name):
-        with refused("TARBALL_CHANGED", PackError, str(way / tarball.name)):
-            kept.write_manifest(way, pipeline.STATE)
-    copied = Path(shutil.copytree(out, tmp_path / "mine"))
-    assert kept.write_manifest(copied, pipeline.STATE).artifacts[0].name == tarball.name
-    out.rename(tmp_path / "gone")  # by another user, who may write to the folder above
-    out.symlink_to(copied)
-    with refused("TARBALL_CHANGED", PackError, str(tarball)):
-        kept.write_manifest(out, pipeline.STATE)
-    for record in (pipeline.STATE / "tarballs").iterdir():
-        record.write_bytes(b"{")  # not as if it had never been packed
-    with refused("TARBALL_UNREADABLE", PackError, str(pipeline.STATE / "tarballs")):
-        kept.write_manifest(out, pipeline.STATE)
+    out, way = tmp_path / "shared" / "out", tmp_path / "link"
+    shutil.copytree(tmp_path / "out", out)
+    way.symlink_to(out)
+    place = places.parse(str(tmp_path / "place"))
+    refusing: tuple[Callable[[Path], object], ...] = (
+        partial(build, built),
+        lambda folder: release.pack_tree(pipeline.STATE / "trees" / "cpu-cpu", folder, "tar.gz"),
+        release.write,
+        lambda folder: list(gate.smoke(folder, release.load(folder))),
+        lambda folder: gate.run(folder, print, start=False),
+        lambda folder: own_space.publish(folder, place),
+    )
+    for changed, folder in product((out, out.parent), (out, way)):
+        changed.chmod(0o777)
+        for make in refusing:
+            with refused("FOLDER_NOT_OWN", BuildError, str(changed)):
+                make(folder)
+        changed.chmod(0o755)
+    assert not (tmp_path / "place").exists()
+    assert not list(out.glob("*.tar.gz"))
 
 
 @pytest.mark.skipif(shutil.which("ccache") is None, reason="needs ccache")

@@ -8,12 +8,10 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from farm import kept as records
 from farm import release, trust
 from farm.errors import PublishError
 from farm.publish import channels, publishing
@@ -178,30 +176,25 @@ def killed(number: int, work: Callable[[], object]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("known", [True, False])
 def test_packing_that_is_killed_anywhere_leaves_a_tarball_that_other_runs_list(
-    kept: Path, tmp_path: Path, *, known: bool
+    kept: Path, tmp_path: Path
 ) -> None:
-    """It replaces a tarball that this checkout packed, or that a person copied there."""
     start, now = tmp_path / "start", tmp_path / "now"
     tree = Path(shutil.copytree(kept, tmp_path / "tree"))
-    release.pack_tree(tree, start / "out", "tar.gz", partial(records.recorded, state=start / "s"))
-    if not known:
-        shutil.rmtree(start / "s")
+    release.pack_tree(tree, start, "tar.gz")
     (tree / "licenses" / "OTHER").write_text("other")
 
     def work() -> str:
-        keep = partial(records.recorded, state=now / "s")
-        made = release.pack_tree(tree, now / "out", "tar.gz", keep)
-        records.write_manifest(now / "out", now / "s", [made])
+        made = release.pack_tree(tree, now, "tar.gz")
+        release.write(now)
         return made.sha256
 
     for number in itertools.count(1):
         shutil.rmtree(now, ignore_errors=True)
         shutil.copytree(start, now)
         done = not killed(number, work)
-        records.write_manifest(now / "out", now / "s")
-        assert work() in records.packed(now / "out", (), now / "s").popitem()[1]
+        release.write(now)
+        assert work() == release.load(now).artifacts[0].sha256
         if done:
             break
     assert number > 8

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 from invoke.context import Context
 
-from farm import elf, kept, loader, own_space, pipeline, preflight, release_verbs
+from farm import elf, loader, own_space, preflight, release_verbs
 from farm.errors import FarmError, PackError, PublishError, UsageError
 from farm.options import BuildRequest, Deploy, Wish
-from farm.pack import Packed
 from farm.publish import deploy_space, pin_space, places
 from farm.terminal.progress import BuildReport
 from llama_loader.errors import IntegrityError
@@ -200,24 +199,6 @@ def test_release_in_a_folder_is_told_without_a_requirement_that_no_space_could_r
     said = capsys.readouterr()
     assert said.out.splitlines()[-1].startswith("file://")
     assert "requirements.txt" not in said.err
-
-
-def test_tarball_that_was_not_packed_here_is_not_published(
-    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever may write to the release folder made all of it anew; this checkout knows better."""
-    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
-    (tarball,) = released.glob("*.tar.zst")
-    with kept.recorded(Packed(tarball, "0" * 64, 1), pipeline.STATE):
-        pass
-    with refused("TARBALL_CHANGED", PackError, str(tarball)):
-        own_space.publish(released, places.parse(str(tmp_path / "place")))
-    # moved away at the moment in which the folder is listed
-    monkeypatch.setattr(Path, "iterdir", lambda _: iter(()))
-    with refused("TARBALL_CHANGED", PackError, str(tarball)):
-        own_space.publish(released, places.parse(str(tmp_path / "place")))
-    monkeypatch.undo()
-    assert not list((tmp_path / "place").glob("*"))
 
 
 @pytest.mark.parametrize("step", ["/llama-server/tag/", "/space/variables", "/space/commit/"])

@@ -17,7 +17,7 @@ import fault_server
 import msgspec
 import pytest
 
-from farm import kept, preflight, release
+from farm import preflight, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import deploy_space, hub, pin_space, places, publishing
 from farm.publish.publishing import Part, in_order
@@ -477,7 +477,6 @@ def test_folder_of_more_than_any_place_has_is_not_kept(
         ("durable.MOST_ENTRIES", 9, lambda: places.parse(str(many)).releases()),  # of all together
         ("durable.MOST_ENTRIES", 8, lambda: places.parse(str(tmp_path)).present("many")),
         ("durable.MOST_ENTRIES", 8, lambda: release.verify(released)),
-        ("durable.MOST_ENTRIES", 8, lambda: kept.packed(many, ())),
         ("durable.MOST_ENTRIES", 8, lambda: preflight.out_findings(many, [])),
         ("publish.directory._MOST_FOLDERS", 0, lambda: places.parse(str(many)).releases()),
     ):

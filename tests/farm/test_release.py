@@ -14,7 +14,7 @@ import pytest
 import tiny_release
 import vendored
 
-from farm import durable, release
+from farm import release
 from farm.errors import FarmError, InspectError, PackError, UsageError
 from farm.tarball import build_record, parts
 from farm.tarball.archive import Chunking
@@ -313,26 +313,6 @@ def test_release_and_serial_are_kept_until_told_otherwise(released: Path) -> Non
     again = release.write(released)
     assert (again.release, again.serial) == ("b0-2", 9)
     assert (released / f"{NAME}.cdx.json").read_bytes() == before
-
-
-def test_link_in_the_place_of_a_folder_that_is_written_to_costs_no_person_a_file(
-    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "manifest.json").write_text("the person's")
-    write = durable.replace
-
-    def then_swap(*words: Any) -> None:
-        write(*words)
-        if not released.is_symlink():
-            released.rename(tmp_path / "moved")
-            released.symlink_to("own")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "replace", then_swap)
-        release.write(released, serial=7)
-    assert [path.read_text() for path in (tmp_path / "own").iterdir()] == ["the person's"]
-    assert release.verify(tmp_path / "moved") == (NAME,)
 
 
 def test_a_tarball_under_another_name_is_refused(released: Path) -> None:

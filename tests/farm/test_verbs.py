@@ -201,6 +201,7 @@ def test_state_that_another_user_can_change_is_refused_by_each_verb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(farm, "STATE_FOLDER", tmp_path / "state")
+    monkeypatch.setattr("farm.durable.PROJECT_ROOT", tmp_path)
     guarded(lambda: None)()
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(0o777)

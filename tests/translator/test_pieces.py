@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from translator import pieces
@@ -92,6 +92,7 @@ def test_text_is_its_own_faithful_answer(text: str) -> None:
 
 
 @given(TEXTS, st.text(max_size=200))
+@example("0\r    = A\rA", "A\x1eA")
 def test_line_breaks_survive_any_answer_that_counts_as_faithful(text: str, answer: str) -> None:
     for piece in pieces.cut(text, 3000):
         if not piece.kept and pieces.faithful(piece.text, answer):
