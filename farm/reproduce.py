@@ -66,7 +66,7 @@ _Facts = tuple[str, str, str]
 _OF_PLAN: Final = ("defines", "commands", "environment", "recipe_sha256")
 """The fields of a record that a plan decides."""
 _PYPI: Final = re.compile(
-    r"pypi:(?P<file>(?P<package>[^#/]+)-(?P<version>[^#/-]+)\.tar\.gz)#(?P<subdir>.+)"
+    r"pypi:(?P<file>(?P<package>[^#/]+)-(?P<version>[^#/-]+\.(?P<build>[0-9]{1,6}))\.tar\.gz)#(?P<subdir>[\w./-]*\w)"
 )
 _GIT: Final = re.compile(r"git\+(?P<remote>.+)@(?P<ref>[^@]+)")
 _OPTION: Final = re.compile(rf"(GGML|LLAMA)_\w+=[\w.]*|{patches.CPU_VARIANTS}=\w+(;\w+)*")
@@ -221,6 +221,12 @@ def _build(
             if differing:
                 raise SourceError("SOURCE_DIFFERS", differing=", ".join(differing))
         plan = plan_of(record, tree, listed.format)
+        promised = targets.load().line(plan.line.name).glibc
+        if plan.line.glibc != promised:
+            report.say(
+                f"note[GLIBC_OF_RECORD]: built for glibc {plan.line.glibc}, {plan.line.name} of "
+                f"build/targets.toml for {promised}; the manifest says what the files need"
+            )
         report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
         is_of_wheels = record.toolchain.engine == "local" and bool(record.inputs)
         request = BuildRequest(
@@ -265,9 +271,8 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
             size=pins.MOST_SOURCE,  # the record has none; its digest is what is checked
             sha256=record.sha256,
             subdir=match["subdir"],
-            build=record.build,
-            llama_version=record.version or "",
-            commit=record.commit,
+            build=int(match["build"]),
+            llama_version="",  # its own tree tells
         )
         found = source.from_archive(pin)
     elif (match := _GIT.fullmatch(record.origin)) and record.commit:
@@ -278,7 +283,33 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
         found = source.from_ref(record.commit, remote=named)
     else:
         raise SourceError("SOURCE_NOT_PUBLISHED", origin=record.origin)
-    return replace(source.patched(found, chosen), **msgspec.structs.asdict(record))
+    found = replace(source.patched(found, chosen), origin=record.origin)  # a ref names it no more
+    if record.build_assumed:
+        found = source.assume_build(found, record.build)
+    if folder is not None:
+        found = _as_recorded(found, record)
+    facts = msgspec.structs.asdict(build_record.source_of(found))
+    differing = [name for name, it in facts.items() if it != getattr(record, name)]
+    if differing:
+        raise SourceError("SOURCE_DIFFERS", differing=", ".join(f"its {one}" for one in differing))
+    return found
+
+
+def _as_recorded(found: Source, record: schema.Source) -> Source:
+    """Add to a person's folder what a record says and the folder does not tell."""
+    whole = replace(
+        found,
+        build=found.build or record.build,
+        commit=found.commit or record.commit,
+        sha256=record.sha256,
+    )
+    if build_record.source_of(whole) == build_record.source_of(found):
+        return found
+    note = (
+        f"note[SOURCE_AS_RECORDED]: {found.place} does not tell all of b{record.build}, commit "
+        f"{record.commit}, sha256 {record.sha256}: who made the release says so, and you"
+    )
+    return replace(whole, note=note)
 
 
 def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan:
@@ -298,16 +329,14 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
     foreign += [one for one in record.targets if one not in (*TARGETS, *SHIPPED)]
     if foreign:
         raise BuildError("RECIPE_DIFFERS/record", foreign=", ".join(foreign)[:200])
-    line = msgspec.structs.replace(
-        targets.load().line(record.line.name),
-        toolkit=record.line.toolkit,
-        min_driver=record.line.min_driver,
-        glibc=record.line.glibc,
-    )
+    own_line = targets.load().line(record.line.name)
+    line = msgspec.structs.replace(own_line, glibc=record.line.glibc)  # an image's may be newer
     arch_set = targets.ArchSet(record.arch_set, record.archs, archive_format)
     plan = BuildPlan(arch_set, line, tree, record.targets, tuple(record.defined.items()))
     own = build_record.of(plan, record.toolchain)
     differing = [name for name in _OF_PLAN if getattr(own, name) != getattr(record, name)]
+    differing += [f"line.{name}" for name in ("toolkit", "min_driver")
+                  if getattr(own.line, name) != getattr(record.line, name)]  # fmt: skip
     builder = images.BUILDER_DOCKERFILE.name
     is_docker = record.toolchain.engine == "docker"
     if is_docker and record.inputs.get(builder) != images.builder_sha256():

@@ -145,7 +145,7 @@ def from_archive(pin: SourcePin) -> Source:
     names = ", ".join(pin.without_patches)
     left_out = f"note[PATCHES_LEFT_OUT]: by build/pins.toml, {names} does not fit b{pin.build}"
     note = _joined(note, left_out if names else None)
-    facts = (tree, pin.llama_version, pin.build, pin.commit, origin, pin.sha256)
+    facts = (tree, pin.llama_version, pin.build, None, origin, pin.sha256)
     return _read(Source(*facts, note=note, digest=digest))
 
 

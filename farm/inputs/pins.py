@@ -50,14 +50,13 @@ class PackagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class SourcePin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A source archive with llama.cpp under ``subdir``; ``build`` is upstream's build number.
 
-    ``llama_version`` is upstream's release number; ``commit``: None if the archive does not tell;
-    ``without_patches`` names the patches of ``build/patches`` that do not fit it.
+    ``llama_version`` is upstream's release number; ``without_patches`` names those of
+    ``build/patches`` that do not fit it.
     """
 
     subdir: RelativePath
     build: Size
     llama_version: Text
-    commit: Text | None = None
     without_patches: tuple[Text, ...] = ()
 
 

@@ -41,8 +41,8 @@ class LineRecord(msgspec.Struct, frozen=True):
     """The line's promises: checked again whenever the tarball is read."""
 
     name: str
-    toolkit: str | None
-    min_driver: str | None
+    toolkit: schema.Version | None
+    min_driver: schema.Version | None
     glibc: schema.Version
 
 

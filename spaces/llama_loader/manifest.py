@@ -44,6 +44,7 @@ _NAME: Final = rf"\A{_PART}\Z"
 _PATH: Final = rf"\A{_PART}(?:/{_PART}){{0,{MAX_PARTS - 1}}}\Z"
 _VERSION: Final = r"\A[0-9]+(?:\.[0-9]+)*\Z"
 _ARCH: Final = r"\A[0-9]{2,3}[af]?\Z"
+_COMMIT: Final = r"\A[0-9a-f]{40}([0-9a-f]{24})?(-dirty)?\Z"
 _Parsed = TypeVar("_Parsed")
 _EXPLAINED: Final = {
     _HEX64: "must be 64 lower-case hexadecimal digits",
@@ -51,6 +52,7 @@ _EXPLAINED: Final = {
     _PATH: f"must be a relative path of at most {MAX_PARTS} names, none of them '.' or '..'",
     _VERSION: "must be a version such as 2.34",
     _ARCH: "must be a compute capability without its dot, such as 90 or 120a",
+    _COMMIT: "must be a commit of 40 or 64 hexadecimal digits, perhaps with -dirty behind it",
 }
 
 Sha256 = Annotated[str, Meta(pattern=_HEX64)]
@@ -84,7 +86,7 @@ class Source(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     project: Text
     version: Text | None
     build: Annotated[int, Meta(ge=0)]
-    commit: Text | None
+    commit: Annotated[str, Meta(pattern=_COMMIT)] | None
     origin: Text
     sha256: Sha256 | None
     build_assumed: bool = False

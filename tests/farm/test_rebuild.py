@@ -16,7 +16,7 @@ from releases import manifest as manifest_of
 from rich.console import Console
 from verbs import invoke
 
-from farm import execute, pipeline, preflight, release, reproduce, source
+from farm import execute, pipeline, preflight, release, reproduce, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, FarmError
 from farm.inputs import images, pins
@@ -93,11 +93,14 @@ def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_same_comes_out_from_a_folder_a_file_and_over_http_without_a_compiler_cache(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Path, record: BuildRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
     for place in (published, published / "manifest.json"):
-        assert again(place)[-1].startswith(f"identical: {NAME}, ")
+        said = again(place)
+        assert said[-1].startswith(f"identical: {NAME}, ")
+    newer = record.line.glibc != targets.load().line("cpu").glibc
+    assert any(one.startswith("note[GLIBC_OF_RECORD]: ") for one in said) == newer
     with ReleaseServer(published) as server:
         assert again(f"{server.url}manifest.json", artifact=NAME)[-1].startswith("identical: ")
     assert (tmp_path / "rebuilt" / NAME).read_bytes() == (published / NAME).read_bytes()
@@ -165,15 +168,24 @@ def test_an_archive_is_fetched_by_the_recorded_digest(
 ) -> None:
     asked: list[object] = []
 
-    def fetch(pin: object) -> source.Source:
+    def fetch(pin: pins.SourcePin) -> source.Source:
         asked.append(pin)
-        return source.from_folder(TINY)
+        return replace(source.from_folder(TINY), build=pin.build, sha256=pin.sha256)
 
     monkeypatch.setattr(source, "from_archive", fetch)
     origin = "pypi:xllamacpp-2025.1.9000.tar.gz#thirdparty/llama.cpp"
-    named = with_source(record, origin=origin, sha256="ab" * 32, build=9000, version="0.5.0")
+    named = with_source(record, origin=origin, sha256="ab" * 32, build=9000)
     found = reproduce.source_of(named, None)
-    assert (found.origin, found.build, found.version) == (origin, 9000, "0.5.0")
+    assert (found.origin, found.build, found.version) == (origin, 9000, "0.6.1")
+    lies = {"build": 9001, "version": "0.5.0", "commit": "c" * 40, "project": "evil"}
+    for name, told in lies.items():
+        with refused("SOURCE_DIFFERS", FarmError, f"its {name} differ"):
+            reproduce.source_of(msgspec.structs.replace(named, **{name: told}), None)
+    lie = msgspec.structs.replace(named, build=9001, build_assumed=True)
+    assert "it is b9001; the source tells b9000" in str(reproduce.source_of(lie, None).note)
+    person = reproduce.source_of(named, TINY)
+    assert person.build == 9000
+    assert str(person.note).startswith("note[SOURCE_AS_RECORDED]")
     pin = msgspec.to_builtins(asked[0])
     wanted = {"package": "xllamacpp", "version": "2025.1.9000", "sha256": "ab" * 32}
     assert {name: pin[name] for name in wanted} == wanted
@@ -186,6 +198,7 @@ def test_an_archive_is_fetched_by_the_recorded_digest(
         ("pypi:xllamacpp-2025.1.9000.tar.gz#thirdparty/llama.cpp", "SOURCE_NOT_PINNED"),
         ("git+https://example.org/llama.cpp@b1", "SOURCE_NOT_PUBLISHED"),
         ("folder:mine", "SOURCE_NOT_PUBLISHED"),
+        ("pypi:xllamacpp-2025.1.9000.tar.gz#.", "SOURCE_NOT_PUBLISHED"),
     ],
 )
 def test_a_source_without_a_digest_is_not_to_be_had(
@@ -220,7 +233,7 @@ def test_a_repository_that_only_the_record_names_is_not_fetched(
 
     def fetch(ref: str, *, remote: str) -> source.Source:
         asked.append(f"{remote} {ref}")
-        return source.from_folder(TINY)
+        return replace(source.from_folder(TINY), commit=ref)
 
     monkeypatch.setattr(source, "from_ref", fetch)
     evil = "https://evil.example/llama.cpp"
@@ -276,14 +289,31 @@ def test_record_alone_defines_nothing_that_names_a_program(
 
 
 @pytest.mark.parametrize(
-    "field", [{"arch_set": "../../evil"}, {"archs": "86 -ccbin=/tmp/evil"}, {"archs": "86" * 501}]
+    ("field", "value"),
+    [
+        ("arch_set", "../../evil"),
+        ("archs", "86 -ccbin=/tmp/evil"),
+        ("archs", "86" * 501),
+        ("line.toolkit", "x.y"),
+        ("source.commit", 'abc-"[0]?(system("id"),""):"'),  # a string of the server's C++
+    ],
 )
-def test_record_names_no_path_and_no_option_as_architectures(
-    record: BuildRecord, field: dict[str, str]
+def test_record_names_no_path_no_option_and_no_code(
+    record: BuildRecord, field: str, value: str
 ) -> None:
-    content = build_record.encode(msgspec.structs.replace(record, **field))
-    with refused("BUILD_RECORD_INVALID", FarmError, rf"\$\.{next(iter(field))}"):
-        build_record.decode(content, what="x")
+    changed = msgspec.to_builtins(record)
+    place, _, name = field.rpartition(".")
+    (changed[place] if place else changed)[name] = value
+    with refused("BUILD_RECORD_INVALID", FarmError, rf"\$\.{field}"):
+        build_record.decode(msgspec.json.encode(changed), what="x")
+
+
+@pytest.mark.parametrize("lie", [{"min_driver": "1.0"}, {"toolkit": "13.9"}])
+def test_record_promises_no_other_driver_than_its_line(
+    record: BuildRecord, lie: dict[str, str]
+) -> None:
+    with refused("RECIPE_DIFFERS", match=rf"\bline\.{next(iter(lie))}\b"):
+        plan_of(msgspec.structs.replace(record, line=msgspec.structs.replace(record.line, **lie)))
 
 
 @pytest.mark.parametrize("many", ["parts", "inputs", "programs", "bytes"])

@@ -142,7 +142,6 @@ def pin_of(archive: Path, subdir: str) -> pins.SourcePin:
         subdir=subdir,
         build=1,
         llama_version="0.6.1",
-        commit=None,
     )
 
 

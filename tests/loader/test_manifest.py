@@ -96,6 +96,7 @@ BAD = {
     "created": ["yesterday", "2026-10-10T15:54:57"],
     "expires": [1],
     "source": [None],
+    "source.commit": ["", "b1", "A" * 40, "0" * 40 + "\n", 'a"+x+"'],
     "source.sha256": ["0" * 63],
     "source.patches": [{}, [None], [{"name": "x"}], [{"name": "../x", "sha256": "0" * 64}]],
     "artifacts": [{}, [None]],
