@@ -232,20 +232,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
         remove(staging.parent)
 
 
-def require_own(folder: Path, code: str = "FOLDER_NOT_OWN") -> None:
-    """Refuse a folder that another user can change, or whose way there; it need not exist.
+def require_own(folder: Path, code: str = "FOLDER_NOT_OWN", *, make: int | None = None) -> None:
+    """Refuse a folder that another user can change, or whose way there.
 
-    What the farm finds in its cache it builds and runs.
+    What the farm finds in its cache it builds and runs. ``make`` is the mode of a missing folder,
+    which is made; None if it need not exist.
 
     Raises:
         BuildError: ``FOLDER_NOT_OWN``.
     """
     try:
-        disk.trusted(folder)
+        disk.trusted(folder, make=make)
     except PermissionError as error:
         raise BuildError(code, folder=folder, why=error.strerror) from error
-    except OSError:
-        pass  # it leads through a file, or in a circle: whoever makes it says so
+    except OSError:  # it is missing, or leads through a file, or in a circle: who makes it says so
+        if make is not None:
+            raise
 
 
 def require_own_out(folder: Path, code: str = "FOLDER_NOT_OWN/out") -> None:

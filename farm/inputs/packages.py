@@ -73,8 +73,7 @@ def cache_folder(name: str) -> Path:
     """
     folder = cache_root() / name
     run_lock.use(folder.parent)
-    folder.mkdir(0o700, exist_ok=True)
-    durable.require_own(folder)
+    durable.require_own(folder, make=0o700)
     return folder
 
 

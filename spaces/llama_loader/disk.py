@@ -310,28 +310,29 @@ def _is_own_file(status: os.stat_result) -> bool:
     return is_one and status.st_uid == os.geteuid()
 
 
-def trusted(path: Path, hops: int = 40) -> Path:
+def trusted(path: Path, hops: int = 40, *, make: int | None = None) -> Path:
     """Return a folder's real path if only this user and root can change what it leads to.
 
     Every folder on the way counts, also on the way of up to ``hops`` links that lead to one
-    another. What does not exist yet is trusted.
+    another. ``make`` is the mode of missing ones, each made and looked at before the next; None if
+    all must exist.
 
     Raises:
         PermissionError: a folder belongs to another user, or others can write to it, or this user
             may not look at it.
-        OSError: the path leads through a file, or in a circle.
+        OSError: the path leads through a file, in a circle, or to nothing.
     """
     for step in (*reversed(path.absolute().parents), path.absolute()):
-        try:
-            status = step.lstat()
-        except FileNotFoundError:
-            break
+        if make is not None and not os.path.lexists(step):
+            with contextlib.suppress(FileExistsError):  # another user's is looked at like any other
+                step.mkdir(make)
+        status = step.lstat()
         if why := why_not(status, _bits_of_others(step, status)):
             raise PermissionError(errno.EPERM, f"{step} {why}", str(path))
         if stat.S_ISLNK(status.st_mode):
             if not hops:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-            trusted(step.parent / step.readlink(), hops - 1)
+            trusted(step.parent / step.readlink(), hops - 1, make=make)
     return Path(os.path.realpath(path))
 
 

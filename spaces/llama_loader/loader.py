@@ -80,7 +80,7 @@ class Prepared:
         """
         for installed in filter(None, (self.installed, self.runtime_libraries)):
             with disk.errors(installed.root):
-                disk.trusted(installed.root.parent)  # it may have been opened to others
+                disk.trusted(disk.nearest(installed.root.parent))  # others may write now
             try:
                 installed.verify()
             except IntegrityError as error:

@@ -198,7 +198,8 @@ class Store:
     def _open(self, *, make: bool) -> Folder:
         """Open it; a private one if this user cannot use it, or others can change it."""
         try:
-            return store_folder.open_store(disk.trusted(self.root), make=make)
+            place = disk.trusted(self.root, make=0o755 if make else None)
+            return store_folder.open_store(place, make=make)
         except OSError as error:
             if error.errno not in disk.NOT_WRITABLE or self._is_private:
                 raise

@@ -40,11 +40,7 @@ def require_usable(path: Path) -> None:
 
 
 def open_store(place: Path, *, make: bool) -> Folder:
-    """Open a store's folder; ``make`` it and mark it first, if need be, to write to it."""
-    for missing in (*reversed(place.parents), place) if make else ():
-        with contextlib.suppress(FileExistsError):
-            if not missing.is_dir():
-                missing.mkdir(mode=0o755)
+    """Open a store's folder; ``make`` a store of an empty one first, to write to it."""
     with contextlib.ExitStack() as opened:
         root = opened.enter_context(Folder.open(place))
         state = _state(root)

@@ -161,7 +161,14 @@ def test_a_wheel_without_the_pinned_model_is_refused(
 
 
 @pytest.mark.usefixtures("private_cache")
-def test_cache_that_another_user_can_change_is_refused(tmp_path: Path) -> None:
+def test_cache_that_another_user_can_change_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # they move it away
+        patch.setattr(Path, "mkdir", lambda *_, **__: None)
+        patch.setattr(run_lock, "use", lambda _: None)
+        with pytest.raises(FileNotFoundError):
+            packages.cache_folder("git")
     (tmp_path / "cache").mkdir()
     before = os.umask(0)
     try:

@@ -136,8 +136,12 @@ def test_a_path_that_others_can_change_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "open/store").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "open/../open/store")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    for path in (tmp_path / "open/store/new/deep", tmp_path / "link", tmp_path / "missing"):
-        assert disk.trusted(path) == path.resolve()
+    (tmp_path / "nowhere").symlink_to("new/there")
+    for path in (tmp_path / name for name in ("open/store/deep/er", "link", "missing", "nowhere")):
+        if path.name != "link":
+            with pytest.raises(FileNotFoundError):
+                disk.trusted(path)
+        assert disk.trusted(path, make=0o755) == path.resolve(strict=True)
     (tmp_path / "open").chmod(0o777)
     for path in (tmp_path / "open/store/new", tmp_path / "link"):
         with pytest.raises(
@@ -178,7 +182,7 @@ def test_list_of_any_kind_is_an_access_control_list(
     tmp_path.chmod(0o770)
     monkeypatch.setattr(os, "listxattr", lambda _: [name])
     with pytest.raises(PermissionError) if "system" in name else contextlib.nullcontext():
-        disk.trusted(tmp_path / "store")
+        disk.trusted(tmp_path)
 
 
 TRUSTED = """if True:
@@ -189,7 +193,7 @@ TRUSTED = """if True:
     os.chmod(place, 0o775)
     os.seteuid(uid)
     try:
-        print("trusted", disk.trusted(disk.Path(place, "store")))
+        print("trusted", disk.trusted(disk.Path(place)))
     except PermissionError as error:
         print(error.strerror)
 """
