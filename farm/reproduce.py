@@ -283,7 +283,7 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
         found = source.from_ref(record.commit, remote=named)
     else:
         raise SourceError("SOURCE_NOT_PUBLISHED", origin=record.origin)
-    found = replace(source.patched(found, chosen), origin=record.origin)  # a ref names it no more
+    found = replace(source.patched(found, chosen), origin=record.origin)  # a ref may move
     if record.build_assumed:
         found = source.assume_build(found, record.build)
     if folder is not None:

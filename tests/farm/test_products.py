@@ -2,14 +2,16 @@
 
 import hashlib
 import io
+import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from farm.cluster import host
 from farm.cluster.host import Outcome
-from farm.errors import BuildError
+from farm.errors import BuildError, PackError
 from farm.tarball import archive
 
 
@@ -83,3 +85,15 @@ def test_more_than_any_build_makes_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(archive, "MAX_BYTES", 100)
     monkeypatch.setattr(archive, "MAX_FILES", 1)
     assert refused(GOOD) == "PRODUCTS_UNSAFE"
+
+
+def test_no_host_sends_more_than_another_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy("/bin/true", tmp_path / "llama-server")
+    packs = (host.pack_folder, partial(host.pack_products, programs=("llama-server",)))
+    assert all(pack(tmp_path) for pack in packs)
+    monkeypatch.setattr(host, "_MOST_SENT", 1000)
+    for pack in packs:
+        with pytest.raises(PackError, match="packed for another host"):
+            pack(tmp_path)

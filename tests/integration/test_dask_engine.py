@@ -75,7 +75,10 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     made.end()
 
 
-def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) -> None:
+def test_sets_on_this_machine_with_one_that_fails_twice(
+    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_MOST_LOG", 100)
     run = Run(TINY, ("one", "bad", "two"), replace(request_, workers=2))
     run.plans[1] = replace(run.plans[1], targets=("llama-server", "no-such-target"))
     (pipeline.STATE / "logs").mkdir(parents=True)
@@ -84,7 +87,9 @@ def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) 
     told = run.fail(words="(cpu-bad)")
     assert tarballs(request_) == {"one", "two"}
     assert told.count("cpu-bad: failed (COMPILE_FAILED); it is tried once more") == 1
-    assert "no-such-target" in (pipeline.STATE / "logs" / "cpu-bad.log").read_text()
+    log = (pipeline.STATE / "logs" / "cpu-bad.log").read_text()
+    assert "no-such-target" in log
+    assert re.match(r"\[\d+ bytes before this were not sent\]\n.{,100}\Z", log, re.DOTALL)
     assert told.count("source: ") == 1, "one machine has the source once"
     (kept,) = cache_folder("sources").glob("sent-*")
     (kept / "llama.cpp").write_text("int changed;\n")
