@@ -6,6 +6,7 @@ It serves plain files below one folder to this machine only. It is no server for
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
@@ -114,6 +115,18 @@ class _Handler(BaseHTTPRequestHandler):
         self._folder = folder
         super().__init__(*arguments)  # type: ignore[arg-type]
 
+    def parse_request(self) -> bool:
+        """Parse at most 64 KiB of headers; http.server reads 6.5 MB, and makes 40 MB of them."""
+        stream, head, most = self.rfile, bytearray(), 1 << 16
+        while len(head) < most and (line := stream.readline(most)) not in (b"\r\n", b"\n", b""):
+            head += line
+        self.rfile = io.BytesIO(head)
+        found = super().parse_request()
+        self.rfile = stream
+        if found and len(head) >= most:
+            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        return found and len(head) < most
+
     def do_GET(self) -> None:
         """Send a file, or the range of it that is asked for; for HEAD, the headers alone.
 
@@ -125,22 +138,21 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/" and (self._folder / _FIRST).is_file():
             self._head(HTTPStatus.FOUND, {"Location": f"/{_FIRST}", "Content-Length": "0"})
             return
-        path = locate(self._folder, self.path)
-        stream = _opened(self._folder, path) if path else None
-        if path is None or stream is None:
+        stream = _opened(self._folder, self.path)
+        if stream is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         # The client may disconnect at any time; that is no error of the server.
         with stream, suppress(ConnectionError, TimeoutError):
-            self._send(path, stream)
+            self._send(stream)
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Print nothing: the terminal belongs to the verb."""
 
-    def _send(self, path: Path, stream: BinaryIO) -> None:
-        status = os.fstat(stream.fileno())
+    def _send(self, stream: BinaryIO) -> None:
+        status, place = os.fstat(stream.fileno()), durable.opened(stream.fileno()).readlink()
         # a strong validator, which differs for another file of the same name
         tag = f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
         total = stream.seek(0, 2)
@@ -152,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, refused)
             return
         told = {
-            "Content-Type": _TYPES.get(path.suffix, "application/octet-stream"),
+            "Content-Type": _TYPES.get(place.suffix, "application/octet-stream"),
             "Content-Length": str(size),
             "Accept-Ranges": "bytes",
             "ETag": tag,
@@ -184,27 +196,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def locate(folder: Path, target: str) -> Path | None:
-    """Return the regular file below ``folder`` (resolved) that a request's target names, if any."""
+def _opened(folder: Path, target: str) -> BinaryIO | None:
+    """Open the regular file below ``folder`` (resolved) that a request's target names, if any."""
     path_part = target.partition("#")[0].partition("?")[0]
     parts = [part for part in unquote(path_part).split("/") if part]
     if any(part in (".", "..") or "\0" in part or "\\" in part for part in parts):
         return None
-    # resolve() follows links, so that one cannot lead out of the folder either.
     try:
-        path = folder.joinpath(*parts).resolve()
-        return path if path.is_relative_to(folder) and path.is_file() else None
-    except (OSError, RuntimeError):  # Python 3.11 raises the latter where links go round
-        return None
-
-
-def _opened(folder: Path, path: Path) -> BinaryIO | None:
-    """Open a file below ``folder``; None where a program put something else there meanwhile."""
-    try:
-        stream = durable.open_regular(path)
+        stream = durable.open_regular(folder.joinpath(*parts))
     except OSError:
         return None
-    if durable.opened(stream.fileno()).resolve().is_relative_to(folder):
+    if durable.opened(stream.fileno()).readlink().is_relative_to(folder):  # no link led out
         return stream
     stream.close()
     return None
