@@ -19,7 +19,7 @@ from farm.errors import FarmError, InspectError, PackError, UsageError
 from llama_loader.errors import tell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence, Sized
+    from collections.abc import Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
     from farm.tarball.build_record import LineRecord
@@ -171,14 +171,15 @@ def inspect_stream(stream: BinaryIO, name: str) -> Inspection:
     )
 
 
-def require_few(found: Sized, what: str) -> None:
-    """Refuse more binaries than ``MOST_BINARIES``.
+def require_few(found: Sequence[Inspection], what: str) -> None:
+    """Refuse more binaries than ``MOST_BINARIES``, or more code than one may have in all of them.
 
     Raises:
         PackError: ``ARCHIVE_UNSOUND``.
     """
-    if len(found) > MOST_BINARIES:
-        most = f"more than {MOST_BINARIES} programs and libraries"
+    if len(found) > MOST_BINARIES or sum(one.code.pieces for one in found) > fatbin.MOST_READS:
+        code = f"{fatbin.MOST_READS} pieces of CUDA code"
+        most = f"more than {MOST_BINARIES} programs and libraries, or {code}"
         raise PackError("ARCHIVE_UNSOUND/most", what=what, most=most)
 
 

@@ -40,7 +40,7 @@ _ENTRY: Final = struct.Struct("<HHIQ12xI8xQ")
 _ENTRY_BYTES: Final = 64
 """The shortest entry header seen; longer ones carry options and a file name."""
 _BLOCK: Final = 1 << 16
-_MOST_READS: Final = 200_000
+MOST_READS: Final = 200_000
 """Headers and paddings of a file that are read; cuBLASLt 13.10 has 10,942, of 2,638 containers."""
 MOST_REGISTRATION: Final = 8 << 20
 """Bytes of ``.nvFatBinSegment``, 24 for each container; cuBLASLt has 2,638 containers."""
@@ -89,6 +89,7 @@ class Contents:
             has PTX, and nothing at all where only PTX was linked: that is no gap.
         containers: how many hold code.
         empty: how many hold none: a device link of PTX leaves one.
+        pieces: containers and entries.
         entries: how many there are of each kind and architecture, as ``("sass 90", 144)``;
             cuobjdump lists a line for each.
     """
@@ -99,6 +100,7 @@ class Contents:
     gaps: tuple[Gap, ...] = ()
     containers: int = 0
     empty: int = 0
+    pieces: int = 0
     entries: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -117,7 +119,7 @@ def read(
     Raises:
         InspectError: ``FATBIN_CORRUPT``; names ``what`` and the offset in the section.
     """
-    reads = iter(range(_MOST_READS))
+    reads = iter(range(MOST_READS))
     spans = [_Section(stream, start, size, what, reads) for start, size in sections]
     found = _summarize((entries for span in spans for entries in _containers(span)), links)
     if len(found.entries) > _MOST_CODES:
@@ -163,6 +165,7 @@ def _summarize(found: Iterable[tuple[Entry, ...]], links: int) -> Contents:
         gaps=(*gaps(KIND_SASS, min(links, empty)), *gaps(KIND_PTX, links)),
         containers=count - empty,
         empty=empty,
+        pieces=count + entries.total(),
         entries=tuple(sorted((_code_name(entry), times) for entry, times in entries.items())),
     )
 
@@ -193,7 +196,7 @@ class _Section:
         if offset + size > self.size:
             raise self.corrupt(offset, f"{size} bytes are needed, {self.size - offset} are left")
         if next(self.reads, None) is None:
-            raise self.corrupt(offset, f"more than {_MOST_READS} containers and entries")
+            raise self.corrupt(offset, f"more than {MOST_READS} containers and entries")
         self.stream.seek(self.start + offset)
         data = self.stream.read(size)
         if len(data) != size:

@@ -123,6 +123,7 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
             published = _bytes(out / SCHEMA) if (out / SCHEMA).is_file() else published
         content = schema.dump(written)
         schema.parse(content, what=MANIFEST)
+        require_whole(written, MANIFEST)
         files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
         files |= {SCHEMA: published, SUMS: sums(digests(written, content, published))}
         # the manifest last: a reader that sees it also sees the others
@@ -247,8 +248,8 @@ def require_whole(manifest: Manifest, url: str) -> None:
             check, and its own manifest is in the hint.
         PackError: ``RELEASE_MISMATCH``: a name that no release has, or more bytes than one has.
     """
-    if sum(artifact.size for artifact in manifest.artifacts) > MAX_BYTES:
-        raise _mismatch(f"{url}: its tarballs have more than {MAX_BYTES} bytes")
+    if sum(max(one.size, one.unpacked_size) for one in manifest.artifacts) > MAX_BYTES:
+        raise _mismatch(f"{url}: its tarballs have, or unpack to, more than {MAX_BYTES} bytes")
     named = Counter(artifact.name for artifact in manifest.artifacts)
     for artifact in manifest.artifacts:
         if not is_tarball(artifact.name) or named[artifact.name] > 1:

@@ -149,11 +149,12 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
             if error.code == "DISK_FULL":  # the loader's hint is about its own store
                 error.hint = "free some space, or name a folder with more room in TMPDIR"
             raise
-        binaries = [path for path in Path(store).rglob("*") if path.is_file() and is_elf(path)]
-        elf.require_few(binaries, url)
-        found = tuple(map(elf.inspect, binaries))
+        found: list[elf.Inspection] = []
+        for path in (one for one in Path(store).rglob("*") if one.is_file() and is_elf(one)):
+            found.append(elf.inspect(path))
+            elf.require_few(found, url)
     sizes = {stage["name"]: stage["size"] for stage in told["timeline"]}
-    listed = _listed(url, told["sha256"], sizes["fetch"], found)
+    listed = _listed(url, told["sha256"], sizes["fetch"], tuple(found))
     source = schema.Source(
         project="llama.cpp", version=None, build=0, commit=None, origin=url[:1024], sha256=None
     )

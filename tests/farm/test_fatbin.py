@@ -156,7 +156,7 @@ def test_code_of_more_pieces_than_any_file_has_is_not_summed_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "1001 kinds of code" in corrupt(container(*(entry(kind, 90) for kind in range(1001))))
-    monkeypatch.setattr(fatbin, "_MOST_READS", 50)
+    monkeypatch.setattr(fatbin, "MOST_READS", 50)
     assert "more than 50" in corrupt(container(*[entry(SASS, 90)] * 60))
     assert "more than 50" in corrupt(container() * 60)
 

@@ -22,7 +22,7 @@ import small_disk
 from backports import zstd
 from binaries import FATBINS, library, program
 
-from farm import elf, pack, targets
+from farm import elf, fatbin, pack, targets
 from farm.errors import FarmError, InspectError, PackError
 from farm.tarball import archive
 from llama_loader import manifest
@@ -437,6 +437,11 @@ def test_tarball_of_more_bytes_than_a_release_has(
     monkeypatch.setattr(archive, "MAX_BYTES", 8 << 30)
     content = library(tmp_path, "a.so").read_bytes()
     path = tarball(path, *((f"runtime/{number}", {}, content) for number in range(201)))
+    refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
+    content = library(tmp_path, "b.so", fatbin=FATBINS / "sass-90.fatbin").read_bytes()
+    path = tarball(path, *((f"runtime/{number}", {}, content) for number in range(3)))
+    assert len(pack.read_inventory(path).inspections) == 3
+    monkeypatch.setattr(fatbin, "MOST_READS", 5)  # of each file three or four are read
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
     os.truncate(path, 1 << 40)  # which takes hours to hash
     refused(PackError, "TARBALL_UNREADABLE", lambda: pack.read_inventory(path))

@@ -210,6 +210,10 @@ def test_larger_tarball_than_listed_is_not_hashed(
     released: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (released / NAME).stat().st_size
+    for ask in (release.verify, release.write):
+        with monkeypatch.context() as patch, refused("RELEASE_MISMATCH", PackError, "unpack to"):
+            patch.setattr(release, "MAX_BYTES", size)
+            ask(released)
     for there in (size - 1, 1 << 42):  # of a copy that was cut off; it takes no more disk
         os.truncate(released / NAME, there)
         found = f"size is {size} in .* {there} in the tarball"
