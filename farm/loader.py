@@ -133,7 +133,9 @@ def complete(served: Mapping[str, Any], prompt: str | list[int], tokens: int) ->
     body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
     key = {"Authorization": f"Bearer {served['api_key']}"}
     url = f"{served['url']}/completion"
-    with requests.post(url, json=body, headers=key, timeout=_ANSWER_SECONDS) as answer:
+    with requests.Session() as web:
+        web.trust_env = False  # a proxy would get the key
+        answer = web.post(url, json=body, headers=key, timeout=_ANSWER_SECONDS)
         answer.raise_for_status()
         return msgspec.convert(answer.json(), dict[str, Any])
 

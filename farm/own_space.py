@@ -306,7 +306,7 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
     logs = f"{api.endpoint}/spaces/{space}?logs=container"
     with hub.hub_errors(f"Space {space}"):
         info = api.space_info(space)
-        host, is_page = info.host or "", _PAGE.fullmatch(info.host or "")
+        is_page = _PAGE.fullmatch(host := str(info.host or ""))
         own = rf"https?://{re.escape(urlsplit(api.endpoint).hostname or '')}(:[0-9]+)?/?"
         if host and not is_page and not re.fullmatch(own, host):
             raise places.unusable(f"the Hub (page of {space})", f"{host!r:.80} is no Space's page")
@@ -314,7 +314,7 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
     while True:
         with hub.hub_errors(f"Space {space}"):
             runtime = api.get_space_runtime(space)
-        stage, is_new = str(runtime.stage), runtime.raw.get("sha") in {None, info.sha}
+        stage, is_new = str(runtime.stage), runtime.raw.get("sha") in (None, info.sha)
         told = f"Space {space}: {stage.lower().replace('_', ' ')}"
         if is_new and stage == "RUNNING":
             most = f"at most {seconds / 60:g} minutes, --wait"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import httpx2
@@ -273,7 +273,7 @@ class File(msgspec.Struct, frozen=True, gc=False):
     """A file or folder of a repository, as the Hub lists it; ``oid`` is git's."""
 
     type: str
-    path: str
+    path: Annotated[str, msgspec.Meta(max_length=1024)]
     oid: str
     size: int = 0
     lfs: Large | None = None

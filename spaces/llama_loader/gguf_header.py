@@ -141,11 +141,12 @@ def parts(name: str) -> Iterator[str]:
 
 def of_quantisation(names: Iterable[str], wanted: str) -> list[str]:
     """Return the files that ``OWNER/REPO:QUANTISATION`` may mean, the one that it means first."""
-    pattern = re.compile(rf"(?:^|[-._/]){re.escape(wanted)}(?=[-./]).*\.gguf\Z", re.IGNORECASE)
+    pattern = re.compile(rf"(?:^|[-._/]){re.escape(wanted)}(?=[-./])", re.IGNORECASE)
     fitting = (
         name
         for name in names
-        if pattern.search(name) and "mmproj" not in name.lower() and part(name)[0] == 1
+        if (low := name.lower()).endswith(".gguf") and "mmproj" not in low
+        if pattern.search(name) and part(name)[0] == 1
     )
     return sorted(fitting, key=lambda name: (len(name), name))
 

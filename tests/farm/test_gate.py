@@ -64,6 +64,8 @@ def test_answer_that_no_llama_server_gives_is_a_check_that_failed(
     released: Path, monkeypatch: pytest.MonkeyPatch, answer: object
 ) -> None:
     monkeypatch.setattr(packages, "fetch_model", str)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # gets neither question nor key
+    monkeypatch.setenv("no_proxy", "")
     with http_served.serving(lambda _: http_served.Answer(200, answer)) as url:
         served = nullcontext({"url": url, "api_key": ""})
         monkeypatch.setattr(loader, "serving", lambda *_, **__: served)

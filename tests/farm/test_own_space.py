@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from invoke.context import Context
@@ -263,10 +263,11 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
         ({"stage": "BUILD_ERROR", "errorMessage": "no\nsuch package"}, "SPACE_FAILED"),
         ({"stage": "BUILDING"}, "SPACE_NOT_READY"),
         ({"stage": "RUNNING", "sha": "of the commit before"}, "SPACE_NOT_READY"),
+        ({"stage": "RUNNING", "sha": {"no": "commit"}}, "SPACE_NOT_READY"),
     ],
 )
 def test_space_that_does_not_come_up_is_named_with_its_log(
-    stage: dict[str, str], code: str, hub: hub_repository.Hub
+    stage: dict[str, Any], code: str, hub: hub_repository.Hub
 ) -> None:
     hub.repositories[SPACE] = hub_repository.Repository()
     hub.stages = [stage]
@@ -304,9 +305,10 @@ def test_token_goes_to_no_page_of_another_server(hub: hub_repository.Hub) -> Non
     with http_served.serving(page) as url:
         hub.host = url
         own_space.wait(SPACE, 30, lambda _: None, interval=0.01)
-        hub.host = f"{url}/shutdown?now=1"
-        with refused("PLACE_UNUSABLE", PublishError, "is no Space's page"):
-            own_space.wait(SPACE, 0, lambda _: None, interval=0.01)
+        for host in (f"{url}/shutdown?now=1", 5):
+            hub.host = cast("str", host)
+            with refused("PLACE_UNUSABLE", PublishError, "is no Space's page"):
+                own_space.wait(SPACE, 0, lambda _: None, interval=0.01)
     assert tokens == [None]
 
 

@@ -360,7 +360,11 @@ def test_token_follows_no_address_of_another_server_out_of_an_answer(
 
 @pytest.mark.parametrize("place", ["github:owner/name", "hf:owner/name"])
 @pytest.mark.parametrize(
-    "body", [{}, [1], [{"x": 1}], {"message": []}, b"<html>", b"\xff", b"[" * 99_999, b""]
+    "body",
+    [
+        *({}, [1], [{"x": 1}], {"message": []}, b"<html>", b"\xff", b"[" * 99_999, b""),
+        [{"type": "file", "path": "a" * 1025, "oid": ""}],
+    ],
 )
 def test_answer_that_no_api_gives_is_an_error_of_the_place(
     monkeypatch: pytest.MonkeyPatch, place: str, body: object
@@ -845,9 +849,13 @@ def test_a_release_is_not_published_where_channels_are(released: Path, name: str
 
 def test_releases_are_in_the_order_of_their_numbers() -> None:
     long = f"b{'1' * 5000}"
-    names = [long, "b11549-10", "b9999-1", "b11549-2", "b11549", "a"]
-    expected = ("a", "b9999-1", "b11549", "b11549-2", "b11549-10", long)
-    assert in_order(names) == expected
+    expected = ("0-1", "a", "b00", "b7", "b9999-1", "b11549", "b11549-02", "b11549-10", long)
+    assert in_order(reversed(expected)) == expected
+    many = [f"{number:03}" + "1a" * 480 for number in range(100)]
+    tracemalloc.start()
+    assert in_order(reversed(many)) == tuple(many)
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", [None, "", "../x", "a/b", "-x", "x" * 65, "a b"])

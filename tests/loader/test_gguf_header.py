@@ -106,3 +106,9 @@ def test_parts_of_a_model_follow_from_its_name() -> None:
         "sub/m-00001-of-00002.gguf",
         "sub/m-00002-of-00002.gguf",
     ]
+
+
+def test_long_name_of_a_file_is_looked_through_at_once() -> None:
+    started = time.process_time()
+    assert gguf_header.of_quantisation(["-Q4_K_M" * 150_000, "a-Q4_K_M.gguf"], "q4_k_m")
+    assert time.process_time() - started < 10
