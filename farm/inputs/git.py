@@ -38,7 +38,7 @@ _INHERITED: Final = (
 _MOST: Final = 16 << 20
 """Bytes that git may print; all paths of a source of 50,000 files take some 5 MB."""
 _BORROWED: Final = 32 << 20
-"""Bytes of all that is copied of a foreign ``.git``; an index of 50,000 files takes some 6 MB."""
+"""Bytes of all that is copied of a foreign ``.git``."""
 _LIMITED: Final = 'ulimit -Sd 1048576; ulimit -Sf 4194304; exec "$0" "$@"'
 """git, with at most 1 GiB of memory of its own (KiB), and 2 GiB in a file (blocks of 512 bytes)."""
 _HARMLESS: Final = re.compile(
@@ -53,10 +53,12 @@ def foreign(tree: Path) -> Iterator[tuple[str, ...]]:
     """Give git's options for somebody else's work tree, whose settings may name programs.
 
     git reads none of them, whatever is written there meanwhile: its folder is a private one with
-    the history's names, whose objects are found in the tree's.
+    the history's names, whose objects are found in the tree's. Its index is HEAD's: that of the
+    tree can name files to git as unchanged.
 
     Raises:
-        SourceError: ``GIT_UNREADABLE``: ``.git`` leads nowhere, or is larger than a source's.
+        SourceError: ``GIT_UNREADABLE``: ``.git`` leads nowhere, or is larger than a source's;
+            ``GIT_FAILED``: HEAD has no such tree.
     """
     with tempfile.TemporaryDirectory(prefix="llama-farm-git-") as folder:
         own = Path(folder)
@@ -71,6 +73,7 @@ def foreign(tree: Path) -> Iterator[tuple[str, ...]]:
         (own / "config").write_text(
             "[core]\nrepositoryformatversion = 1\n" + "".join(lines), "ascii"
         )
+        call("read-tree", "HEAD", at=at)
         yield at
 
 
@@ -89,12 +92,7 @@ def _borrow(tree: Path, own: Path) -> None:
     (own / "objects" / "info").mkdir(parents=True)
     (own / "objects" / "info" / "alternates").write_bytes(os.fsencode(shared / "objects") + b"\n")
     copied = {own / "HEAD": place / "HEAD"}
-    more = (
-        place / "index",
-        *place.glob("sharedindex.*"),
-        shared / "packed-refs",
-        shared / "shallow",
-    )
+    more = (shared / "packed-refs", shared / "shallow")
     copied.update({own / one.name: one for one in more if one.exists()})
     if (shared / "config").exists():
         copied[own / SETTINGS] = shared / "config"
@@ -106,7 +104,7 @@ def _borrow(tree: Path, own: Path) -> None:
         content = durable.read_small(one, follow=False)
         left -= len(content) + 256  # an empty file takes room, too
         if left < 0:
-            raise ValueError(f"its references and index have more than {_BORROWED >> 20} MiB")
+            raise ValueError(f"its references have more than {_BORROWED >> 20} MiB")
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes(content)
 

@@ -227,9 +227,11 @@ def test_a_repository_out_of_reach_says_what_to_do(tmp_path: Path) -> None:
         source.from_ref("master")
 
 
-def test_a_folder_with_history_brings_it(upstream: Path) -> None:
+@pytest.mark.parametrize("hidden", ["no-assume-unchanged", "assume-unchanged", "skip-worktree"])
+def test_a_folder_with_history_brings_it(upstream: Path, hidden: str) -> None:
     found = source.from_folder(upstream)
     assert (found.build, found.commit) == (3, git(upstream, "rev-parse", "HEAD"))
+    git(upstream, "update-index", f"--{hidden}", "NUMBER")
     (upstream / "NUMBER").write_text("changed", "utf-8")
     assert source.from_folder(upstream).short_commit.endswith("-dirty")
 
@@ -477,11 +479,8 @@ def test_git_folder_of_a_work_tree_or_submodule_is_elsewhere(
     (inner / ".git").write_text("gitdir: nowhere", "utf-8")
     with refused("GIT_UNREADABLE", SourceError, "inner/.git: ", hint="without .git"):
         source.from_folder(inner)
-    shared = [upstream / ".git" / f"sharedindex.{number}" for number in range(4)]
-    for place in shared:
-        place.touch()
-        os.truncate(place, durable.SMALL)
-    with refused("GIT_UNREADABLE", SourceError, "have more than 32 MiB"):
+    with monkeypatch.context() as patch, refused("GIT_UNREADABLE", SourceError, "have more than"):
+        patch.setattr(source.git, "_BORROWED", 1000)
         source.from_folder(upstream)
     secret = tmp_path / "token"
     secret.write_text("a secret of the person's", "utf-8")
