@@ -122,15 +122,15 @@ class Folder:
             opened.pop_all()
             return found
 
-    def walk(self, *, make: int | None = None) -> Iterator[tuple[str, Folder | None]]:
-        """Yield the path of everything below, and the open folder where it is one."""
+    def walk(self, deep: int, *, make: int | None = None) -> Iterator[tuple[str, Folder | None]]:
+        """Yield the path of everything below, and each open folder of at most ``deep`` names."""
         for name in self.names():
-            if not self.has_folder(name):
+            if not deep or not self.has_folder(name):
                 yield name, None
                 continue
             with self.folder(name, make=make) as inside:
                 yield name, inside
-                for path, found in inside.walk(make=make):
+                for path, found in inside.walk(deep - 1, make=make):
                     yield f"{name}/{path}", found
 
     def names(self) -> list[str]:
@@ -234,16 +234,22 @@ class Folder:
             os.unlink(name, dir_fd=self.handle)
 
     def remove(self, name: str) -> None:
-        """Remove a file, a link, or a folder with all that is in it; a missing one is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            if not self.has_folder(name):
-                os.unlink(name, dir_fd=self.handle)
-                return
-            handle = os.open(name, _AS_FOLDER, dir_fd=self.handle)
-            with Folder(handle, self.path / name) as inside:
-                for inner in inside.names():
-                    inside.remove(inner)
-            os.rmdir(name, dir_fd=self.handle)
+        """Remove a folder with all that is in it; a missing one is no error.
+
+        Folders move out of it first: others may have put thousands into one another.
+        """
+        left = [name]
+        for one in left:  # which grows
+            with contextlib.suppress(FileNotFoundError):
+                handle = os.open(one, _AS_FOLDER, dir_fd=self.handle)
+                with Folder(handle, self.path / one) as inside:
+                    for inner in inside.names():
+                        if inside.has_folder(inner):
+                            left.append(f"inner.{os.urandom(8).hex()}.tmp")  # the sweep knows it
+                            inside.rename(inner, self, left[-1])
+                        else:
+                            inside.unlink(inner)
+                os.rmdir(one, dir_fd=self.handle)
 
     def sync(self) -> None:
         """Have its names on the disk."""
@@ -263,9 +269,8 @@ class Folder:
     def sweep(self, seconds: float) -> None:
         """Remove the folders of ``temporary`` that ended processes left so long ago or earlier."""
         for name in self.unused(_TEMPORARY, seconds):
-            with contextlib.suppress(OSError):  # another process was faster, or is at it
-                if self.has_folder(name):
-                    self.remove(name)
+            with contextlib.suppress(OSError):  # another process was faster; or it is no folder
+                self.remove(name)
 
     def unused(self, pattern: re.Pattern[str], seconds: float) -> list[str]:
         """Return the names of a pattern whose last change is so long ago or longer."""

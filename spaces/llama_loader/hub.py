@@ -248,9 +248,9 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
     ends += [cache / "CACHEDIR.TAG", *(one / inner for one in (folder / "snapshots").glob("*"))]
     ends += [*ends[1].glob("*.incomplete"), *ends[3].glob("*.lock")]
     ways = {one for end in ends for one in (end, *end.parents) if one.is_relative_to(cache)}
-    links = [one for one in ways if one.is_symlink()]
+    links = [*filter(os.path.islink, ways)]  # Path's methods fail for too long a name (3.11)
     lists = [folder / "trees", *(folder / "trees").glob("*")]
-    lists += [one for one in ends if one.suffix in {".lock", ".incomplete"} and one.is_dir()]
+    lists += filter(os.path.isdir, (one for one in ends if one.suffix in {".lock", ".incomplete"}))
     looked_at = [*links, *filter(os.path.lexists, lists)]
     foreign = [one for one in looked_at if one.lstat().st_uid not in {0, os.geteuid()}]
     may_write = cache.is_absolute() and os.access(place, os.W_OK | os.X_OK)

@@ -189,9 +189,11 @@ def _plain_names(response: Any) -> dict[str, str | None]:
     """Return what the Hub's client makes a path of; refuse what is no name of a file or folder.
 
     It takes a commit of every answer, also of one that a file is missing, and the ETag of HEAD.
-    Those of other answers may have a slash.
+    Those of other answers may have a slash. A redirect that the loader would not follow is refused.
     """
-    headers = response.headers
+    headers, to = response.headers, response.headers.get("Location", "")
+    if response.has_redirect_location and not locations.redirected(str(response.request.url), to):
+        raise _UnusableError(f"redirected to {locations.shown(to[:200])!r}, which is not https")
     named = {"X-Repo-Commit": headers.get("X-Repo-Commit")}
     if response.request.method == "HEAD" and response.status_code < HTTPStatus.BAD_REQUEST:
         tag = headers.get("X-Linked-Etag") or headers.get("ETag")

@@ -130,7 +130,7 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> No
         with Folder.open(root.parent) as runtimes, runtimes.folder(root.name) as place:
             with contextlib.suppress(OSError):  # a read-only store is not collected either
                 os.utime(place.handle)
-            present = {".", *(path for path, _ in place.walk())}
+            present = {".", *(path for path, _ in place.walk(schema.MAX_PARTS))}
             there = {path: entry for path, entry in listed.items() if path in present}
             _renew(root, place, there)
             problems = _hashed(place, there, piece_size)

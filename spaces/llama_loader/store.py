@@ -289,7 +289,7 @@ class Store:
         installed = done.installed(root.path / "runtimes" / sha256, None, self._sink)
         made.write(RECEIPT, schema.dump(done))
         os.fchmod(made.handle, 0o755)
-        for _, folder in made.walk(make=0o755):
+        for _, folder in made.walk(schema.MAX_PARTS, make=0o755):
             if folder is not None:
                 folder.sync()
         made.sync()

@@ -120,16 +120,31 @@ def test_no_link_is_followed_out_of_a_folder(tmp_path: Path) -> None:
             lambda: folder.folder("link"),
             lambda: folder.folder("link", make=0o700),
             lambda: folder.open_file("link/inner/notes.txt"),
+            lambda: folder.remove("link"),
         ):
             with pytest.raises(OSError, match=r"Not a directory|symbolic"):
                 use()
-        for name in ("link", "full", "full"):
+        for name in ("full", "full"):
             folder.remove(name)
-        assert folder.names() == []
-    (tmp_path / "ours/link").symlink_to(tmp_path / "theirs")
+        assert folder.names() == ["link"]
     with pytest.raises(OSError, match=r"Not a directory|symbolic"):
         Folder.open(tmp_path / "ours/link")
     assert (tmp_path / "theirs/inner/notes.txt").read_text() == "mine"
+
+
+def test_folders_deeper_than_any_path_are_left_out_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user may have made them while a store was open to others."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        Path("d").mkdir()
+        os.chdir("d")
+    with Folder.open(tmp_path) as folder:
+        found = [(path, inner is None) for path, inner in folder.walk(2)]
+        assert found == [("d", False), ("d/d", False), ("d/d/d", True)]
+        folder.remove("d")
+        assert folder.names() == []
 
 
 def test_a_path_that_others_can_change_is_not_trusted(tmp_path: Path) -> None:

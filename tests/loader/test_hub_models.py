@@ -126,6 +126,21 @@ def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: P
         assert odd not in done.stderr
 
 
+def test_redirect_that_the_loader_would_not_follow_is_not_followed_by_the_hubs_client() -> None:
+    asked = []
+
+    def answer(request: Request) -> Answer:
+        asked.append(request.path)
+        place = request.headers["Host"].replace("127.0.0.1", "localhost")
+        return Answer(302, None, {"Location": f"http://{place}/admin"})
+
+    with http_served.serving(answer) as url:
+        for named in ({}, {"gguf_repo_id": "me/model:Q4_K_M", "gguf_filename": None}):
+            with refusals.refused("HUB_UNUSABLE", match="to 'http://localhost:.*is not https"):
+                hub_module.size(model.named(asking(url, **named)))
+    assert asked == ["/me/model/resolve/main/m.gguf", "/api/models/me/model"]
+
+
 def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does a thread stay behind that goes on reading."""
     monkeypatch.setattr(client, "_ANSWERED", 0.5)
@@ -526,6 +541,14 @@ def test_file_of_a_person_to_which_a_link_in_the_cache_leads_stays(tmp_path: Pat
             model.get(wanted)
         assert (mine.read_bytes(), link.is_symlink()) == (TINY + b"mine", False)
         assert model.get(wanted).read_bytes() == TINY
+
+
+def test_folder_of_more_characters_than_a_disk_takes_is_one_error(tmp_path: Path) -> None:
+    name = f"{'a' * 300}.lock/m.gguf"
+    with serving(Hub(files={"m.gguf": TINY, name: TINY})) as hub:
+        model.get(asking(hub.url, tmp_path))
+        with refusals.refused("STORE_FAILED", match="name too long"):
+            model.get(asking(hub.url, tmp_path, gguf_filename=name))
 
 
 def test_ref_of_gigabytes_is_not_read(tmp_path: Path) -> None:
