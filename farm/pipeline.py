@@ -23,7 +23,7 @@ from farm.execute import BuiltTree, Log, execute
 from farm.inputs import images, pins, toolkit
 from farm.kept import Journal, KeptTree, digest
 from farm.options import BuildRequest, require_known
-from farm.request import ENGINES
+from farm.request import ENGINES, require_buildable
 from farm.tarball import build_record, parts
 from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from farm.pack import Packed
     from farm.plan import BuildPlan, Engine
     from farm.tarball.parts import Part, Survey
-    from farm.targets import Line
+    from farm.targets import ArchSet, Line
 
 STATE: Final = STATE_FOLDER
 _NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")
@@ -163,22 +163,31 @@ def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport)
     return DockerEngine(client, reference=reference, jobs=request.jobs, cached=not request.fresh)
 
 
-def settled(engine: Engine, request: BuildRequest, line: Line | None, report: BuildReport) -> Line:
+def settled(
+    engine: Engine,
+    request: BuildRequest,
+    line: Line | None,
+    report: BuildReport,
+    sets: tuple[ArchSet, ...],
+) -> Line:
     """Return the line of a build on this engine, checked against what it builds with.
 
     Where a person named no line, it follows from the image or from the local toolkit.
 
     Raises:
         UsageError: the image or toolkit cannot make what the line promises; the error lists every
-            contradiction. Or the farm knows no line for it.
+            contradiction. Or the farm knows no line for it, or its nvcc cannot build one of the
+            sets.
         EngineError: the image cannot be pulled, or no program can be started in it.
     """
     table = targets.load()
     if not isinstance(engine, DockerEngine):
-        if line is None or (line.is_cuda and request.line is None):
+        if line is None or line.is_cuda:
             found = toolkit.locate(request.toolkit)
-            line = table.line_of_toolkit(found.version, what=str(found.root))
-        notes: tuple[str | None, ...] = (table.unchecked(line, listed=False),)
+            if line is None or request.line is None:
+                line = table.line_of_toolkit(found.version, what=str(found.root))
+            line = msgspec.structs.replace(line, codes=found.codes)
+        notes: tuple[str | None, ...] = (table.unchecked(line),)
         line = promise_of_this_host(line, report)
     else:
         tools = _tools(engine, request, line)
@@ -186,10 +195,12 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
         if line is None or (request.image and request.line is None):
             line, notes = images.line_of_tools(table, tools)
         else:
-            notes = (table.unchecked(line, listed=False),)
+            line = msgspec.structs.replace(line, codes=tools.codes)
+            notes = (table.unchecked(line),)
         raise_all(images.contradictions(line, tools))
     for note in filter(None, notes):
         report.say(note)
+    require_buildable(line, sets)
     return line
 
 

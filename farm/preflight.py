@@ -23,7 +23,7 @@ from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_a
 from farm.inputs import pins
 from farm.plan import BuildPlan, Engine
 from farm.publish import channels, places
-from farm.request import choose_source, options, require_buildable, resolve
+from farm.request import choose_source, options, resolve
 from farm.tarball import build_record
 from llama_loader import disk
 from llama_loader import manifest as schema
@@ -111,8 +111,7 @@ def opened(
         with findings.collecting():
             is_there = isinstance(engine, DockerEngine) and engine.has_image()
             if engine is not None and (is_there or not findings.found):
-                line = pipeline.settled(engine, request, line, report)
-                require_buildable(line, sets)
+                line = pipeline.settled(engine, request, line, report, sets)
         with findings.collecting():
             if not findings.found:  # the pinned archive may have to be fetched
                 tree = tree or choose_source(request)
@@ -311,7 +310,7 @@ def _require_line(request: BuildRequest, line: str, report: BuildReport) -> Sour
     one = replace(request, line=line, arch_set=sets[0])
     with opened(one, report) as ready:
         for name in sets:
-            targets.check_buildable(table.line(line), table.sets[name])
+            targets.check_buildable(ready.plans[0].line, table.sets[name])
         if isinstance(ready.engine, DockerEngine):
             ready.engine.forget_pulled()
         return ready.plans[0].source

@@ -87,7 +87,7 @@ def prove(request: BuildRequest, report: BuildReport) -> None:
     line, sets = resolve(request)
     if line is None:
         with closing(pipeline.choose_engine(request, line, report)) as engine:
-            line = pipeline.settled(engine, request, line, report)
+            line = pipeline.settled(engine, request, line, report, sets)
     elif request.engine != "local" and request.image is None:
         request = replace(pipeline.with_image(request, line.name, report), line=line.name)
     differing = [one.name for one in sets if not _is_same_twice(request, line, one, report)]
@@ -107,7 +107,7 @@ def _is_same_twice(
                 closing(pipeline.choose_engine(asked, line, report)) as engine,
                 choose_source(asked).private() as own,
             ):
-                settled = pipeline.settled(engine, asked, line, report)
+                settled = pipeline.settled(engine, asked, line, report, (arch_set,))
                 plan = BuildPlan(arch_set, settled, own)
                 made.append(_tarball(plan, engine, asked, report, Path(name) / side))
         if made[0].sha256 == made[1].sha256:

@@ -36,6 +36,7 @@ Release = Annotated[str, Meta(pattern=r"\A[0-9]{1,4}\.[0-9]{1,4}\Z")]
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One toolkit on one devel image. ``oldest``/``newest`` are compute capabilities times ten.
 
+    ``codes`` are those between them that its nvcc lists, where it was asked.
     ``image`` is empty for a line that is not in the table: ``--image`` or a local toolkit then
     brings the compiler. ``glibc`` and ``glibcxx`` are the newest that its binaries may need.
     """
@@ -47,7 +48,13 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_driver: Version | None = None
     oldest: int = 0
     newest: int = 0
+    codes: tuple[int, ...] = ()
     name: str = ""
+
+    @property
+    def span(self) -> str:
+        """The architectures that it can build, for messages."""
+        return ", ".join(map(str, sorted(self.codes))) or f"{self.oldest} to {self.newest}"
 
     @property
     def is_cuda(self) -> bool:
@@ -144,20 +151,17 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         return self._line_of(version)
 
-    def unchecked(self, line: Line, *, listed: bool) -> str | None:
-        """Return a note if the minor version is newer than the table, else None.
-
-        ``listed``: the architectures came from nvcc itself.
-        """
+    def unchecked(self, line: Line) -> str | None:
+        """Return a note if the minor version is newer than the table, else None."""
         major, minor = line.toolkit.split(".") if line.toolkit else ("", "0")
         row = self.cuda.get(major)
         if row is None or int(minor) <= row.checked:
             return None
-        archs = "its own nvcc lists" if listed else f"CUDA {major}.{row.checked} has"
+        archs = "its own nvcc lists" if line.codes else f"CUDA {major}.{row.checked} has"
         return (
             f"note[CUDA_MINOR_UNCHECKED]: CUDA {line.toolkit} is newer than build/targets.toml, "
             f"which knows {major}.{row.checked}: taken are {major}.x's driver ({row.min_driver}) "
-            f"and the architectures that {archs} ({line.oldest} to {line.newest})"
+            f"and the architectures that {archs} ({line.span})"
         )
 
     def _line_of(self, version: str) -> Line:
@@ -261,21 +265,20 @@ def check_buildable(line: Line, arch_set: ArchSet) -> None:
     """Refuse a set that the line's nvcc has no code generator for.
 
     Raises:
-        UsageError: names the architecture, the line, and the range that it can build.
+        UsageError: names the architecture, the line, and what it can build.
     """
     if not arch_set.archs:
         return
     if not line.is_cuda:
         raise UsageError("LINE_HAS_NO_CUDA", line=line.name, arch_set=arch_set.name)
     for arch in arch_set.parsed:
-        if not line.oldest <= arch.number <= line.newest:
+        if arch.number not in (line.codes or range(line.oldest, line.newest + 1)):
             raise UsageError(
                 "ARCH_NOT_IN_LINE",
                 line=line.name,
                 toolkit=line.toolkit,
                 arch=arch.name,
-                oldest=line.oldest,
-                newest=line.newest,
+                span=line.span,
             )
 
 

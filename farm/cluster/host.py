@@ -131,7 +131,7 @@ def _engine(job: Job) -> Iterator[tuple[Engine, Line]]:
     require_own_temporary()
     quiet, line = BuildReport(Console(quiet=True)), job.plan.line
     with closing(pipeline.choose_engine(job.request, line, quiet)) as engine:
-        yield engine, pipeline.settled(engine, job.request, line, quiet)
+        yield engine, pipeline.settled(engine, job.request, line, quiet, (job.plan.arch_set,))
 
 
 def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:

@@ -182,7 +182,7 @@ def tools_of(image: str, told: str) -> ImageTools:
         newest_gcc=int(newest) if (newest := read("newest_gcc", "([0-9]{1,9})")) else None,
         cuda=read("nvcc", r".*\brelease ([0-9]{1,4}\.[0-9]{1,4})\b.*"),
         cuda_root=PurePosixPath(values["root"]) if "root" in values else None,
-        codes=tuple(map(int, re.findall(r"\bsm_([0-9]{1,4})\b", values.get("codes", "")))),
+        codes=toolkit.listed(values.get("codes", "")),
         free=int(read("free", "([0-9]{1,15})") or 0) * 1024,
     )
 
@@ -195,10 +195,9 @@ def line_of_tools(table: Targets, tools: ImageTools) -> tuple[Line, tuple[str, .
     """
     if tools.cuda is None:
         raise _no_nvcc(tools)
-    line = table.line_of_toolkit(tools.cuda, what=tools.image)
-    if tools.codes:
-        line = msgspec.structs.replace(line, oldest=min(tools.codes), newest=max(tools.codes))
-    notes = [note for note in (table.unchecked(line, listed=bool(tools.codes)),) if note]
+    found = table.line_of_toolkit(tools.cuda, what=tools.image)
+    line = msgspec.structs.replace(found, codes=tools.codes)
+    notes = [note for note in (table.unchecked(line),) if note]
     for beyond in _beyond(line, tools):
         line = msgspec.structs.replace(line, **{beyond.name: beyond.has})
         notes.append(

@@ -39,11 +39,13 @@ _STUB_ERROR: Final = 34
 class Toolkit:
     """A toolkit: ``root/bin/nvcc``, ``root/include``, ``root/lib64``.
 
-    ``version`` is ``major.minor``.
+    ``version`` is ``major.minor``; ``codes`` are the compute capabilities (times ten) that nvcc
+    lists, none if it lists none.
     """
 
     root: Path
     version: str
+    codes: tuple[int, ...] = ()
 
 
 def locate(request: str | None = None) -> Toolkit:
@@ -86,8 +88,7 @@ def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
             for pin in wheels:
                 extract_wheel(fetch_package(pin), staging, pin.sha256)
             _complete(_wheel_root(staging))
-    root = _wheel_root(folder)
-    return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))
+    return _asked(_wheel_root(folder))
 
 
 def wheels_version() -> str:
@@ -130,7 +131,17 @@ def _at(root: Path, said_by: str) -> Toolkit:
             wheels=shown_wheels(),
         )
     # Not resolved: /usr/local/cuda stays what it is called, and what is built there is cached.
-    return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))
+    return _asked(root)
+
+
+def _asked(root: Path) -> Toolkit:
+    nvcc = root / "bin" / "nvcc"
+    return Toolkit(root, nvcc_version(nvcc), listed(_output((str(nvcc), "--list-gpu-code"))))
+
+
+def listed(told: str) -> tuple[int, ...]:
+    """Return the compute capabilities (times ten) in the output of ``nvcc --list-gpu-code``."""
+    return tuple(map(int, re.findall(r"\bsm_([0-9]{1,4})\b", told)))
 
 
 def _output(argv: tuple[str, ...]) -> str:

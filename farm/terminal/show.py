@@ -63,7 +63,7 @@ def targets(rows: Targets) -> None:
     """Print the lines, sets and groups of build/targets.toml, and what a release holds."""
     lines = []
     for name, row in rows.lines.items():
-        span = f"{row.oldest} to {row.newest}" if row.is_cuda else ""
+        span = row.span if row.is_cuda else ""
         lines.append((name, row.toolkit or "", span, row.min_driver or "", row.image))
     for major, cuda in rows.cuda.items():
         span = f"{cuda.oldest} to {cuda.newest[-1][1]}"

@@ -57,7 +57,7 @@ def tools(**values: object) -> ImageTools:
 
 def test_image_s_nvcc_says_the_line_and_its_architectures() -> None:
     line, notes = line_of_tools(TABLE, tools(cuda="13.1", codes=(75, 90, 130)))
-    assert (line.name, line.oldest, line.newest, notes) == ("cu131", 75, 130, ())
+    assert (line.name, line.codes, notes) == ("cu131", (75, 90, 130), ())
     with refused("NVCC_MISSING", UsageError):
         line_of_tools(TABLE, tools(cuda=None))
 

@@ -54,7 +54,7 @@ def test_the_hint_of_an_image_out_of_reach_names_the_line_that_was_asked_for(
     monkeypatch.setattr(DockerEngine, "tools", tools)
     engine, report = DockerEngine.__new__(DockerEngine), BuildReport(Console(quiet=True))
     with refused("IMAGE_UNAVAILABLE", EngineError) as caught:
-        pipeline.settled(engine, BuildRequest(line=line, image=image), TABLE.line(line), report)
+        pipeline.settled(engine, BuildRequest(line=line, image=image), TABLE.line(line), report, ())
     own = images.TAGS.get(line, images.TAGS["cu130"])
     told = f"command with --image {own}" if line in images.TAGS else f"--line cu130 --image {own}"
     assert caught.value.hint.endswith(told) is (image is None)

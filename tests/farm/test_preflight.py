@@ -29,6 +29,7 @@ TINY = tiny_release.TINY
 TABLE = targets.load()
 NOTHING = Publication()
 NVCC = """#!/bin/sh
+[ "$1" = --list-gpu-code ] && printf 'sm_75\\nsm_90\\n'
 echo "Cuda compilation tools, release 12.6, V12.6.20"
 """
 
@@ -89,6 +90,8 @@ def test_line_of_a_local_build_follows_from_this_host_s_toolkit(tmp_path: Path) 
     assert "HOSTS_NOT_CHECKED" not in told
     told = checked(replace(request, engine="dask", line="cu128"))
     assert "note[HOSTS_NOT_CHECKED]" in told
+    error = refused(replace(request, archs="90;77-real"))  # between those that its nvcc has
+    assert (error.code, "builds 75, 90;" in error.hint) == ("ARCH_NOT_IN_LINE", True)
 
 
 @pytest.mark.usefixtures("toolkit")

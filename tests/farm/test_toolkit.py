@@ -18,6 +18,7 @@ from tests.rigs.refusals import refused
 NVCC = """#!/bin/sh
 case "$1" in
 --version) echo "Cuda compilation tools, release {version}, V{version}.99" ;;
+--list-gpu-code) printf 'sm_75\\nsm_100\\n' ;;
 --dryrun) echo "#$ _SPACE_= " >&2; echo "#$ _HERE_={here}" >&2 ;;
 esac
 """
@@ -55,9 +56,9 @@ def test_a_folder_and_cuda_path_are_taken_as_they_are(
     bare_host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_toolkit(bare_host / "cuda-12.8")
-    assert toolkit.locate(str(root)) == toolkit.Toolkit(root, "12.8")
+    assert toolkit.locate(str(root)) == toolkit.Toolkit(root, "12.8", (75, 100))
     monkeypatch.setenv("CUDA_PATH", str(root))
-    assert toolkit.locate() == toolkit.Toolkit(root, "12.8")
+    assert toolkit.locate().codes == (75, 100)
     (root / "lib64" / "libcublas.so").unlink()
     with refused("TOOLKIT_INVALID", UsageError, "lib64/libcublas.so", hint="--toolkit pypi"):
         toolkit.locate()
@@ -66,7 +67,7 @@ def test_a_folder_and_cuda_path_are_taken_as_they_are(
 def test_a_wrapper_on_path_leads_to_the_toolkit(bare_host: Path) -> None:
     root = make_toolkit(bare_host / "opt" / "cuda", "13.0")
     script(bare_host / "bin" / "nvcc", f'#!/bin/sh\nexec {root}/bin/nvcc "$@"\n')
-    assert toolkit.locate() == toolkit.Toolkit(root, "13.0")
+    assert toolkit.locate() == toolkit.Toolkit(root, "13.0", (75, 100))
 
 
 def test_the_usual_place_comes_last(bare_host: Path) -> None:
