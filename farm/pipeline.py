@@ -209,10 +209,11 @@ def _tools(engine: DockerEngine, request: BuildRequest, line: Line | None) -> im
     try:
         return engine.tools()
     except EngineError as error:
-        if line and not request.image and error.code == "IMAGE_UNAVAILABLE":
+        if line and error.code == "IMAGE_UNAVAILABLE" and not (request.image and line.is_cuda):
             name, more = (line.name, "") if line.name in images.TAGS else ("cu130", "--line cu130 ")
             error.hint = (
-                f"is its registry in reach? Without one: invoke base-image --line {name};"
+                f"is its name right, and its registry in reach? Without one: invoke base-image"
+                f" --line {name};"
                 f" then the same command with {more}--image {images.TAGS[name]}"
             )
         raise
@@ -260,13 +261,9 @@ def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
 def _require_of_line(line: Line | None, version: str, root: object) -> None:
     """Refuse a toolkit of another CUDA version than that of the line that was named, if any."""
     if line is not None and not line.accepts_toolkit(version):
+        wheels = toolkit.shown_wheels()
         raise UsageError(
-            "TOOLKIT_NOT_OF_LINE/folder",
-            name=line.name,
-            toolkit=line.toolkit,
-            root=root,
-            version=version,
-            wheels=toolkit.shown_wheels(),
+            "TOOLKIT_NOT_OF_LINE/folder", line=line, root=root, version=version, wheels=wheels
         )
 
 
@@ -355,6 +352,4 @@ def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
     """Refuse a tree of another toolkit than the line's: it may need another driver."""
     version = _NVCC.match(nvcc or "")
     if plan.line.is_cuda and not (version and plan.line.accepts_toolkit(version[1])):
-        raise BuildError(
-            "TOOLKIT_NOT_OF_LINE/nvcc", name=plan.line.name, toolkit=plan.line.toolkit, nvcc=nvcc
-        )
+        raise BuildError("TOOLKIT_NOT_OF_LINE/nvcc", line=plan.line, nvcc=nvcc)

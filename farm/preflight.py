@@ -234,6 +234,7 @@ def room_findings(
     kept = sum(source + _KEPT_BYTES * count for count in codes)
     needed: Counter[str] = Counter()
     free: dict[str, int] = {}
+    disks: dict[int, str] = {}
     wanted = [(pipeline.STATE, kept), (request.out, _KEPT_BYTES * sum(codes))]
     wanted.append((Path(tempfile.gettempdir()), source))
     if isinstance(engine, DockerEngine):
@@ -244,7 +245,7 @@ def room_findings(
         wanted.append((Path(tempfile.gettempdir()), _KEPT_BYTES * max(codes) + building))
     for folder, size in wanted:
         place = disk.nearest(folder.absolute())
-        where = f"the disk of {place.stat().st_dev}"
+        where = disks.setdefault(place.stat().st_dev, f"the disk of {place}")
         needed[where] += size
         free[where] = shutil.disk_usage(place).free
     return [
@@ -258,13 +259,17 @@ def only(request: BuildRequest, publication: Publication, report: BuildReport) -
     """Carry out ``--check``; return True if it was given, because then nothing is built.
 
     Raises:
-        UsageError: an option of ``--check`` was given without it.
+        UsageError: ``OPTIONS_INVALID``: an option was given without the one that it belongs to.
         FarmError: something prevents the build; the error shows all findings.
     """
     whole = request.arch_set == RELEASE
+    wrong = {
+        "OPTIONS_INVALID/check": (whole or publication.is_asked_for) and not publication.check,
+        "OPTIONS_INVALID/release": whole and (request.line or request.image),
+        "OPTIONS_INVALID/key": publication.key and not publication.channel,
+    }
+    raise_all(UsageError(code) for code, is_wrong in wrong.items() if is_wrong)
     if not publication.check:
-        if whole or publication.is_asked_for:
-            raise UsageError("OPTIONS_INVALID/check")
         return False
     if whole:
         require_release(request, publication, report)
@@ -276,6 +281,10 @@ def only(request: BuildRequest, publication: Publication, report: BuildReport) -
         report.say(
             "note[HOSTS_NOT_CHECKED]: the cluster's hosts and their images were not checked; a"
             " build asks them before it compiles"
+        )
+    if publication.to and not publication.release:
+        report.say(
+            "note[RELEASE_NOT_NAMED]: --to without --release: no release's name was compared"
         )
     report.say("no problem was found")
     return True
@@ -300,6 +309,9 @@ def require_release(request: BuildRequest, publication: Publication, report: Bui
         source = source or choose_source(request)
         pins.require_no_advisory(source.build)
     findings.found += publication_findings(publication, source)
+    for one in (one for first in findings.found for one in (first, *first.others)):
+        if one.code == "IMAGE_UNAVAILABLE":  # no other image stands in for that of a line
+            one.hint = UsageError("OPTIONS_INVALID/release").hint
     raise_all(findings.found)
 
 

@@ -160,6 +160,10 @@ def content(folder: Path) -> bytes:
         raise UsageError("RELEASE_MISSING/file", file=folder, folder=folder.parent) from error
     except OSError as error:
         place, why = folder.absolute(), error.strerror
+        if not folder.is_dir():
+            raise UsageError("RELEASE_MISSING/absent", place=place) from error
+        if first := next(folder.glob(f"*/{MANIFEST}"), None):
+            raise UsageError("RELEASE_MISSING/place", place=place, first=first.parent) from error
         raise UsageError("RELEASE_MISSING", folder=folder, place=place, strerror=why) from error
 
 

@@ -22,6 +22,8 @@ from llama_loader.manifest import CUDA_RUNTIME
 
 TARGETS_FILE: Final = PROJECT_ROOT / "build" / "targets.toml"
 DEFAULT_LINE: Final = "cu128"
+_OF_AARCH64: Final = 121
+"""The GB10, which no computer with an x86-64 processor has."""
 
 _Row = TypeVar("_Row")
 _IMAGE_TOOLKIT: Final = re.compile(r"(?:^|/)cuda:([0-9]{1,4}\.[0-9]{1,4})(?:\.[0-9]+)*-")
@@ -208,12 +210,16 @@ def load(path: Path = TARGETS_FILE) -> Targets:
         UsageError: the file is missing or malformed; names the key.
     """
     try:
+        where = path.name
         tree = tomllib.loads(path.read_text("utf-8"))
-        for name, row in (*tree["lines"].items(), *tree["sets"].items()):
-            row["name"] = name
+        for table, kind in (("lines", Line), ("sets", ArchSet)):
+            for name, row in tree[table].items():
+                where = f"{path.name}: {table}.{name}"
+                tree[table][name] = msgspec.convert({**row, "name": name}, kind)
+        where = path.name
         told = msgspec.convert(tree, Targets)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError("TARGETS_INVALID", name=path.name, error=error) from error
+        raise UsageError("TARGETS_INVALID", name=where, error=error) from error
     lines = {name: _with_cuda(line, told.cuda) for name, line in told.lines.items()}
     targets = msgspec.structs.replace(told, lines=lines)
     _check_rows(targets, path.name)
@@ -273,13 +279,7 @@ def check_buildable(line: Line, arch_set: ArchSet) -> None:
         raise UsageError("LINE_HAS_NO_CUDA", line=line.name, arch_set=arch_set.name)
     for arch in arch_set.parsed:
         if arch.number not in (line.codes or range(line.oldest, line.newest + 1)):
-            raise UsageError(
-                "ARCH_NOT_IN_LINE",
-                line=line.name,
-                toolkit=line.toolkit,
-                arch=arch.name,
-                span=line.span,
-            )
+            raise UsageError("ARCH_NOT_IN_LINE", line=line, arch=arch.name)
 
 
 def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
@@ -310,7 +310,14 @@ def _check_rows(targets: Targets, file: str) -> None:
     for name, row in targets.sets.items():
         if row.format not in FORMATS:
             raise UsageError("TARGETS_INVALID/format", file=file, name=name, formats=FORMATS)
-        _ = row.parsed
+        try:
+            parsed = row.parsed
+        except UsageError as error:
+            raise UsageError(
+                "TARGETS_INVALID/archs", file=file, row=row, hint=error.hint
+            ) from error
+        if _OF_AARCH64 in (arch.number for arch in parsed):
+            raise UsageError("TARGETS_INVALID/machine", file=file, row=row)
     for name, members in targets.groups.items():
         _require_sets(targets, members, f"{file}: groups.{name}")
     for name, members in targets.release.items():

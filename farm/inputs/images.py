@@ -194,7 +194,7 @@ def line_of_tools(table: Targets, tools: ImageTools) -> tuple[Line, tuple[str, .
         UsageError: it has no nvcc, or one of a major version that the farm does not build for.
     """
     if tools.cuda is None:
-        raise _no_nvcc(tools)
+        raise UsageError("NVCC_MISSING", image=tools.image)
     found = table.line_of_toolkit(tools.cuda, what=tools.image)
     line = msgspec.structs.replace(found, codes=tools.codes)
     notes = [note for note in (table.unchecked(line),) if note]
@@ -214,17 +214,9 @@ def contradictions(line: Line, tools: ImageTools) -> tuple[UsageError, ...]:
     if tools.machine != MACHINE:
         found.append(UsageError("IMAGE_MACHINE", image=tools.image, machine=tools.machine))
     if line.is_cuda and tools.cuda is None:
-        found.append(_no_nvcc(tools))
+        found.append(UsageError("NVCC_MISSING", image=tools.image))
     elif line.is_cuda and not line.accepts_toolkit(str(tools.cuda)):
-        found.append(
-            UsageError(
-                "TOOLKIT_NOT_OF_LINE",
-                name=line.name,
-                toolkit=line.toolkit,
-                image=tools.image,
-                cuda=tools.cuda,
-            )
-        )
+        found.append(UsageError("TOOLKIT_NOT_OF_LINE", line=line, tools=tools))
     found += [
         UsageError(
             f"IMAGE_{beyond.name.upper()}_TOO_NEW",
@@ -237,20 +229,8 @@ def contradictions(line: Line, tools: ImageTools) -> tuple[UsageError, ...]:
     ]
     gcc = int(tools.gcc.split(".")[0]) if tools.gcc else 0
     if line.is_cuda and tools.newest_gcc is not None and gcc > tools.newest_gcc:
-        found.append(
-            UsageError(
-                "HOST_COMPILER_TOO_NEW",
-                image=tools.image,
-                gcc=tools.gcc,
-                cuda=tools.cuda,
-                newest_gcc=tools.newest_gcc,
-            )
-        )
+        found.append(UsageError("HOST_COMPILER_TOO_NEW", tools=tools))
     return tuple(found)
-
-
-def _no_nvcc(tools: ImageTools) -> UsageError:
-    return UsageError("NVCC_MISSING", image=tools.image)
 
 
 class _Beyond(NamedTuple):

@@ -13,7 +13,7 @@ import tiny_release
 from rich.console import Console
 
 from farm import preflight, release, source, targets, trust
-from farm.errors import BuildError, FarmError, UsageError, raise_all
+from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.options import BuildRequest, Publication
 from farm.plan import BuildPlan
 from farm.publish import places
@@ -88,8 +88,9 @@ def test_line_of_a_local_build_follows_from_this_host_s_toolkit(tmp_path: Path) 
     assert "can be built: llama-server-b7-cu126-sm90-linux-x86_64.tar.zst" in told
     assert not (tmp_path / "out").exists()
     assert "HOSTS_NOT_CHECKED" not in told
-    told = checked(replace(request, engine="dask", line="cu128"))
+    told = checked(replace(request, engine="dask", line="cu128"), Publication(to=str(tmp_path)))
     assert "note[HOSTS_NOT_CHECKED]" in told
+    assert "note[RELEASE_NOT_NAMED]" in told
     error = refused(replace(request, archs="90;77-real"))  # between those that its nvcc has
     assert (error.code, "builds 75, 90;" in error.hint) == ("ARCH_NOT_IN_LINE", True)
 
@@ -180,7 +181,7 @@ def test_disk_without_room_for_the_sets_is_found(tmp_path: Path) -> None:
         request = BuildRequest(out=tmp_path / "small" / "dist")
         (found,) = preflight.room_findings(request, [plan(1, "cu130", "sm90")], None)
         assert (found.code, found.exit_status) == ("DISK_TOO_SMALL", 1)
-        assert "0.1 GB free; about 0.2 GB" in found.message
+        assert f"the disk of {tmp_path / 'small'} has 0.1 GB free; about 0.2 GB" in found.message
         (pack := tmp_path / "llama" / ".git" / "pack").parent.mkdir(parents=True)
         pack.touch()
         os.truncate(pack, 8 << 40)  # nothing on the disk, and not copied
@@ -269,6 +270,9 @@ def test_known_hole_is_a_note_of_a_build_and_a_finding_of_a_release(
     whole = replace(request, arch_set="release", engine="docker")
     error = refused(whole, Publication(release="b1-1"))
     assert codes(error) == ["RELEASE_NAME_WRONG", "ENGINE_NOT_RUNNING", "KNOWN_ADVISORY"]
+    gone = EngineError("IMAGE_UNAVAILABLE", reference="x", error="no registry")
+    monkeypatch.setattr(preflight, "_require_line", lambda *_: raise_all([gone]))
+    assert "check one set: --arch-set sm90 --line cu130 --image" in refused(whole).render()
 
 
 def test_build_with_a_finding_starts_nothing(

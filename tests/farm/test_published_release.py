@@ -98,6 +98,16 @@ def test_a_folder_is_taken_by_any_of_its_names(folder: Path) -> None:
     for name in (str(folder), f"{folder}/manifest.json", folder.as_uri(), f"{folder.as_uri()}/"):
         with opened(name) as (found, _):
             assert found.samefile(folder)
+    for name, why, hint in (
+        (str(folder.parent), "is a place with releases", f"such as {folder}"),
+        (
+            f"{folder.as_uri()}/manifst.json",
+            f"^there is no {folder}/manifst.json",
+            "a release folder",
+        ),
+    ):
+        with refused("RELEASE_MISSING", FarmError, why, hint=hint), opened(name):
+            pass
 
 
 def test_a_pin_holds_for_folders_and_urls(folder: Path) -> None:

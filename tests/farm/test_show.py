@@ -157,9 +157,8 @@ def test_no_release_and_no_engine_are_one_calm_line_each(
     status.tell(None, None)
     none, local, docker, disk = capsys.readouterr().out.splitlines()
     assert none == (
-        f"no release: {Path('dist').absolute()} is not a release folder: No such file or directory"
-        ": manifest.json (invoke build-cuda or invoke build-cpu makes one; "
-        "for tarballs that are there: invoke manifest --out dist)"
+        f"no release: there is no {Path('dist').absolute()} (give a release folder;"
+        " invoke build-cuda or invoke build-cpu makes one)"
     )
     assert local.startswith("compiler cache, local engine: ")
     assert docker.startswith("compiler cache, docker engine: no Docker engine answers at unix://")

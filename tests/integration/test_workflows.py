@@ -191,13 +191,17 @@ def test_nothing_of_a_release_is_built_before_the_check() -> None:
 
 
 def test_every_promotion_asks_a_person_and_one_runs_at_a_time() -> None:
+    """No rollback waits for a build, or is cancelled where two more of its group come after it."""
     release, found = workflows.load("release.yml"), workflows.load("channels.yml")
-    assert found["concurrency"] == release["concurrency"]
+    lock = {"group": "sign", "cancel-in-progress": False, "queue": "max"}
+    assert release["jobs"]["release"]["concurrency"] == lock
+    assert lock["group"] not in (release["concurrency"]["group"], found["concurrency"]["group"])
     assert found["on"]["schedule"]
     for name, job in found["jobs"].items():
         signs = any("FARM_SIGNING_KEY" in one.get("env", {}) for one in job["steps"])
         assert signs == (name not in {"look", "gate"})
         assert signs == (job.get("environment") == "release"), name
+        assert signs == (job.get("concurrency") == lock), name
     assert found["jobs"]["renew"]["steps"][-1]["run"].endswith('--sha256 "$DUE"')
 
 
