@@ -386,15 +386,12 @@ def nearest(path: Path) -> Path:
 def make_private_folder(kind: str = "llama-loader") -> Path:
     """Make this user's own folder among the temporary files, or find it; return its real path.
 
-    Errors are those of ``mkdir`` and of ``trusted``.
+    Errors are those of ``trusted``.
     """
-    folder = private_folder(kind)
     try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        if private_folder(kind) != folder:  # another user was faster
-            return make_private_folder(kind)
-    return trusted(folder)
+        return trusted(private_folder(kind), make=0o700)
+    except OSError:  # another user was faster: it has another name then
+        return trusted(private_folder(kind), make=0o700)
 
 
 def private_folder(kind: str = "llama-loader") -> Path:

@@ -30,10 +30,9 @@ def require_usable(path: Path) -> None:
             of_size = path.name in {"4b", "12b", "27b"}
             name = "MODEL_MISSING/size" if of_size else "MODEL_MISSING"
             raise SettingError("MODEL_MISSING/folder" if path.is_dir() else name, path=path)
-        number, count = gguf_header.part(path.name)
-        missing = [one for one in gguf_header.files(path) if not one.is_file()]
-        if missing or number > 1:
-            raise SettingError("MODEL_INCOMPLETE", path=path, count=count, missing=len(missing))
+        if missing := [one.name for one in gguf_header.files(path) if not one.is_file()]:
+            told = ", ".join([*missing[:9], "…"][: len(missing)])
+            raise SettingError("MODEL_INCOMPLETE", path=path, missing=told)
         require_first(path.name, str(path))
     headers = [_whole(one) for one in gguf_header.files(path)]
     header = headers[0]
@@ -80,6 +79,9 @@ def require_first(name: str, label: str) -> None:
     number, count = gguf_header.part(name)
     if count > _MAX_PARTS:
         raise SettingError("MODEL_PART/many", label=label, count=count, most=_MAX_PARTS)
+    if 1 < number <= count:
+        first = next(gguf_header.parts(name))
+        raise SettingError("MODEL_PART/nth", label=label, number=number, count=count, first=first)
     if number != 1 or not count or _PIECE.search(name):
         raise SettingError("MODEL_PART/later", label=label)
 

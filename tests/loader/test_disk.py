@@ -98,7 +98,7 @@ def test_private_folder_that_another_user_makes_first_is_not_used(
                 self.symlink_to("/var")
             else:
                 make(self)
-                os.chown(self, 65534, 65534)
+            os.chown(self, 65534, 65534, follow_symlinks=False)
         make(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", faster)

@@ -78,7 +78,11 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_started(
         told = reason(settings(GGUF_FILENAME=name))
         assert (told.code, told.exit_status) == ("MODEL_PART", 2)
         assert name in told.message
-        assert "joined to one file" in told.hint
+        assert ("joined to one file" if code == "MODEL_PART" else "m-00001-of-00003") in told.hint
+    if "-of-00003" in name:
+        (tmp_path / "m-00003-of-00003.gguf").write_bytes(TINY)
+        other = "m-00002-of-00003.gguf" if "-00001-" in name else "m-00001-of-00003.gguf"
+        assert refused(tmp_path / name).message.endswith(f"missing: {other}")
 
 
 def test_model_of_more_parts_than_any_has_is_refused_before_anything_is_asked() -> None:
@@ -92,7 +96,9 @@ def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(TINY)
     model_file.require_usable(tmp_path / "m-00001-of-00002.gguf")
-    assert refused(tmp_path / "m-00002-of-00002.gguf").code == "MODEL_INCOMPLETE"
+    told = refused(tmp_path / "m-00002-of-00002.gguf")
+    assert told.message.endswith("m-00002-of-00002.gguf is part 2 of 2 of a model")
+    assert told.hint == "name the first part, m-00001-of-00002.gguf"
     second = tmp_path / "m-00002-of-00002.gguf"
     for data, words in (
         (TINY[: len(TINY) // 2], "its tensors end at byte 252352"),
