@@ -197,7 +197,7 @@ def verify(_: object, folder: str, sha256: Sha256 = None) -> None:
     """Read a release again: tarballs, manifest, SHA256SUMS, SBOMs, licences, BUILD.json.
 
     Args:
-        folder: the release: a folder, a manifest.json, or the URL of either
+        folder: the release: a folder, a manifest.json, or the URL of either; without it dist
         sha256: what the manifest's bytes must come to
     """
     from farm.publish.gate import opened
@@ -213,7 +213,7 @@ def smoke(_: object, folder: Path) -> None:
     """Install each tarball with the loader into an empty store and let it compute on the CPU.
 
     Args:
-        folder: a release folder
+        folder: a release folder; without it dist
     """
     from farm import release
     from farm.publish import gate as checking

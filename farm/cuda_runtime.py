@@ -274,7 +274,5 @@ def _check_libraries(inventory: Inventory, line: LineRecord) -> None:
         )
     for one in found.values():
         if one.soname != one.file:
-            raise InspectError(
-                "SONAME_DIFFERS", name=inventory.name, file=one.file, soname=one.soname
-            )
+            raise InspectError("SONAME_DIFFERS", name=inventory.name, found=one)
         elf.check_glibc(one, line.glibc)

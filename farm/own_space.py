@@ -208,12 +208,7 @@ def _require_runs(manifest: bytes, wish: Wish, host: Host, what: str) -> None:
     allowed = any(one.endswith("_ALLOW_CPU=1") for one in wish.variable)
     said = _refusal(manifest, host, *(("--allow-cpu",) if allowed else ()))
     if said:
-        raise PublishError(
-            "RELEASE_CANNOT_RUN",
-            what=what,
-            hardware=wish.hardware,
-            said=said,
-        )
+        raise PublishError("RELEASE_CANNOT_RUN", what=what, hardware=wish.hardware, said=said)
 
 
 def _usable(place: Destination, wish: Wish, host: Host, report: BuildReport) -> str | None:
@@ -285,10 +280,7 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         said = _refusal(release.content(folder), host)
     if said:
         raise PublishError(
-            "RELEASE_CANNOT_RUN/built",
-            folder=folder,
-            hardware=wish.hardware,
-            said=said,
+            "RELEASE_CANNOT_RUN/built", folder=folder, hardware=wish.hardware, said=said
         )
 
 

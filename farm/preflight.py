@@ -118,6 +118,8 @@ def opened(
         if tree is not None:
             _tell_source(tree, report)
         plans = _plans(request, line, sets, tree, findings)
+        if plans and request.define:
+            _tell_defined(plans[0], report)
         findings.found += out_findings(request.out, plans)
         findings.found += room_findings(request, plans, engine)
         if publication is not None:
@@ -180,6 +182,19 @@ def _tell_source(tree: Source, report: BuildReport) -> None:
             f"note[KNOWN_ADVISORY]: b{tree.build} has {', '.join(one.id for one in holes)}; "
             "invoke publish will refuse it"
         )
+
+
+def _tell_defined(plan: BuildPlan, report: BuildReport) -> None:
+    """Print further definitions; note each that no file of the source names to CMake."""
+    report.say(
+        f"defined: {', '.join(map('='.join, plan.defined)) or 'nothing more than every build'}"
+    )
+    unknown = {name for name, _ in plan.defined if not name.startswith(("CMAKE_", "FARM_"))}
+    for path in plan.source.files():
+        if (path.name == "CMakeLists.txt" or path.suffix == ".cmake") and path.is_file():
+            unknown -= {*re.findall(r"\w+", durable.head(path))}
+    for name in sorted(unknown):
+        report.say(f"note[DEFINE_UNKNOWN]: no CMake file of the source has {name}: is it right?")
 
 
 def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:

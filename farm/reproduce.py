@@ -207,9 +207,7 @@ def _build(
     record: BuildRecord, listed: Artifact, asked: RebuildRequest, report: BuildReport
 ) -> Packed:
     if asked.engine != record.toolchain.engine:
-        raise UsageError(
-            "ENGINE_DIFFERS", name=listed.name, engine=record.toolchain.engine, asked=asked.engine
-        )
+        raise UsageError("ENGINE_DIFFERS", listed=listed, record=record, asked=asked)
     # a copy that no other user can write to: what is compared and built is one tree
     with source_of(record.source, asked.source, remote=asked.remote).private() as tree:
         for note in (tree.note or "").splitlines():
@@ -369,9 +367,7 @@ def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> s
             found = store.find(reference) or store.pull(reference)
     if found.id == recorded.image_digest:
         return found.id
-    raise EngineError(
-        "IMAGE_DIFFERS", reference=reference, image_digest=recorded.image_digest, id=found.id
-    )
+    raise EngineError("IMAGE_DIFFERS", reference=reference, recorded=recorded, found=found)
 
 
 def _require_same_compilers(

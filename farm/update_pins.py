@@ -239,13 +239,7 @@ def _update_file(web: requests.Session, row: Any, kind: _Kind) -> None:
     (file,) = found
     new: dict[str, Any] = {"filename": file.filename, "size": file.size, "sha256": file.sha256}
     if row.get("filename") == file.filename and any(row[name] != new[name] for name in new):
-        raise SourceError(
-            "PACKAGE_FILE_CHANGED",
-            filename=file.filename,
-            size=file.size,
-            sha256=file.sha256,
-            pinned=row["sha256"],
-        )
+        raise SourceError("PACKAGE_FILE_CHANGED", file=file, pinned=row["sha256"])
     row.update(new)
 
 

@@ -329,10 +329,7 @@ def project_files(web: requests.Session, project: str) -> list[IndexFile]:
         return list(_placed(files, page.url))
     except (requests.RequestException, ValueError, RecursionError) as error:
         raise SourceError(
-            "PACKAGE_UNREACHABLE",
-            project=project,
-            index=shown(index),
-            error=explained(error),
+            "PACKAGE_UNREACHABLE", project=project, index=shown(index), error=explained(error)
         ) from error
 
 

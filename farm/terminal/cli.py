@@ -47,6 +47,8 @@ _HELP: Final = re.compile(r"^    (\w+): (.+)$", re.MULTILINE)
 """A line under ``Args`` or ``Attributes`` of a docstring."""
 _MISSING: Final = re.compile(r"'(\S+)' did not receive required positional arguments: (.+)")
 """How invoke says that a verb was given without what it cannot do without."""
+_NO_FOLDER: Final = "arguments: 'folder'"
+"""A release folder may be left out; an option with a default would be none that stands alone."""
 
 
 def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
@@ -206,6 +208,9 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
                 program.core.unparsed[:] = _one_each(program)
             method(program)
         except ParseError as error:
+            if str(error).endswith(_NO_FOLDER):
+                program.core.unparsed += ["--folder", "dist"]
+                return run(program)
             if missing := _MISSING.fullmatch(str(error)):
                 given, names = missing[1], missing[2].replace("'", "").replace("_", "-").upper()
                 hint = f"invoke --help {given} says what it takes"

@@ -153,7 +153,6 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("promote b1 --key k stable hf:a/b", "USAGE", " --channel stable --to hf:a/b?"),
         ("--help nosuch", "USAGE", "'nosuch'"),
         ("--nosuch", "USAGE", "--nosuch"),
-        ("verify", "USAGE", "verify needs FOLDER"),
         ("promote --channel stable", "USAGE", "promote needs RELEASE"),
         ("build-cuda --arch-set sm90 --dry-run", "USAGE", "did you mean --check?"),
         ("manifest --release b11549/2", "NAME_INVALID", "b11549/2"),
@@ -187,6 +186,14 @@ def test_a_wrong_call_is_one_clear_line_and_status_two(
     assert f"error[{code}]: " in stderr
     assert named in stderr
     assert stdout == ""
+
+
+@pytest.mark.parametrize("command", ["verify", f"verify --sha256 {'0' * 64}", "smoke"])
+def test_release_folder_that_is_not_named_is_dist(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"there is no {tmp_path}/dist" in here(*command.split())[2]
 
 
 def test_a_wrong_call_of_a_process_has_no_traceback() -> None:
