@@ -38,7 +38,9 @@ RPC: Final = {
 }
 """Without these CMake has no ``rpc-server``."""
 
-_DEFINITION: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,99})=([^\x00-\x1f\x7f]{0,1000})")
+_DEFINITION: Final = re.compile(
+    r"([A-Za-z_]\w{,99})=([^\0-\x1f\x7f\ud800-\udfff]{,1000})", re.ASCII
+)
 _CONTRADICTIONS: Final = {
     r"LLAMA_BUILD_(NUMBER|COMMIT|SERVER|TOOLS|COMMON)": "the release's source and programs",
     r"GGML_CUDA(_COMPRESSION_MODE|_NCCL)?": "backend and GPU code; --archs and --format set them",

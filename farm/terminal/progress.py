@@ -23,7 +23,7 @@ BUILT: Final = "built"
 FAILED: Final = "failed"
 BEFORE: Final = "built before"
 """By an earlier run."""
-_STYLES: Final = {BUILT: "[green]", BEFORE: "[green]", FAILED: "[red]"}
+_STYLES: Final = {BUILT: "green", BEFORE: "green", FAILED: "red"}
 _SLOW: Final = 2.0
 """A set counts as slow if more than this many times its usual seconds are left."""
 _LEAST: Final = 5.0
@@ -31,6 +31,16 @@ _LEAST: Final = 5.0
 _MINUTE: Final = 60
 _TELLING: Final = 60.0
 """Seconds that rich estimates the rest from: hits of a compiler cache are forgotten after that."""
+
+
+class _Words(TextColumn):
+    """Words of a row as they are, a set's last state in its colour."""
+
+    def render(self, task: Task) -> Text:
+        """Return the words of a row."""
+        text = super().render(task)
+        text.stylize(_STYLES.get(text.plain, ""))
+        return text
 
 
 class _Rows(Progress):
@@ -54,7 +64,7 @@ class BuildReport:
         self.console = console or Console(stderr=True)
         narrow = Column(no_wrap=True, overflow="ellipsis")
         self.rows = _Rows(
-            *(TextColumn(f"{{task.fields[{name}]}}", table_column=narrow)
+            *(_Words(f"{{task.fields[{name}]}}", markup=False, table_column=narrow)
               for name in ("key", "host", "step", "counter")),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
@@ -247,7 +257,7 @@ class Fleet:
 
     def _close(self, key: str, state: str) -> None:
         self._open.pop(key, None)
-        self._update(key, step=f"{_STYLES[state]}{state}")
+        self._update(key, step=state)
 
     def _update(self, key: str, **words: Any) -> None:
         """Change a set's row and the row of the whole run; a low terminal shows running sets."""

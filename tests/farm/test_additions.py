@@ -60,7 +60,9 @@ def test_definitions_refuse_what_would_make_the_manifest_untrue(text: str) -> No
     assert text in caught.value.message
 
 
-@pytest.mark.parametrize("text", ["", "FOO", "=1", "A-B=1", "A:BOOL=ON", "A=1\nB=2", "A=\x1b[2J"])
+@pytest.mark.parametrize(
+    "text", ["", "FOO", "=1", "A-B=1", "A:BOOL=ON", "A=1\nB=2", "A=\x1b[2J", "A=\udcff"]
+)
 def test_definitions_refuse_what_is_none(text: str) -> None:
     with refused("DEFINE_INVALID", UsageError) as caught:
         request.definitions([text])

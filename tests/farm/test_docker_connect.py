@@ -80,7 +80,8 @@ def test_without_variables_and_contexts_it_is_the_usual_socket(config: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "damage", ["no such context", "no name", "config is no JSON", "meta is no JSON"]
+    "damage",
+    ["no such context", "no name", "config is no JSON", "config is a list", "meta is no JSON"],
 )
 def test_a_context_that_cannot_be_read_is_one_error_that_names_it(
     damage: str, config: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +92,9 @@ def test_a_context_that_cannot_be_read_is_one_error_that_names_it(
         monkeypatch.setenv("DOCKER_CONTEXT", "gone\udcff")
     elif damage == "config is no JSON":
         (config / "config.json").write_text("{")
+    elif damage == "config is a list":
+        (config / "config.json").write_text("[]")
+        monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     else:
         for meta in config.rglob("meta.json"):
             meta.write_text("[]")

@@ -10,9 +10,9 @@ import tarfile
 import tracemalloc
 import weakref
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import requests
@@ -311,16 +311,26 @@ def test_negative_size_does_not_raise_the_bound(
         archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree", durable.sha256(archive))
 
 
-@pytest.mark.parametrize("bound", ["MOST_BYTES", "MOST_FILES"])
+BEYOND = "'top/[bc]' is a hard link or sparse, or beyond"
+
+
+@pytest.mark.parametrize(
+    ("bound", "names", "told"),
+    [
+        ("MOST_BYTES", "abc", BEYOND),
+        ("MOST_FILES", "abc", BEYOND),
+        ("MOST_FILES", ["sub/b/c/d/e"], "paths name more than 3 folders"),
+    ],
+)
 def test_more_than_a_source_has_is_not_unpacked(
-    tmp_path: Path, bound: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bound: str, names: Iterable[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outside of the folder, too: it would be unpacked to get past it."""
     archive = archive_of(
-        tmp_path / "a.tar.gz", Entry("top/sub/a", b"12"), *(Entry(f"top/{n}", b"1") for n in "abc")
+        tmp_path / "a.tar.gz", Entry("top/sub/a", b"12"), *(Entry(f"top/{n}", b"1") for n in names)
     )
     monkeypatch.setattr(durable, bound, 3)
-    with refused("ARCHIVE_UNSAFE", SourceError, "'top/[bc]' is a hard link or sparse, or beyond"):
+    with refused("ARCHIVE_UNSAFE", SourceError, told):
         archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree", durable.sha256(archive))
     assert list((tmp_path / "in").iterdir()) == []
 
@@ -334,10 +344,18 @@ def test_headers_of_an_archive_are_bounded_together_and_its_members_are_not_kept
         with refused("ARCHIVE_UNSAFE", SourceError, "long headers without end"):
             archives.extract_subtree(archive, "sub", tmp_path / "in", durable.sha256(archive))
     alive: weakref.WeakSet[tarfile.TarInfo] = weakref.WeakSet()
-    monkeypatch.setattr(archives, "_write_file", lambda *words: alive.add(words[2]))
-    many = io.BytesIO(tar([Entry(f"top/{n}") for n in range(20)]))
+    headers: list[int] = []
+
+    def seen(_into: Path, _content: IO[bytes], member: tarfile.TarInfo) -> None:
+        alive.add(member)
+        headers.append(len(member.pax_headers))
+
+    monkeypatch.setattr(archives, "_write_file", seen)
+    of_all = Entry("top/all", b"13 comment=x\n", kind=tarfile.XGLTYPE)
+    many = io.BytesIO(tar([of_all, *(Entry(f"top/{n}") for n in range(20))]))
     archives.unpack(many, tmp_path, what="many", mode="r:", most=1)
     assert len(alive) < 4
+    assert headers == [1, *[0] * 19]
 
 
 def test_link_of_many_names_costs_no_time(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def test_an_image_is_pulled_by_its_digest() -> None:
     client.api.pull.return_value = []
     other = f"sha256:{'0' * 64}"  # what containerd's store says of an archive's image
     for digest, found in ((pin.digest, True), (other, False), (None, True)):
-        attrs = {"Config": {}} | ({"Descriptor": {"digest": digest}} if digest else {})
-        client.images.get.return_value = Mock(labels={}, attrs=attrs)
+        attrs = {"Config": {}, "Descriptor": {"digest": digest}} if digest else {}
+        client.images.get.return_value = Mock(attrs=attrs)
         assert (DockerImages(client).find(pin.reference) is not None) == found
         with nullcontext() if found else refused("IMAGE_UNAVAILABLE", EngineError, other):
             DockerImages(client).pull(pin.reference)

@@ -71,9 +71,9 @@ def test_file_gets_long_lines_whole(written: io.StringIO) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_activity_is_shown_on_a_terminal_only(written: io.StringIO, *, terminal: bool) -> None:
     with BuildReport(Console(file=written, force_terminal=terminal, width=100)) as report:
-        report.activity("base image cu130: unpacking\x1b]0;")
+        report.activity("base image cu130: unpacking [/etc/apt]\x1b]0;")
     assert "\x1b]" not in written.getvalue()
-    assert ("base image cu130: unpacking" in written.getvalue()) is terminal
+    assert ("cu130: unpacking [/etc/apt]" in written.getvalue()) is terminal
 
 
 @pytest.mark.parametrize("width", [80, 200])

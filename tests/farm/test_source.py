@@ -126,6 +126,8 @@ def test_a_kept_tree_that_was_changed_is_made_again_and_said(upstream: Path) -> 
         f"note[SOURCE_CHANGED]: {first.tree} was changed since it was made; it is made again"
     )
     assert source.from_ref("b2").note is None
+    first.tree.with_name(f"{first.tree.name}.sha256").write_bytes(b"\xff")  # a disk's damage
+    assert source.from_ref("b2").note == again.note
 
 
 def pin_of(archive: Path, subdir: str) -> pins.SourcePin:

@@ -215,7 +215,10 @@ def test_links_and_what_is_left_out_are_differences(tmp_path: Path) -> None:
     assert found == ("check.cpp", "hardening.cmake (left out)", "more")
 
 
-@pytest.mark.parametrize("content", ["[source", "\udcff", "x = " + "[" * 3000])
+NO_PINS = ("", "[[source]]", "models = 3\n[source]\npackage = 'x'\nbuild = 1")
+
+
+@pytest.mark.parametrize("content", ["[source", "\udcff", "x = " + "[" * 3000, *NO_PINS])
 def test_a_malformed_file_is_a_usage_error(file: Path, content: str) -> None:
     file.write_text(content, "utf-8", "surrogateescape")
     with pytest.raises(UsageError, match=r"pins\.toml"):

@@ -241,6 +241,8 @@ def connect(patience: int | None = None) -> docker.DockerClient:
             denied = "Permission denied" in said
             code = "ENGINE_PERMISSION" if denied else "ENGINE_NOT_RUNNING"
             raise EngineError(code, named=named, said=said) from error
+        except (AttributeError, TypeError) as error:  # docker-py takes any JSON for its settings
+            raise _invalid(f"Docker's config.json has no settings: {error}") from error
         except ValueError as error:  # of a port that is no number, before any connection was opened
             raise EngineError("ENGINE_ADDRESS_INVALID", named=named, error=error) from error
 

@@ -251,5 +251,6 @@ def _facts(image: Any, reference: str) -> ImageFacts:
     digest = (image.attrs.get("Descriptor") or {}).get("digest")  # other stores tell none
     if digest and names_digest(reference) and reference.rpartition("@")[2] != digest:
         raise ImageNotFound(f"the engine's {reference} has the digest {digest}")
-    triggers = tuple(image.attrs["Config"].get("OnBuild") or ())
-    return ImageFacts(image.id, dict(image.labels), reference, triggers)
+    config = image.attrs.get("Config") or {}  # an image of another program may have none
+    triggers = tuple(config.get("OnBuild") or ())
+    return ImageFacts(image.id, dict(config.get("Labels") or {}), reference, triggers)
