@@ -63,7 +63,7 @@ _DIFFERENT: Final = 1
 _FACTS: Final = ("other bytes, sha256", "mode", "time in the archive")
 """What is compared of two members of one name."""
 _Facts = tuple[str, str, str]
-_OF_PLAN: Final = ("defines", "commands", "environment", "recipe_sha256")
+_OF_PLAN: Final = ("line", "defines", "commands", "environment", "recipe_sha256")
 """The fields of a record that a plan decides."""
 _PYPI: Final = re.compile(
     r"pypi:(?P<file>(?P<package>[^#/]+)-(?P<version>[^#/-]+\.(?P<build>[0-9]{1,6}))\.tar\.gz)#(?P<subdir>[\w./-]*\w)"
@@ -219,12 +219,9 @@ def _build(
             if differing:
                 raise SourceError("SOURCE_DIFFERS", differing=", ".join(differing))
         plan = plan_of(record, tree, listed.format)
-        promised = targets.load().line(plan.line.name).glibc
-        if plan.line.glibc != promised:
-            report.say(
-                f"note[GLIBC_OF_RECORD]: built for glibc {plan.line.glibc}, {plan.line.name} of "
-                f"build/targets.toml for {promised}; the manifest says what the files need"
-            )
+        if plan.line.glibc != (own := targets.load().line(plan.line.name).glibc):
+            told = f"BUILD.json promises glibc {plan.line.glibc}, build/targets.toml {own}"
+            report.say(f"note[GLIBC_OF_RECORD]: {told}; the manifest says what the files need")
         report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
         is_of_wheels = record.toolchain.engine == "local" and bool(record.inputs)
         request = BuildRequest(
@@ -256,14 +253,14 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
     if folder is not None:
         found = source.from_folder(folder)
     elif match := _PYPI.fullmatch(record.origin):
-        named = match["package"]
-        if named != pins.load().source.package:
+        pin, named = pins.load().source, match["package"]
+        if named != pin.package:
             told = "you can unpack it"
             raise SourceError("REMOTE_NOT_TRUSTED", named=named, kind="package", trusting=told)
         if record.sha256 is None:
             raise SourceError("SOURCE_NOT_PINNED", origin=record.origin)
-        pin = pins.SourcePin(
-            package=named,
+        pin = msgspec.structs.replace(
+            pin,
             version=match["version"],
             filename=match["file"],
             size=pins.MOST_SOURCE,  # the record has none; its digest is what is checked
@@ -271,6 +268,7 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
             subdir=match["subdir"],
             build=int(match["build"]),
             llama_version="",  # its own tree tells
+            without_patches=(),
         )
         found = source.from_archive(pin)
     elif (match := _GIT.fullmatch(record.origin)) and record.commit:
@@ -284,30 +282,16 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
     found = replace(source.patched(found, chosen), origin=record.origin)  # a ref may move
     if record.build_assumed:
         found = source.assume_build(found, record.build)
-    if folder is not None:
-        found = _as_recorded(found, record)
+    if folder is not None:  # it tells no sha256, and without a history no build and commit
+        build, commit = found.build or record.build, found.commit or record.commit
+        whole = replace(found, build=build, commit=commit, sha256=record.sha256)
+        note = f"note[SOURCE_AS_RECORDED]: {folder} does not tell all that BUILD.json says of it"
+        found = found if whole == found else replace(whole, note=note)
     facts = msgspec.structs.asdict(build_record.source_of(found))
     differing = [name for name, it in facts.items() if it != getattr(record, name)]
     if differing:
         raise SourceError("SOURCE_DIFFERS", differing=", ".join(f"its {one}" for one in differing))
     return found
-
-
-def _as_recorded(found: Source, record: schema.Source) -> Source:
-    """Add to a person's folder what a record says and the folder does not tell."""
-    whole = replace(
-        found,
-        build=found.build or record.build,
-        commit=found.commit or record.commit,
-        sha256=record.sha256,
-    )
-    if build_record.source_of(whole) == build_record.source_of(found):
-        return found
-    note = (
-        f"note[SOURCE_AS_RECORDED]: {found.place} does not tell all of b{record.build}, commit "
-        f"{record.commit}, sha256 {record.sha256}: who made the release says so, and you"
-    )
-    return replace(whole, note=note)
 
 
 def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan:
@@ -327,14 +311,12 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
     foreign += [one for one in record.targets if one not in (*TARGETS, *SHIPPED)]
     if foreign:
         raise BuildError("RECIPE_DIFFERS/record", foreign=", ".join(foreign)[:200])
-    own_line = targets.load().line(record.line.name)
-    line = msgspec.structs.replace(own_line, glibc=record.line.glibc)  # an image's may be newer
+    line = targets.load().line(record.line.name)
+    line = msgspec.structs.replace(line, glibc=record.line.glibc)  # an image's may be newer
     arch_set = targets.ArchSet(record.arch_set, record.archs, archive_format)
     plan = BuildPlan(arch_set, line, tree, record.targets, tuple(record.defined.items()))
     own = build_record.of(plan, record.toolchain)
     differing = [name for name in _OF_PLAN if getattr(own, name) != getattr(record, name)]
-    differing += [f"line.{name}" for name in ("toolkit", "min_driver")
-                  if getattr(own.line, name) != getattr(record.line, name)]  # fmt: skip
     builder = images.BUILDER_DOCKERFILE.name
     is_docker = record.toolchain.engine == "docker"
     if is_docker and record.inputs.get(builder) != images.builder_sha256():

@@ -45,10 +45,8 @@ _COUNT_SECONDS: Final = 1.0
 _FORMAT: Final = "tar.zst"
 _LEVEL: Final = 3
 """Of the products on their way: those of the CPU set, 31.7 MB, become 8.0 MB in 0.3 s of CPU."""
-_MOST_SENT: Final = 1 << 30
-"""Bytes of a packed source or of packed products, which both hosts hold in memory."""
-_MOST_LOG: Final = 8 << 20
-"""Bytes of a log's end that are sent; a source prints what it likes."""
+_MOST_SENT, _MOST_LOG = 1 << 30, 8 << 20
+"""Bytes of a packed source or set, and of a log's end, that are sent; two hosts hold them."""
 
 
 class _Packed(io.BytesIO):
@@ -179,11 +177,8 @@ def build(job: Job) -> Outcome:
             outcome = _build(job, log)
         except FarmError as error:
             outcome = Outcome(socket.gethostname(), b"", error)
-        if not log.is_file():
-            return outcome
-        with log.open("rb") as stream:
-            before = max(0, log.stat().st_size - _MOST_LOG)
-            stream.seek(before)
+        with log.open("ab+") as stream:  # there is none where nothing was built
+            stream.seek(before := max(0, stream.tell() - _MOST_LOG))
             said = f"[{before} bytes before this were not sent]\n" if before else ""
             return replace(outcome, log=said.encode() + stream.read(_MOST_LOG))
 

@@ -87,12 +87,10 @@ def unpack(
                 content = tar.extractfile(member) if member.isreg() else None
                 if not path.parts or ".." in path.parts or not (content or member.issym()):
                     raise tarfile.ReadError(f"{member.name!r} leads outside, or is no file")
-                if len(path.parts) > durable.MOST_NAMES:
-                    raise tarfile.ReadError(f"a path has more than {durable.MOST_NAMES} names")
-                if path.parent not in folders:
-                    folders.update(path.parents)
-                if len(folders) > durable.MOST_FILES:
-                    raise tarfile.ReadError(f"paths name more than {durable.MOST_FILES} folders")
+                folders.update(path.parents)
+                if len(path.parts) > durable.MOST_NAMES or len(folders) > durable.MOST_FILES:
+                    bound = f"{durable.MOST_NAMES} names, or all more than {durable.MOST_FILES}"
+                    raise tarfile.ReadError(f"a path has more than {bound} folders")
                 if content is None:
                     links[path] = member.linkname
                 else:

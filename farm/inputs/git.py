@@ -37,8 +37,6 @@ _INHERITED: Final = (
 """The person's own settings and ways to a server; a hook's ``GIT_DIR`` names its repository."""
 _MOST: Final = 16 << 20
 """Bytes that git may print; all paths of a source of 50,000 files take some 5 MB."""
-_BORROWED: Final = 32 << 20
-"""Bytes of all that is copied of a foreign ``.git``."""
 _LIMITED: Final = 'ulimit -Sd 1048576; ulimit -Sf 4194304; exec "$0" "$@"'
 """git, with at most 1 GiB of memory of its own (KiB), and 2 GiB in a file (blocks of 512 bytes)."""
 _HARMLESS: Final = re.compile(
@@ -99,12 +97,8 @@ def _borrow(tree: Path, own: Path) -> None:
     for folder in filter(Path.is_dir, (shared / "refs", shared / "reftable")):
         found = durable.files(folder, durable.SMALL)
         copied.update({own / one.relative_to(shared): one for one in found})
-    left = _BORROWED
     for to, one in copied.items():
         content = durable.read_small(one, follow=False)
-        left -= len(content) + 256  # an empty file takes room, too
-        if left < 0:
-            raise ValueError(f"its references have more than {_BORROWED >> 20} MiB")
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes(content)
 

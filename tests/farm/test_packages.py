@@ -319,7 +319,7 @@ BEYOND = "'top/[bc]' is a hard link or sparse, or beyond"
     [
         ("MOST_BYTES", "abc", BEYOND),
         ("MOST_FILES", "abc", BEYOND),
-        ("MOST_FILES", ["sub/b/c/d/e"], "paths name more than 3 folders"),
+        ("MOST_FILES", ["sub/b/c/d/e"], "all more than 3 folders"),
     ],
 )
 def test_more_than_a_source_has_is_not_unpacked(
