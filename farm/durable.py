@@ -250,8 +250,10 @@ def require_own(folder: Path, code: str = "FOLDER_NOT_OWN", *, make: int | None 
             raise
 
 
-def require_own_out(folder: Path, code: str = "FOLDER_NOT_OWN/out") -> None:
-    """Refuse a folder as ``require_own`` does, if the checkout is this user's alone.
+def require_own_out(
+    folder: Path, code: str = "FOLDER_NOT_OWN/out", *, make: int | None = None
+) -> None:
+    """Refuse, or make, a folder as ``require_own`` does, if the checkout is this user's alone.
 
     Who can change the checkout can change the farm's code. ``code`` is the error's.
 
@@ -262,7 +264,7 @@ def require_own_out(folder: Path, code: str = "FOLDER_NOT_OWN/out") -> None:
         require_own(PROJECT_ROOT)
     except BuildError:
         return
-    require_own(folder, code)
+    require_own(folder, code, make=make)
 
 
 def require_own_temporary() -> None:

@@ -89,8 +89,8 @@ def place(path: Path, make: Callable[[IO[bytes]], Artifact]) -> Packed:
     Raises:
         FarmError: of ``make``; ``FOLDER_NOT_OWN``; ``WRITE_FAILED``.
     """
-    durable.require_own_out(path.parent)
     with durable.writing(path, hint=FREE_SPACE):
+        durable.require_own_out(path.parent, make=0o777)
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable.replacing(path, archive.FILE_MODE) as raw:
             made = make(raw)

@@ -131,7 +131,7 @@ def test_kept_tree_is_packed_into_another_folder_and_where_the_tarball_was_chang
 
 
 def test_release_is_made_in_a_folder_that_nobody_else_can_change_and_nowhere_else(
-    built: Path, tmp_path: Path
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, way = tmp_path / "shared" / "out", tmp_path / "link"
     shutil.copytree(tmp_path / "out", out)
@@ -147,12 +147,17 @@ def test_release_is_made_in_a_folder_that_nobody_else_can_change_and_nowhere_els
     )
     for changed, folder in product((out, out.parent), (out, way)):
         changed.chmod(0o777)
-        for make in refusing:
+        for refusal in refusing:
             with refused("FOLDER_NOT_OWN", BuildError, str(changed)):
-                make(folder)
+                refusal(folder)
         changed.chmod(0o755)
+    make = Path.mkdir
+    with monkeypatch.context() as patch:  # another user makes a missing one first
+        patch.setattr(Path, "mkdir", lambda path, *_, **__: (make(path), path.chmod(0o777)))
+        with refused("FOLDER_NOT_OWN", BuildError):
+            refusing[1](tmp_path / "new")
     assert not (tmp_path / "place").exists()
-    assert not list(out.glob("*.tar.gz"))
+    assert not list(tmp_path.rglob("*.tar.gz"))
 
 
 @pytest.mark.skipif(shutil.which("ccache") is None, reason="needs ccache")
