@@ -10,12 +10,12 @@ import logging
 import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gradio import routes
+from gradio import queueing, routes, utils
 from gradio.mcp import GradioMCPServer
 from gradio.queueing import Queue
 from gradio.routes import App
@@ -53,7 +53,7 @@ _write: Any = lambda _, told: _described.set(told)  # noqa: E731
 App.api_info = property(lambda _: _described.get(), _write)  # type: ignore[assignment]
 _mcp_server: Final = GradioMCPServer.create_mcp_server
 _send: Final = Queue.send_message
-_cancelling: Final = ThreadPoolExecutor()
+_aside: Final = ThreadPoolExecutor()
 
 
 def _bounded(self: Any) -> Any:
@@ -62,12 +62,14 @@ def _bounded(self: Any) -> Any:
     Gradio takes a prompt that it does not know for a tool, and runs that beside the bound.
     """
     server, places, kind = _mcp_server(self), asyncio.Semaphore(_TOOLS), self.types.CallToolRequest
-    call = server.request_handlers[kind]
+    call, making = server.request_handlers[kind], asyncio.Lock()
 
     async def calling(asked: Any) -> Any:
         if places.locked():
             raise RuntimeError("too many calls of tools are running: try later")
         async with places:
+            async with making:  # the first calls would make a client each
+                await asyncio.to_thread(self._get_or_create_client)
             return await call(asked)
 
     kept = [self.types.PingRequest, self.types.ListToolsRequest]
@@ -75,13 +77,29 @@ def _bounded(self: Any) -> Any:
     return server
 
 
-async def _result(_: object, job: Any) -> list[Any]:
+async def _result(self: Any, job: Any) -> list[Any]:
     """Wait for an MCP call without a thread, and cancel it if its caller hangs up."""
     try:
         return [await asyncio.wrap_future(job.future)]
-    except asyncio.CancelledError:
-        _cancelling.submit(job.cancel)  # it asks this server, in vain while that is being ended
+    except asyncio.CancelledError as error:
+        if job.future.done() and not job.future.cancelled():  # the client's stream has ended
+            self._client_instance = None  # with the messages that it keeps of calls
+            raise RuntimeError("the answer to this call was lost: send it again") from error
+        _aside.submit(_cancel, job)  # it asks this server, in vain while that is being ended
         raise
+
+
+def _cancel(job: Any) -> None:
+    """Cancel an event, once it has a number: ``job.cancel`` leaves its messages behind for ever."""
+    while not job.communicator.event_id and wait([job.future], 0.05).not_done:
+        pass
+    job.cancel_fn()
+
+
+async def _close(iterator: Any) -> None:
+    """Close a generator in a thread: on ZeroGPU it waits for its worker and for the device API."""
+    if iterator is not None:  # it has not come to its end
+        _aside.submit(lambda: asyncio.run(utils.safe_aclose_iterator(iterator)))  # type: ignore[no-untyped-call]
 
 
 def _keep(queue: Any, event: Any, message: Any) -> None:
@@ -103,6 +121,7 @@ def _forget(queue: Any, session: str) -> None:
 
 _GRADIOS: Any = GradioMCPServer
 _GRADIOS.create_mcp_server, _GRADIOS._execute_tool_without_progress = _bounded, _result  # noqa: SLF001
+queueing.safe_aclose_iterator = routes.safe_aclose_iterator = _close  # type: ignore[attr-defined]
 Queue.send_message = _keep  # type: ignore[method-assign, assignment]
 # A cancelled event ends after its present step (``require_read``). Gradio would cancel the tasks of
 # its session and function: one that has not begun then keeps its place for ever, one that closes
@@ -122,10 +141,6 @@ def require_read(scope: Scope, asked: Any) -> None:
     queue = scope["app"].get_blocks()._queue  # noqa: SLF001 - gradio has no bound of its own
     unread, answers = queue.pending_event_ids_session, queue.pending_messages_per_session
     path, known = get_route_path(scope), queue.event_ids_to_events
-    lines = [*filter(None, queue.active_jobs)]
-    lines += [one.queue for one in queue.event_queue_per_concurrency_id.values()]
-    for name in known.keys() - {event._id for line in lines for event in line}:  # noqa: SLF001
-        del known[name]  # it is closing its generator
     if path.startswith("/gradio_api/cancel"):
         event = known.get(asked["event_id"])
         named = asked["session_hash"], asked["fn_index"]

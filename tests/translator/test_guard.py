@@ -338,9 +338,11 @@ def test_no_other_process_serves_the_page_and_gradio_keeps_the_newest_visitors_a
 TOOLS = """
 import gradio, requests, time
 from concurrent.futures import ThreadPoolExecutor
+from gradio import mcp, server_messages
 from llama_loader.server import free_port
 from llama_space import gradio_bounds as bounds, guard
-ended = []
+ended, clients, client = [], [], mcp.Client
+mcp.Client = lambda *given, **named: clients.append(client(*given, **named)) or clients[-1]
 def slow(text: str) -> str:
     try:
         for _ in range(50):
@@ -370,7 +372,22 @@ with ThreadPoolExecutor(60) as callers:
 while len(ended) < told.count("left"):
     time.sleep(0.05)
 kinds, left = sorted(set(told)), told.count("left")
-told = [kinds, left, max(ended) - began < 2, "isError\\":false" in call(9)]
+told, running = [kinds, left, max(ended) - began < 2], demo._queue.event_ids_to_events
+def await_running(number):
+    while sum(event.alive for event in [*running.values()]) < number:
+        time.sleep(0.01)
+with ThreadPoolExecutor(16) as callers:
+    honest = [callers.submit(call, 9) for _ in range(4)]
+    await_running(4)
+    list(callers.map(call, [0.01 * each for each in range(1, 60)]))
+    told += ["isError\\":false" in one.result() for one in honest]
+told += [len(clients), len(clients[0].pending_messages_per_event)]
+with ThreadPoolExecutor(1) as callers:
+    lost = callers.submit(call, 9)
+    await_running(1)
+    messages = demo._queue.pending_messages_per_session[clients[0].session_hash]
+    messages.put_nowait(server_messages.CloseStreamMessage())
+told += ["was lost" in lost.result(), "isError\\":false" in call(9), len(clients)]
 tool, asked = asked, {**asked, "method": "prompts/get"}
 told.append("Method not found" in call(9))
 gradios = f"{demo.local_url}gradio_api/"
@@ -407,11 +424,14 @@ def test_calls_of_tools_leave_threads_for_the_page_and_end_with_their_caller() -
     """Gradio waited for each in a thread in which routes and translations run: 60 were a halt.
 
     An event that is cancelled many times at once ends once, by its own function's number alone. One
-    whose messages nobody reads ends, too: it grew by 5.5 kB a second, and 400 kept others out.
+    whose messages nobody reads ends, too: it grew by 5.5 kB a second, and 400 kept others out. A
+    call gets its answer while others hang up, of whom gradio's client keeps nothing, or an error if
+    that client loses it.
     """
     environment = {**os.environ, "PYTHONPATH": str(space.PROJECT / "spaces")}
     told = heard([sys.executable, "-c", TOOLS], env=environment, check=True)
-    line = "['left', 'refused'] 16 True True True 404 404 404 False event: error True"
+    calls = "True True True True 1 0 True True 2"
+    line = f"['left', 'refused'] 16 True {calls} True 404 404 404 False event: error True"
     assert told.stdout.splitlines()[-1] == line
     assert "Traceback" not in told.stderr
 
@@ -457,7 +477,8 @@ import gradio, requests, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from gradio import queueing, routes
 from llama_space import guard
-running, released, name = [], threading.Event(), queueing.set_task_name
+running, closed, name = [], [], queueing.set_task_name
+released, closing = threading.Event(), threading.Event()
 def slow() -> str:
     running.append(1)
     try:
@@ -465,6 +486,7 @@ def slow() -> str:
         released.wait(20)
         yield "y"
     finally:
+        closed.append(closing.wait(5))
         running.pop()
 def named(task, session, *given):
     name(task, session, *given)
@@ -499,23 +521,25 @@ released.clear()
 await_step(begin("x<gradio-sep>y"))
 await_step(last := begin("last"))
 codes = [one.result() for one in told] + [cancel(last)]
+closing.set()
 released.set()
 end = time.monotonic() + 5
 while time.monotonic() < end and (running or kept or line.current_concurrency):
     time.sleep(0.05)
 jobs = demo._queue.get_active_worker_count()
-print(at_once, *codes, running, kept, line.current_concurrency, jobs)
+print(at_once, all(closed), *codes, running, kept, line.current_concurrency, jobs)
 """
 
 
 def test_event_that_is_cancelled_at_any_time_gives_its_place_back() -> None:
     """Gradio's end of its task left places taken for ever, and one name kept all from cancelling.
 
-    Nobody waits for the step in which a cancellation comes; the second of an event is refused.
+    Nobody waits for the step in which a cancellation comes; the second of an event is refused. The
+    page answers while generators are being closed.
     """
     environment = {**os.environ, "PYTHONPATH": str(space.PROJECT / "spaces")}
     told = heard([sys.executable, "-c", CANCELLED], env=environment, check=True)
-    assert told.stdout.splitlines()[-1] == "True 200 200 404 200 [] {} 0 0"
+    assert told.stdout.splitlines()[-1] == "True True 200 200 404 200 [] {} 0 0"
     assert "Traceback" not in told.stderr
 
 
