@@ -55,7 +55,7 @@ _ARCHS: Final = range(10, 1000)
 
 
 @dataclass(frozen=True)
-class Entry:
+class FatbinEntry:
     """One piece of code: its ``kind``, and its ``arch`` (``90``, ``120a``)."""
 
     kind: int
@@ -137,9 +137,9 @@ def read_registration(data: bytes) -> Registered:
     )
 
 
-def _summarize(found: Iterable[tuple[Entry, ...]], links: int) -> Contents:
+def _summarize(found: Iterable[tuple[FatbinEntry, ...]], links: int) -> Contents:
     """Sum containers up, one by one: there may be many."""
-    entries, holding, kinds = Counter[Entry](), Counter[Entry](), Counter[int]()
+    entries, holding, kinds = Counter[FatbinEntry](), Counter[FatbinEntry](), Counter[int]()
     count = empty = 0
     for one in found:
         entries.update(one)
@@ -154,7 +154,7 @@ def _summarize(found: Iterable[tuple[Entry, ...]], links: int) -> Contents:
     def gaps(kind: int, excused: int) -> Iterator[Gap]:
         """Yield what some containers lack; ``excused`` containers may be empty."""
         owing = count - min(excused, count - kinds[kind])
-        for entry in (Entry(kind, arch) for arch in archs(kind)):
+        for entry in (FatbinEntry(kind, arch) for arch in archs(kind)):
             if lacking := owing - holding[entry]:
                 yield Gap(_code_name(entry), lacking)
 
@@ -170,7 +170,7 @@ def _summarize(found: Iterable[tuple[Entry, ...]], links: int) -> Contents:
     )
 
 
-def _code_name(entry: Entry) -> str:
+def _code_name(entry: FatbinEntry) -> str:
     return f"{_KINDS.get(entry.kind, f'kind {entry.kind}')} {entry.arch}"
 
 
@@ -207,7 +207,7 @@ class _Section:
         return InspectError("FATBIN_CORRUPT", what=self.what, offset=offset, problem=problem)
 
 
-def _containers(section: _Section) -> Iterator[tuple[Entry, ...]]:
+def _containers(section: _Section) -> Iterator[tuple[FatbinEntry, ...]]:
     offset = _skip_padding(section, 0)
     while offset < section.size:
         magic, version, header, payload = _CONTAINER.unpack(section.take(offset, _CONTAINER.size))
@@ -222,7 +222,7 @@ def _containers(section: _Section) -> Iterator[tuple[Entry, ...]]:
         offset = _skip_padding(section, end)
 
 
-def _entries(section: _Section, offset: int, end: int) -> Iterator[Entry]:
+def _entries(section: _Section, offset: int, end: int) -> Iterator[FatbinEntry]:
     # A header is at least 64 bytes, so that every turn moves on by as much.
     while offset < end:
         if end - offset < _ENTRY_BYTES:
@@ -234,7 +234,7 @@ def _entries(section: _Section, offset: int, end: int) -> Iterator[Entry]:
             raise section.corrupt(offset, f"entry for architecture {arch}")
         suffix = "f" if flags & FLAG_FAMILY_SPECIFIC else ""
         suffix = "a" if flags & FLAG_ARCH_SPECIFIC else suffix
-        yield Entry(kind, f"{arch}{suffix}")
+        yield FatbinEntry(kind, f"{arch}{suffix}")
         offset += header + payload
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Entry(msgspec.Struct, frozen=True):
+class JournalEntry(msgspec.Struct, frozen=True):
     """What is known of one plan.
 
     Attributes:
@@ -52,19 +52,19 @@ class Journal:
 
     folder: Path
 
-    def read(self, key: str, plan: str = "") -> Entry:
+    def read(self, key: str, plan: str = "") -> JournalEntry:
         """Return a plan's entry; of another plan's, the time alone. Unreadable is missing."""
         try:
-            entry = msgspec.json.decode(self._file(key).read_bytes(), type=Entry)
+            entry = msgspec.json.decode(self._file(key).read_bytes(), type=JournalEntry)
         except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
-            return Entry(plan)
-        return entry if entry.plan == plan else Entry(plan, seconds=entry.seconds)
+            return JournalEntry(plan)
+        return entry if entry.plan == plan else JournalEntry(plan, seconds=entry.seconds)
 
     def times(self, plans: Iterable[BuildPlan]) -> dict[str, float | None]:
         """Return the seconds of the last finished build of each plan's key, None without one."""
         return {plan.key: self.read(plan.key).seconds for plan in plans}
 
-    def write(self, key: str, entry: Entry) -> None:
+    def write(self, key: str, entry: JournalEntry) -> None:
         """Replace an entry; it is on the disk when this returns.
 
         Raises:
@@ -97,13 +97,13 @@ class KeptTree:
         """Where the tree is: ``bin``, ``licenses``, ``BUILD.json``."""
         return self.state / "trees" / self.plan.key
 
-    def entry(self) -> Entry:
+    def entry(self) -> JournalEntry:
         """Return the journal's entry of this plan."""
         return self.journal.read(self.plan.key, self.digest)
 
     def begin(self) -> None:
         """Record that a build begins; the entry keeps the last build's time."""
-        entry = Entry(self.digest, begun=True, seconds=self.entry().seconds)
+        entry = JournalEntry(self.digest, begun=True, seconds=self.entry().seconds)
         self.journal.write(self.plan.key, entry)
 
     def is_whole(self) -> bool:
@@ -126,7 +126,7 @@ class KeptTree:
             PackError: ``WRITE_FAILED``: the disk is full, or this user may not write. The part
                 that was written is removed, so that the next sets have room.
         """
-        entry = Entry(self.digest, begun=True, seconds=seconds)
+        entry = JournalEntry(self.digest, begun=True, seconds=seconds)
         self.journal.write(self.plan.key, entry)
         try:
             with durable.writing(self.folder):

@@ -31,7 +31,7 @@ _COUNTED: Final = re.compile(r"0*([0-9]{1,999})")
 
 
 @dataclass(frozen=True)
-class Part:
+class ReleaseFile:
     """One file of a release; ``path`` leads to what was opened when it was hashed."""
 
     name: str
@@ -60,7 +60,7 @@ class Known:
         """Return the digest; a file on this disk is hashed now."""
         return self.digest if isinstance(self.digest, str) else self.digest()
 
-    def is_of(self, part: Part | Artifact) -> bool:
+    def is_of(self, part: ReleaseFile | Artifact) -> bool:
         """Return whether the bytes are those of a part; other sizes need no digest."""
         return self.size == part.size and self.sha256 == part.sha256
 
@@ -71,11 +71,11 @@ class Plan:
 
     release: str
     where: str
-    there: tuple[Part, ...]
-    new: tuple[Part, ...]
+    there: tuple[ReleaseFile, ...]
+    new: tuple[ReleaseFile, ...]
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[ReleaseFile, ...]:
         """All parts, the manifest last."""
         found = (*self.there, *self.new)
         return tuple(sorted(found, key=lambda part: part.name == folder_of.MANIFEST))
@@ -171,7 +171,9 @@ def names_of(manifest: Manifest) -> tuple[str, ...]:
     return (*names, folder_of.SCHEMA, folder_of.SUMS, folder_of.MANIFEST)
 
 
-def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, Known]) -> Plan:
+def plan(
+    release: str, where: str, parts: Iterable[ReleaseFile], present: Mapping[str, Known]
+) -> Plan:
     """Divide the parts into those that the place has and those to send.
 
     Other bytes of a publication that was cut off were never visible, so they are replaced.
@@ -198,7 +200,7 @@ def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, 
     return Plan(release, where, tuple(there), tuple(new))
 
 
-def compare(part: Part, content: Iterable[bytes]) -> None:
+def compare(part: ReleaseFile, content: Iterable[bytes]) -> None:
     """Read a published part back.
 
     Raises:
@@ -245,7 +247,7 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def of_file(path: Path, most: int = durable.SMALL) -> Part:
+def of_file(path: Path, most: int = durable.SMALL) -> ReleaseFile:
     """Open and hash a file of at most ``most`` bytes, and describe it as a part of a release.
 
     The part keeps it open: what its name leads to later is never sent.
@@ -260,7 +262,7 @@ def of_file(path: Path, most: int = durable.SMALL) -> Part:
     except OSError as error:
         why = error.strerror
         raise PublishError("RELEASE_INCOMPLETE/unreadable", path=path, strerror=why) from error
-    part = Part(path.name, opened, found.size, found.sha256)
+    part = ReleaseFile(path.name, opened, found.size, found.sha256)
     weakref.finalize(part, stream.close)
     return part
 

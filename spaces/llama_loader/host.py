@@ -131,7 +131,7 @@ class HostFacts:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DriverReport:
     """What NVML or nvidia-smi says: the driver's version, the usable GPUs in PCI order.
 
     ``complaints`` has a sentence for each failure; ``source`` is the one that named the GPUs.
@@ -152,7 +152,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     inherited = settings.inherited
     cache = cuda_libraries.linker_cache(processes.environment(inherited))
     driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
-    told = ask(driver_folders, inherited) if root == Path("/") else Answer()
+    told = ask(driver_folders, inherited) if root == Path("/") else DriverReport()
     # an empty entry is the working folder, too, where any user may put files
     cwd, own = os.path.realpath("/proc/self/cwd"), site.getsitepackages()
     used = [one for one in sys.path if one and (one in own or os.path.realpath(one) != cwd)]
@@ -196,7 +196,7 @@ def begin(settings: Settings, known: HostFacts | None = None) -> Background[Host
 def _renewed(known: HostFacts, settings: Settings) -> HostFacts:
     """Return the facts with the GPUs that this process sees; all anew where it sees none."""
     seen = settings.inherited
-    told = Answer() if settings.cpu_chosen else ask(known.driver_folders, seen)
+    told = DriverReport() if settings.cpu_chosen else ask(known.driver_folders, seen)
     if not (told.gpus or settings.cpu_chosen):
         return detect(settings)
     return replace(
@@ -235,24 +235,24 @@ def _glibcxx(cache: Sequence[Path]) -> str | None:
     return next((f"3.4.{matched[1]}" for matched in found if matched), None)
 
 
-def ask(folders: Sequence[Path], inherited: Mapping[str, str]) -> Answer:
+def ask(folders: Sequence[Path], inherited: Mapping[str, str]) -> DriverReport:
     """Ask NVML, then nvidia-smi if NVML names no GPU; nothing is told where no driver is.
 
     The driver's libraries are looked for in ``folders`` first; nvidia-smi sees ``inherited``.
     """
     asking = Background(lambda: nvml(folders))
     if not asking.wait(_NVML_TIMEOUT):  # nvidia-smi asks NVML, and would hang too
-        return Answer(complaints=(f"NVML did not answer within {_NVML_TIMEOUT:g} s",))
+        return DriverReport(complaints=(f"NVML did not answer within {_NVML_TIMEOUT:g} s",))
     told = asking.result()
     if told.gpus:
         return replace(told, source="nvml")
     asked = nvidia_smi(processes.environment(inherited, libraries=folders))
     source = "nvidia-smi" if asked.gpus else ""
     complaints = told.complaints + asked.complaints
-    return Answer(told.driver or asked.driver, asked.gpus, complaints, source)
+    return DriverReport(told.driver or asked.driver, asked.gpus, complaints, source)
 
 
-def nvml(folders: Sequence[Path]) -> Answer:
+def nvml(folders: Sequence[Path]) -> DriverReport:
     """Ask NVML, whose library is looked for in ``folders`` first."""
     for name in (*(str(folder / _LIBRARY) for folder in folders), _LIBRARY):
         try:
@@ -260,11 +260,11 @@ def nvml(folders: Sequence[Path]) -> Answer:
         except (OSError, AttributeError):  # no such library, or older than any driver that serves
             continue
         except _Refused as refused:
-            return Answer(complaints=(str(refused),))
-    return Answer()
+            return DriverReport(complaints=(str(refused),))
+    return DriverReport()
 
 
-def _ask(library: ctypes.CDLL) -> Answer:
+def _ask(library: ctypes.CDLL) -> DriverReport:
     _call(library, "nvmlInit_v2")
     try:
         driver, count = _text(library, "nvmlSystemGetDriverVersion"), ctypes.c_uint()
@@ -275,7 +275,7 @@ def _ask(library: ctypes.CDLL) -> Answer:
                 found.append(_gpu(library, index))
             except _Refused as refused:
                 complaints.append(f"GPU {index} is left out: {refused}")
-        return Answer(driver, tuple(found), tuple(complaints))
+        return DriverReport(driver, tuple(found), tuple(complaints))
     finally:
         _call(library, "nvmlShutdown", needed=False)
 
@@ -309,19 +309,19 @@ def _call(library: ctypes.CDLL, function: str, *arguments: object, needed: bool 
     return not code
 
 
-def nvidia_smi(environ: Mapping[str, str]) -> Answer:
+def nvidia_smi(environ: Mapping[str, str]) -> DriverReport:
     """Run nvidia-smi in ``environ``; the answer is empty where it is not installed."""
     program = find(environ)
     if program is None:
-        return Answer()
+        return DriverReport()
     argv = [program, f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     done = processes.run(argv, environ, timeout=_SMI_TIMEOUT)
-    told = parse(done.output) if done.status == 0 else Answer()
+    told = parse(done.output) if done.status == 0 else DriverReport()
     if told.gpus:
         return told
     printed = " ".join((done.failure or done.output).split())[:_SHOWN]
     late = f"no answer within {_SMI_TIMEOUT:g} s" if done.status is None else "no GPU"
-    return Answer(complaints=(f"nvidia-smi: {printed or late}",))
+    return DriverReport(complaints=(f"nvidia-smi: {printed or late}",))
 
 
 def find(environ: Mapping[str, str], name: str = "nvidia-smi") -> str | None:
@@ -335,7 +335,7 @@ def find(environ: Mapping[str, str], name: str = "nvidia-smi") -> str | None:
     return shutil.which(name, path=os.pathsep.join([*_FOLDERS, *absolute]))
 
 
-def parse(text: str) -> Answer:
+def parse(text: str) -> DriverReport:
     """Read its CSV. ``[N/A]``, ``Unknown Error`` and whatever else is no number is unknown."""
     driver, found = None, []
     for line in text.splitlines():
@@ -350,4 +350,4 @@ def parse(text: str) -> Answer:
         mib = int(memory) if re.fullmatch(r"[0-9]{1,9}", memory) else None
         own = uuid if uuid.startswith("GPU-") else None
         found.append(Gpu(name, known, None if mib is None else mib * 1024**2, own))
-    return Answer(driver, tuple(found))
+    return DriverReport(driver, tuple(found))

@@ -247,7 +247,7 @@ class _Run:
         ask: what the model is asked through.
     """
 
-    parts: list[pieces.Piece]
+    parts: list[pieces.TextPiece]
     kind: prompt.Format
     pair: tuple[Language, Language]
     most: int

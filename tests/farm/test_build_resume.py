@@ -37,7 +37,7 @@ from farm.engines import local, shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
 from farm.inputs import patches
-from farm.kept import Entry, Journal, KeptTree, digest
+from farm.kept import Journal, JournalEntry, KeptTree, digest
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.publish import gate, places
@@ -284,7 +284,7 @@ def test_a_tree_that_somebody_changed_is_not_used(built: Path, tmp_path: Path) -
 def test_a_journal_that_cannot_be_read_is_no_journal(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cpu-cpu.json").write_bytes(content)
     journal = Journal(tmp_path)
-    assert journal.read("cpu-cpu", "one") == Entry("one")
+    assert journal.read("cpu-cpu", "one") == JournalEntry("one")
     assert journal.read("cpu-cpu").seconds is None
 
 
@@ -394,8 +394,8 @@ def test_a_disk_that_is_full_while_a_tree_is_kept_fails_that_set_alone(
 
 def test_the_time_of_another_plan_is_kept_and_nothing_else_of_it(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.write("k", Entry("one", tree="t", seconds=12.0))
-    assert journal.read("k", "two") == Entry("two", seconds=12.0)
+    journal.write("k", JournalEntry("one", tree="t", seconds=12.0))
+    assert journal.read("k", "two") == JournalEntry("two", seconds=12.0)
     assert journal.read("k").seconds == 12.0
     assert journal.read("other").seconds is None
 

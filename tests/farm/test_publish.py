@@ -20,7 +20,7 @@ import pytest
 from farm import preflight, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import deploy_space, hub, pin_space, places, publishing
-from farm.publish.publishing import Part, in_order
+from farm.publish.publishing import ReleaseFile, in_order
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, http_served, hub_repository, published, tiny_release
@@ -547,13 +547,13 @@ def test_what_nobody_saw_is_replaced(place: Place, released: Path, tmp_path: Pat
 def test_file_without_end_is_read_back_to_the_size_that_was_sent() -> None:
     blocks = itertools.repeat(bytes(8))
     with refused("READ_BACK_DIFFERS", PublishError):
-        publishing.compare(Part("SHA256SUMS", Path("/"), 20, ""), blocks)
+        publishing.compare(ReleaseFile("SHA256SUMS", Path("/"), 20, ""), blocks)
 
 
 def cut_off_before_the_end(place: Place, folder: Path) -> None:
     """Send everything, but let the last comparison fail."""
 
-    def refuse(part: Part, _: object) -> None:
+    def refuse(part: ReleaseFile, _: object) -> None:
         if part.name == "manifest.json":
             raise PublishError("READ_BACK_DIFFERS", "a bad line")
 

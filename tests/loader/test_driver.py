@@ -57,7 +57,7 @@ def test_every_gpu_is_described_as_far_as_it_answers(
 ) -> None:
     monkeypatch.setenv("FAKE_NVML", refused)
     before = shut(driver)
-    assert host.nvml((driver,)) == host.Answer(
+    assert host.nvml((driver,)) == host.DriverReport(
         "580.159.03", gpus, (complaint,) if complaint else ()
     )
     assert shut(driver) == before + 1
@@ -76,7 +76,7 @@ def test_nvml_that_refuses_says_why(
 ) -> None:
     before = shut(driver)
     monkeypatch.setenv("FAKE_NVML", refused)
-    assert host.nvml((driver,)) == host.Answer(complaints=(complaint,))
+    assert host.nvml((driver,)) == host.DriverReport(complaints=(complaint,))
     assert shut(driver) == before + shuts
 
 
@@ -161,7 +161,7 @@ def test_whatever_is_no_number_is_unknown_and_other_lines_are_no_gpus(
         "Tesla T4, [N/A], [N/A], ERR!, [N/A]\na warning\nNo devices were found\n"
     )
     gpus = (Gpu("NVIDIA Mystery", capability, memory, "GPU-a"), Gpu("Tesla T4", "75"))
-    assert host.parse(printed) == host.Answer("580.159.03", gpus)
+    assert host.parse(printed) == host.DriverReport("580.159.03", gpus)
 
 
 def test_absolute_entry_of_path_is_searched_after_the_usual_folders(

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from translator import pieces
-from translator.pieces import Piece
+from translator.pieces import TextPiece
 
 LINES = st.sampled_from(
     [
@@ -181,16 +181,16 @@ def test_answers_form_is_compared(source: str, answer: str, right: bool) -> None
 
 def test_line_is_cut_at_its_links_and_marks() -> None:
     assert pieces.finer("See **this** [page](https://a.example/b).") == [
-        Piece("See"),
-        Piece(" ", kept=True),
-        Piece("**", kept=True),
-        Piece("this"),
-        Piece("**", kept=True),
-        Piece(" ", kept=True),
-        Piece("[", kept=True),
-        Piece("page"),
-        Piece("](https://a.example/b)", kept=True),
-        Piece(".", kept=True),
+        TextPiece("See"),
+        TextPiece(" ", kept=True),
+        TextPiece("**", kept=True),
+        TextPiece("this"),
+        TextPiece("**", kept=True),
+        TextPiece(" ", kept=True),
+        TextPiece("[", kept=True),
+        TextPiece("page"),
+        TextPiece("](https://a.example/b)", kept=True),
+        TextPiece(".", kept=True),
     ]
     assert pieces.finer("nothing to cut here") == []
 
