@@ -84,7 +84,7 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
     if request.scheduler is not None and not _is_address(request.scheduler):
         raise UsageError("SCHEDULER_INVALID", scheduler=request.scheduler)
     sets = (
-        (targets.custom_set(request.archs, archive_format=request.format),)
+        (table.custom(request.archs),)
         if request.archs is not None
         else table.resolve(request.arch_set or "zerogpu")
     )

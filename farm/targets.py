@@ -202,6 +202,24 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return tuple(self.sets[member] for member in self.groups[name])
         return (_look_up("arch set", name, self.sets, others=self.groups),)
 
+    def custom(self, archs: str) -> ArchSet:
+        """Return the set that ``--archs`` asks for: the table's own, else one named after the list.
+
+        Raises:
+            UsageError: ``archs`` cannot be parsed.
+        """
+        parsed = parse_archs(archs)
+        listed = ";".join(entry.strip() for entry in archs.split(";") if entry.strip())
+        for known in self.sets.values():
+            if known.archs == listed:
+                return known
+        kinds = {(True, True): "", (True, False): "real", (False, True): "virtual"}
+        names = [(arch.name, kinds[arch.sass, arch.ptx]) for arch in parsed]
+        if len(names) > 1:
+            return ArchSet("sm" + "-".join(map("".join, names)), listed, "tar.gz")
+        ((name, kind),) = names
+        return ArchSet(f"sm{name}" + {"": "-ptx", "virtual": "-virtual"}.get(kind, ""), listed)
+
 
 def load(path: Path = TARGETS_FILE) -> Targets:
     """Read ``targets.toml``.
@@ -243,28 +261,6 @@ def parse_archs(text: str) -> tuple[Arch, ...]:
         number, suffix, kind = match.groups()
         found.append(Arch(int(number), suffix, sass=kind != "-virtual", ptx=kind != "-real"))
     return tuple(found)
-
-
-def custom_set(archs: str, *, archive_format: str | None = None) -> ArchSet:
-    """Make the set that ``--archs`` asks for, named after its architectures.
-
-    The list of the set ``seed`` gives that set. One ``NN-real`` gives the set's name in the table.
-
-    Raises:
-        UsageError: ``archs`` cannot be parsed.
-    """
-    parsed = parse_archs(archs)
-    if archs == "80;86;89;90":
-        return ArchSet("seed", archs, archive_format or "tar.gz")
-    kinds = {(True, True): "", (True, False): "real", (False, True): "virtual"}
-    name = "sm" + "-".join(f"{arch.name}{kinds[arch.sass, arch.ptx]}" for arch in parsed)
-    if len(parsed) == 1:
-        name = f"sm{parsed[0].number}" + ("-ptx" if parsed[0].ptx else "")
-    return ArchSet(
-        name,
-        ";".join(entry.strip() for entry in archs.split(";") if entry.strip()),
-        archive_format or ("tar.zst" if len(parsed) == 1 else "tar.gz"),
-    )
 
 
 def check_buildable(line: Line, arch_set: ArchSet) -> None:

@@ -43,6 +43,9 @@ def test_a_name_stands_for_sets(name: str, members: list[str]) -> None:
         ("80;86;89;90", "80 86 89 90", "80 86 89 90", "seed", "tar.gz"),
         ("90-real", "90", "", "sm90", "tar.zst"),
         ("90", "90", "90", "sm90-ptx", "tar.zst"),
+        ("90-virtual", "", "90", "sm90-virtual", "tar.zst"),
+        ("90a-real", "90a", "", "sm90a", "tar.zst"),
+        ("120a-real", "120a", "", "sm120", "tar.zst"),
         ("75-virtual;90-real", "90", "75", "sm75virtual-90real", "tar.gz"),
         ("120a-real;121f", "120a 121f", "121f", "sm120areal-121f", "tar.gz"),
         (" 80 ; 90 ;", "80 90", "80 90", "sm80-90", "tar.gz"),
@@ -51,7 +54,7 @@ def test_a_name_stands_for_sets(name: str, members: list[str]) -> None:
 def test_archs_are_read_as_cmake_reads_them_and_name_the_set(
     text: str, sass: str, ptx: str, name: str, archive_format: str
 ) -> None:
-    arch_set = targets.custom_set(text)
+    arch_set = TABLE.custom(text)
     assert (arch_set.sass, arch_set.ptx) == (set(sass.split()), set(ptx.split()))
     assert (arch_set.name, arch_set.format) == (name, archive_format)
 
@@ -59,7 +62,7 @@ def test_archs_are_read_as_cmake_reads_them_and_name_the_set(
 @pytest.mark.parametrize("text", ["80;foo", "", ";", "9", "80,90", "sm_90", "90-fake", "80;-90"])
 def test_malformed_archs_are_refused_with_what_would_be_right(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        targets.custom_set(text)
+        TABLE.custom(text)
     assert caught.value.exit_status == 2
     assert "80;86;89;90" in caught.value.hint
 
@@ -76,7 +79,7 @@ def test_malformed_archs_are_refused_with_what_would_be_right(text: str) -> None
 )
 def test_what_nvcc_cannot_build_is_refused_by_name(line: str, archs: str) -> None:
     with pytest.raises(UsageError, match=r"cannot build architecture (100|70|121|120|61)") as told:
-        targets.check_buildable(TABLE.line(line), targets.custom_set(archs))
+        targets.check_buildable(TABLE.line(line), TABLE.custom(archs))
     assert line in str(told.value)
 
 
