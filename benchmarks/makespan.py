@@ -32,7 +32,7 @@ from rich.console import Console
 
 from farm import source, targets
 from farm.cluster.dispatch import Dispatcher
-from farm.cluster.host import Job, pack_folder
+from farm.cluster.host import BuildJob, pack_folder
 from farm.cluster.scheduler import RESOURCE, cluster
 from farm.errors import FarmError
 from farm.options import BuildRequest
@@ -165,7 +165,7 @@ def real(hosts: int, *, capped: bool) -> dict[str, Any]:
         expected = {plan.key: each * count for plan, count in zip(plans, units, strict=True)}
         fleet = Fleet(BuildReport(Console(stderr=True)), expected)
         address = ends.enter_context(throttled(hosts) if capped else cluster(request, len(plans)))
-        jobs = [Job(plan, request) for plan in plans]
+        jobs = [BuildJob(plan, request) for plan in plans]
         makespan = _run(jobs, address, tree, fleet)
     took = [fleet.took[plan.key] for plan in plans]
     least = lower_bound(took, hosts)
@@ -185,7 +185,7 @@ def real(hosts: int, *, capped: bool) -> dict[str, Any]:
     }
 
 
-def _run(jobs: list[Job], address: str, tree: Path, fleet: Fleet) -> float:
+def _run(jobs: list[BuildJob], address: str, tree: Path, fleet: Fleet) -> float:
     """Build them all; returns the seconds from the first handing out to the last outcome."""
     packed = pack_folder(tree)
     with Dispatcher(address, lambda: packed, fleet) as hosts, fleet:

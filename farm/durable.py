@@ -43,7 +43,7 @@ MOST_ARCHIVE: Final = 8 << 30
 has less than 1 GB."""
 
 
-class _Bounded(io.RawIOBase):
+class _FixedSizeFile(io.RawIOBase):
     """A file that ends where it ended when it was opened: another user can let it grow."""
 
     def __init__(self, file: io.FileIO, size: int) -> None:
@@ -111,7 +111,7 @@ def open_regular(path: Path, *, follow: bool = True, most: int | None = None) ->
         os.close(handle)
         why = f"larger than {most} bytes" if stat.S_ISREG(found.st_mode) else "not a regular file"
         raise OSError(errno.EINVAL, why, str(path))
-    bounded = _Bounded(io.FileIO(handle), found.st_size)
+    bounded = _FixedSizeFile(io.FileIO(handle), found.st_size)
     return cast("BinaryIO", io.BufferedReader(bounded, 1 << 17))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from farm import durable
 from farm.engines import shared_cache
 from farm.errors import BuildError, EngineError
-from farm.plan import BuildPlan, Engine, Step, Toolchain, Workspace
+from farm.plan import BuildEngine, BuildPlan, Step, Toolchain, Workspace
 from farm.tarball import parts
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Log:
 @contextmanager
 def execute(
     plan: BuildPlan,
-    engine: Engine,
+    engine: BuildEngine,
     *,
     logs: Path,
     reporter: Reporter,

@@ -167,7 +167,7 @@ class KeptTree:
 def digest(plan: BuildPlan, engine: str) -> str:
     """Return the sha256 of everything that decides the bytes of a tarball's binaries.
 
-    ``engine`` is ``Engine.identity``: which compiler builds it.
+    ``engine`` is ``BuildEngine.identity``: which compiler builds it.
     """
     line, source = plan.line, plan.source
     decides = {

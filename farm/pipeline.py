@@ -29,7 +29,7 @@ from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
 if TYPE_CHECKING:
     from farm.pack import Packed
-    from farm.plan import BuildPlan, Engine
+    from farm.plan import BuildEngine, BuildPlan
     from farm.tarball.parts import Part, Survey
     from farm.targets import ArchSet, Line
 
@@ -48,7 +48,7 @@ class Made:
 
 
 def build_all(
-    plans: list[BuildPlan], engine: Engine, request: BuildRequest, report: BuildReport
+    plans: list[BuildPlan], engine: BuildEngine, request: BuildRequest, report: BuildReport
 ) -> tuple[Made, ...]:
     """Build and pack sets with one engine; one that fails does not stop the others.
 
@@ -139,7 +139,7 @@ def with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRe
     return replace(request, image=make_base_image(line, None, report))
 
 
-def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport) -> Engine:
+def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport) -> BuildEngine:
     """Return the requested engine; ``auto`` takes docker if one answers, else local.
 
     Without a line, the engine's image or toolkit determines it (``settled``).
@@ -164,7 +164,7 @@ def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport)
 
 
 def settled(
-    engine: Engine,
+    engine: BuildEngine,
     request: BuildRequest,
     line: Line | None,
     report: BuildReport,
@@ -267,7 +267,7 @@ def _require_of_line(line: Line | None, version: str, root: object) -> None:
         )
 
 
-def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fleet) -> Made:
+def _build_one(plan: BuildPlan, engine: BuildEngine, request: BuildRequest, fleet: Fleet) -> Made:
     started, report = time.monotonic(), fleet.report
     kept = KeptTree(plan, digest(plan, engine.identity(plan)), STATE)
     if found_built(kept, report, fresh=request.fresh):

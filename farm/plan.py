@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from farm.inputs.images import ImageFacts
-    from farm.source import Source
+    from farm.source import SourceTree
     from farm.targets import ArchSet, Line
 
 TARGETS: Final = ("llama-server", "llama-cli")
@@ -119,7 +119,7 @@ class BuildPlan:
 
     arch_set: ArchSet
     line: Line
-    source: Source
+    source: SourceTree
     targets: tuple[str, ...] = TARGETS
     defined: tuple[tuple[str, str], ...] = ()
     """Definitions that a person added (``farm.request``)."""
@@ -321,7 +321,7 @@ class Workspace(ABC):
         """End the running command, from another thread; every later command fails."""
 
 
-class Engine(Protocol):
+class BuildEngine(Protocol):
     """Opens workspaces. A closed one leaves nothing behind, also after errors and Ctrl-C."""
 
     @property

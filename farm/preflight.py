@@ -21,7 +21,7 @@ from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
 from farm.inputs import pins
-from farm.plan import BuildPlan, Engine
+from farm.plan import BuildEngine, BuildPlan
 from farm.publish import channels, places
 from farm.request import choose_source, options, resolve
 from farm.tarball import build_record
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from farm.options import BuildRequest, Publication
     from farm.pipeline import Made
-    from farm.source import Source
+    from farm.source import SourceTree
     from farm.targets import ArchSet, Line
     from farm.terminal.progress import BuildReport
 
@@ -69,17 +69,17 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Ready:
+class CheckedBuild:
     """A checked build, ready to start. ``engine`` is None for hosts of a cluster."""
 
     plans: list[BuildPlan]
-    engine: Engine | None
+    engine: BuildEngine | None
 
 
 @contextmanager
 def opened(
     request: BuildRequest, report: BuildReport, publication: Publication | None = None
-) -> Iterator[Ready]:
+) -> Iterator[CheckedBuild]:
     """Check a build and open its engine, which is closed when the context is left.
 
     An image that would have to be pulled is checked only if nothing else was found.
@@ -90,8 +90,8 @@ def opened(
     findings = Findings()
     line: Line | None = None
     sets: tuple[ArchSet, ...] = ()
-    tree: Source | None = None
-    engine: Engine | None = None
+    tree: SourceTree | None = None
+    engine: BuildEngine | None = None
     with ExitStack() as stack:
         with findings.collecting():
             line, sets = resolve(request)
@@ -125,7 +125,7 @@ def opened(
         if publication is not None:
             findings.found += publication_findings(publication, tree)
         raise_all(findings.found)
-        yield Ready(plans, engine)
+        yield CheckedBuild(plans, engine)
 
 
 def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
@@ -158,7 +158,7 @@ def _plans(
     request: BuildRequest,
     line: Line | None,
     sets: tuple[ArchSet, ...],
-    tree: Source | None,
+    tree: SourceTree | None,
     findings: Findings,
 ) -> list[BuildPlan]:
     """Return the plans that can be made in spite of the findings."""
@@ -170,7 +170,7 @@ def _plans(
     return [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
 
 
-def _tell_source(tree: Source, report: BuildReport) -> None:
+def _tell_source(tree: SourceTree, report: BuildReport) -> None:
     for note in (tree.note or "").splitlines():
         report.say(note)
     commit = f" ({tree.short_commit})" if tree.commit else ""
@@ -238,7 +238,7 @@ def _require_source(path: Path, own: schema.Source | None) -> None:
 
 
 def room_findings(
-    request: BuildRequest, plans: list[BuildPlan], engine: Engine | None
+    request: BuildRequest, plans: list[BuildPlan], engine: BuildEngine | None
 ) -> list[FarmError]:
     """Return the folders whose disk has too little room for the plans (rule: docs/building.md)."""
     if not plans:
@@ -313,7 +313,7 @@ def require_release(request: BuildRequest, publication: Publication, report: Bui
     """
     findings = Findings()
     table = targets.load()
-    source: Source | None = None
+    source: SourceTree | None = None
     for line, names in table.release.items():
         if CUDA_RUNTIME in names:
             with findings.collecting():
@@ -330,7 +330,7 @@ def require_release(request: BuildRequest, publication: Publication, report: Bui
     raise_all(findings.found)
 
 
-def _require_line(request: BuildRequest, line: str, report: BuildReport) -> Source:
+def _require_line(request: BuildRequest, line: str, report: BuildReport) -> SourceTree:
     """Check the sets of one line; an image that was pulled for it is removed again."""
     table = targets.load()
     sets = [name for name in table.release[line] if name != CUDA_RUNTIME]
@@ -343,7 +343,7 @@ def _require_line(request: BuildRequest, line: str, report: BuildReport) -> Sour
         return ready.plans[0].source
 
 
-def publication_findings(wanted: Publication, source: Source | None) -> list[FarmError]:
+def publication_findings(wanted: Publication, source: SourceTree | None) -> list[FarmError]:
     """Return the findings that would stop a publication or a promotion after the build."""
     findings = Findings()
     if wanted.release is not None:

@@ -30,7 +30,7 @@ from farm.inputs import images, patches, pins, toolkit
 from farm.kept import KeptTree
 from farm.options import BuildRequest, RebuildRequest, require_known
 from farm.pack import ROOT, SHIPPED, Packed, is_elf, read_inventory
-from farm.plan import TARGETS, BuildPlan, Engine, Toolchain
+from farm.plan import TARGETS, BuildEngine, BuildPlan, Toolchain
 from farm.publish.gate import opened
 from farm.request import ENGINES, RPC, choose_source, definitions, resolve
 from farm.tarball import archive, build_record, parts
@@ -42,7 +42,7 @@ from llama_loader.manifest import LLAMA_SERVER, Artifact, Manifest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from farm.source import Source
+    from farm.source import SourceTree
     from farm.tarball.build_record import BuildRecord
     from farm.targets import ArchSet, Line
 
@@ -119,7 +119,7 @@ def _is_same_twice(
 
 def _tarball(
     plan: BuildPlan,
-    engine: Engine,
+    engine: BuildEngine,
     request: BuildRequest,
     report: BuildReport,
     place: Path,
@@ -238,7 +238,9 @@ def _build(
             return _tarball(plan, engine, request, report, OUT, record.toolchain)
 
 
-def source_of(record: schema.Source, folder: Path | None, *, remote: str | None = None) -> Source:
+def source_of(
+    record: schema.Source, folder: Path | None, *, remote: str | None = None
+) -> SourceTree:
     """Fetch the source that a record names, or read its ``folder``, if it was built from one.
 
     ``remote`` is a repository that the person trusts beside llama.cpp's own.
@@ -294,7 +296,7 @@ def source_of(record: schema.Source, folder: Path | None, *, remote: str | None 
     return found
 
 
-def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan:
+def plan_of(record: BuildRecord, tree: SourceTree, archive_format: str) -> BuildPlan:
     """Make the plan that a record describes.
 
     Raises:
@@ -353,7 +355,7 @@ def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> s
 
 
 def _require_same_compilers(
-    plan: BuildPlan, engine: Engine, recorded: Toolchain, report: BuildReport, *, strict: bool
+    plan: BuildPlan, engine: BuildEngine, recorded: Toolchain, report: BuildReport, *, strict: bool
 ) -> None:
     """Check the compilers' digests before anything is compiled.
 

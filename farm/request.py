@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from farm.source import Source
+    from farm.source import SourceTree
     from farm.targets import ArchSet, Line, Targets
 
 ENGINES: Final = ("auto", "docker", "local", "dask")
@@ -130,7 +130,7 @@ def _is_address(text: str) -> bool:
         return False
 
 
-def choose_source(request: BuildRequest) -> Source:
+def choose_source(request: BuildRequest) -> SourceTree:
     """Return the source that ``--ref`` or ``--source`` names, else the pinned archive; patched.
 
     Raises:

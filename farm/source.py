@@ -1,4 +1,4 @@
-"""llama.cpp's source: a hash-pinned archive, a git ref, or a folder → one ``Source``.
+"""llama.cpp's source: a hash-pinned archive, a git ref, or a folder → one ``SourceTree``.
 
 Each kind of source brings the build number and the commit; ``llama-server --version`` and the
 manifest show them. Patches change a copy, which is kept in the cache. What is copied is hashed
@@ -54,7 +54,7 @@ _ASSUME_HINT: Final = "--assume-build N tells the farm which build of llama.cpp 
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceTree:
     """A source tree and the facts about it.
 
     ``build`` is llama.cpp's build number, 0 if it is unknown; ``build_assumed``: the person gave
@@ -86,7 +86,7 @@ class Source:
         return files(self.tree, durable.MOST_BYTES, self.ignored)
 
     @contextmanager
-    def private(self) -> Iterator[Source]:
+    def private(self) -> Iterator[SourceTree]:
         """Yield the source with a copy of its tree that no other user can write to.
 
         Raises:
@@ -131,7 +131,7 @@ class Source:
         return digits[:SHORT_COMMIT] + (f"-{dirty}" if dirty else "")
 
 
-def from_archive(pin: SourcePin) -> Source:
+def from_archive(pin: SourcePin) -> SourceTree:
     """Fetch the pinned archive (a verified cached copy is used again) and unpack its tree.
 
     Raises:
@@ -146,10 +146,10 @@ def from_archive(pin: SourcePin) -> Source:
     left_out = f"note[PATCHES_LEFT_OUT]: by build/pins.toml, {names} does not fit b{pin.build}"
     note = _joined(note, left_out if names else None)
     facts = (tree, pin.llama_version, pin.build, None, origin, pin.sha256)
-    return _read(Source(*facts, note=note, digest=digest))
+    return _read(SourceTree(*facts, note=note, digest=digest))
 
 
-def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
+def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> SourceTree:
     """Fetch a tag, branch or commit of a repository; it is resolved anew each time.
 
     Objects of one repository are never used for another one.
@@ -190,11 +190,11 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     _require_layout(tree, ref)
     count = git.call("rev-list", "--count", commit, at=at)
     origin = f"git+{remote}@{ref}"
-    known = Source(tree, None, int(count), commit, origin, None, note=note, digest=digest)
+    known = SourceTree(tree, None, int(count), commit, origin, None, note=note, digest=digest)
     return _read(replace(known, place=remote))
 
 
-def from_folder(folder: Path) -> Source:
+def from_folder(folder: Path) -> SourceTree:
     """Use a folder unchanged; its own git history, if any, gives build number and commit.
 
     A history that does not tell its build of llama.cpp (none, a shallow one, a fork's) gives the
@@ -210,11 +210,11 @@ def from_folder(folder: Path) -> Source:
     digest = folder_digest(tree, durable.MOST_BYTES, ignored)
     build, commit, note = _history(tree)
     origin = f"folder:{tree.name}"
-    found = Source(tree, None, build, commit, origin, None, note=note, digest=digest)
+    found = SourceTree(tree, None, build, commit, origin, None, note=note, digest=digest)
     return _read(replace(found, place=str(tree), ignored=ignored))
 
 
-def _read(found: Source) -> Source:
+def _read(found: SourceTree) -> SourceTree:
     """Add to a source what is read from its tree.
 
     A tree of 2025 looks for libcurl; with it the server would need libcurl on the host, too.
@@ -226,7 +226,7 @@ def _read(found: Source) -> Source:
     return replace(found, version=found.version or read_version(tree), defines=defines)
 
 
-def assume_build(found: Source, build: int) -> Source:
+def assume_build(found: SourceTree, build: int) -> SourceTree:
     """Return a source with the build number that the person gave; ``BUILD.json`` records that."""
     note = (
         f"note[BUILD_ASSUMED]: the builder says that it is b{build}; the source tells "
@@ -237,7 +237,7 @@ def assume_build(found: Source, build: int) -> Source:
     return replace(found, build=build, build_assumed=True, note=_joined(kept, note))
 
 
-def patched(found: Source, chosen: tuple[Change, ...]) -> Source:
+def patched(found: SourceTree, chosen: tuple[Change, ...]) -> SourceTree:
     """Return a source with patches applied to a copy of its tree; the tree is not changed.
 
     Raises:

@@ -105,7 +105,7 @@ class ArchSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return frozenset(arch.name for arch in self.parsed if arch.ptx)
 
 
-class Cuda(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CudaMajor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """NVIDIA's data on one major version of CUDA; ``targets.toml`` names the sources.
 
     ``newest`` has pairs of a minor version and the newest compute capability from then on;
@@ -124,7 +124,7 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lines: dict[str, Line]
     sets: dict[str, ArchSet]
     groups: dict[str, tuple[str, ...]]
-    cuda: dict[str, Cuda]
+    cuda: dict[str, CudaMajor]
     release: dict[str, tuple[str, ...]] = {}
 
     def line(self, name: str) -> Line:
@@ -278,7 +278,7 @@ def check_buildable(line: Line, arch_set: ArchSet) -> None:
             raise UsageError("ARCH_NOT_IN_LINE", line=line, arch=arch.name)
 
 
-def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
+def _with_cuda(line: Line, cuda: Mapping[str, CudaMajor]) -> Line:
     """Add the driver and the architectures, which the toolkit's major version decides."""
     if line.toolkit is None:
         return line

@@ -24,7 +24,7 @@ from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 try:
     from farm.cluster import host
     from farm.cluster.host import Outcome, place
-    from farm.cluster.scheduler import POLL, Connection, cluster
+    from farm.cluster.scheduler import POLL, SchedulerClient, cluster
 except ModuleNotFoundError as error:
     raise UsageError("DASK_MISSING", name=error.name) from error
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from distributed import Future
 
-    from farm.cluster.host import Job
+    from farm.cluster.host import BuildJob
     from farm.cluster.scheduler import Event
     from farm.options import BuildRequest
     from farm.pipeline import Made
@@ -55,7 +55,7 @@ _OTHER_COMPILER: Final = EngineError("COMPILER_DIFFERS/run")
 class _Build:
     """A set that a host has; a slow one may be at a second host, too."""
 
-    job: Job
+    job: BuildJob
     worker: str
     future: Future[Outcome]
 
@@ -78,7 +78,7 @@ class Dispatcher:
         self._source = source
         self._packed: bytes | None = None
         self._order: list[str] = []
-        self._waiting: list[Job] = []
+        self._waiting: list[BuildJob] = []
         self._builds: list[_Build] = []
         self._failures: Counter[str] = Counter()
         self._losses: defaultdict[str, list[str]] = defaultdict(list)
@@ -87,7 +87,7 @@ class Dispatcher:
         self._dropped: dict[str, str] = {}
         self._noted: set[str] = set()
         self._events: SimpleQueue[Event] = SimpleQueue()
-        self.link = Connection(address, self._events.put)
+        self.link = SchedulerClient(address, self._events.put)
 
     def __enter__(self) -> Self:
         """Use the open connection."""
@@ -99,7 +99,7 @@ class Dispatcher:
             self._give_up(build)
         self.link.close()
 
-    def identities(self, job: Job) -> list[str]:
+    def identities(self, job: BuildJob) -> list[str]:
         """Ask every host for the compiler of its first job; equal answers once.
 
         Raises:
@@ -118,7 +118,7 @@ class Dispatcher:
                 time.sleep(POLL)
         return sorted(set(self._compilers.values()))
 
-    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
+    def run(self, jobs: list[BuildJob]) -> Iterator[tuple[BuildJob, Outcome]]:
         """Build all jobs, given longest first; yield each with its outcome when it is done.
 
         Raises:
@@ -147,7 +147,7 @@ class Dispatcher:
             yield from self._take_in()
             time.sleep(POLL)
 
-    def _meet(self, hosts: list[str], job: Job) -> None:
+    def _meet(self, hosts: list[str], job: BuildJob) -> None:
         """Ask new hosts for their compiler; drop a host that has none or another one.
 
         Hosts that are connected at the beginning may have any compiler.
@@ -190,7 +190,7 @@ class Dispatcher:
             if job is not None and self._is_ready(worker, job):
                 self._submit(worker, job)
 
-    def _is_ready(self, worker: str, job: Job) -> bool:
+    def _is_ready(self, worker: str, job: BuildJob) -> bool:
         """Send a host what it lacks: the first question if it joined later, the source."""
         self._meet([worker], job)
         if worker not in self._compilers:
@@ -205,7 +205,7 @@ class Dispatcher:
             self._drop(worker, answer)
         return answer is True
 
-    def _submit(self, worker: str, job: Job) -> None:
+    def _submit(self, worker: str, job: BuildJob) -> None:
         key = job.key
         if job in self._waiting:
             self._waiting.remove(job)
@@ -222,7 +222,7 @@ class Dispatcher:
     def _hosts_of(self, key: str) -> list[str]:
         return [place(build.worker) for build in self._builds if build.key == key]
 
-    def _take_back(self, hosts: list[str]) -> Iterator[tuple[Job, Outcome]]:
+    def _take_back(self, hosts: list[str]) -> Iterator[tuple[BuildJob, Outcome]]:
         """Let the sets of lost hosts wait again, and all sets after a lost scheduler.
 
         A set with which many hosts were lost is given up: it may be the cause.
@@ -249,13 +249,13 @@ class Dispatcher:
         if self.link.is_open and not build.future.cancelled():
             build.future.cancel()
 
-    def _wait_again(self, job: Job, why: str) -> None:
+    def _wait_again(self, job: BuildJob, why: str) -> None:
         """Put a job back at its place in the order, which is longest first."""
         self._waiting.append(job)
         self._waiting.sort(key=lambda one: self._order.index(one.key))
         self.fleet.wait(job.key, why)
 
-    def _take_in(self) -> Iterator[tuple[Job, Outcome]]:
+    def _take_in(self) -> Iterator[tuple[BuildJob, Outcome]]:
         for build in list(self._builds):
             # another host may have been sooner, a moment ago
             if build not in self._builds or not build.future.done() or build.future.cancelled():
@@ -302,7 +302,7 @@ def build_spread(
         EngineError: no scheduler or no host answers.
         FarmError: sets failed; the others are built and packed.
     """
-    run = _Run(plans, request, report)
+    run = _ClusterRun(plans, request, report)
     made: list[Made] = []
 
     def pack(kept: KeptTree) -> None:
@@ -326,7 +326,7 @@ def build_spread(
 
 
 @dataclass
-class _Run:
+class _ClusterRun:
     """One run. ``failures`` grow while ``trees`` is consumed."""
 
     plans: list[BuildPlan]
@@ -349,7 +349,7 @@ class _Run:
             cluster(self.request, len(self.plans)) as address,
             Dispatcher(address, lambda: host.pack_folder(plan.source.tree), fleet) as dispatcher,
         ):
-            jobs = {one.key: host.Job(one, asked) for one in self.plans}
+            jobs = {one.key: host.BuildJob(one, asked) for one in self.plans}
             identities = dispatcher.identities(jobs[plan.key])
             if len(identities) > 1:
                 self.report.say(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from farm.options import BuildRequest
-    from farm.plan import BuildPlan, Engine
+    from farm.plan import BuildEngine, BuildPlan
     from farm.tarball.archive import Member
     from farm.targets import Line
 
@@ -74,7 +74,7 @@ FARM: Final = _farm_digest()
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """One set for another host, which has the source in a folder of its own."""
 
     plan: BuildPlan
@@ -109,7 +109,7 @@ def place(worker: str) -> str:
     return f"worker {where.rpartition('/')[2]}" if scheme == "inproc" else where
 
 
-def compilers(job: Job) -> str | FarmError:
+def compilers(job: BuildJob) -> str | FarmError:
     """Return the identity of a job's compilers here, or the error why this host cannot build it.
 
     The identity is the engine's, with a devel image's digest.
@@ -122,7 +122,7 @@ def compilers(job: Job) -> str | FarmError:
 
 
 @contextmanager
-def _engine(job: Job) -> Iterator[tuple[Engine, Line]]:
+def _engine(job: BuildJob) -> Iterator[tuple[BuildEngine, Line]]:
     """Open this host's engine, and check that it keeps the promises of the job's line."""
     if job.farm != FARM:
         raise EngineError("FARM_DIFFERS", host=socket.gethostname())
@@ -169,7 +169,7 @@ def pack_products(folder: Path, programs: tuple[str, ...]) -> bytes:
     return packed.getvalue()
 
 
-def build(job: Job) -> Outcome:
+def build(job: BuildJob) -> Outcome:
     """Build a set on this host; every expected failure is an outcome, not an exception."""
     with tempfile.TemporaryDirectory(prefix="llama-farm-remote-") as name:
         log = Path(name) / f"{job.key}.log"
@@ -210,7 +210,7 @@ class _Telling:
         return task is None or task.state == "cancelled" or not running
 
 
-def _build(job: Job, log: Path) -> Outcome:
+def _build(job: BuildJob, log: Path) -> Outcome:
     telling = _Telling(job.key)
     with _engine(job) as (engine, line):
         folder = _source_folder(job.plan.source.digest).resolve()

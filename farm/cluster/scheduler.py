@@ -19,7 +19,7 @@ from farm.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from farm.cluster.host import Job, Outcome
+    from farm.cluster.host import BuildJob, Outcome
     from farm.options import BuildRequest
 
 RESOURCE: Final = "FARM_BUILD"
@@ -77,7 +77,7 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
             yield local.scheduler_address
 
 
-class Connection:
+class SchedulerClient:
     """A client of the scheduler at ``address``; ``told`` receives the workers' events.
 
     Raises:
@@ -146,7 +146,7 @@ class Connection:
             return dict.fromkeys(hosts, OSError(str(error)))
         return answers
 
-    def submit(self, worker: str, job: Job) -> Future[Outcome]:
+    def submit(self, worker: str, job: BuildJob) -> Future[Outcome]:
         """Hand a job to a host."""
         where: dict[str, Any] = {"workers": [worker], "resources": {RESOURCE: 1}}
         future: Future[Outcome] = self._client.submit(host.build, job, **where, pure=False)

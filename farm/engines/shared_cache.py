@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from farm.inputs.images import ImageFacts
-    from farm.source import Source
+    from farm.source import SourceTree
 
 VARIABLE: Final = "FARM_CCACHE_REMOTE"
 ANY_VARIABLE: Final = "FARM_CCACHE_REMOTE_ANY"
@@ -102,7 +102,7 @@ def check(note: Callable[[str], None]) -> None:
         )
 
 
-def owner(source: Source, image: ImageFacts | None) -> str:
+def owner(source: SourceTree, image: ImageFacts | None) -> str:
     """Return whose compiler cache a build uses: its own name, empty for the one of pinned inputs.
 
     Whoever writes the source, or a program of the image, can put wrong objects into the cache.
@@ -112,7 +112,7 @@ def owner(source: Source, image: ImageFacts | None) -> str:
     return "-".join(filter(None, (source.cache, of_image)))
 
 
-def is_for(source: Source, image: ImageFacts | None) -> bool:
+def is_for(source: SourceTree, image: ImageFacts | None) -> bool:
     """Whether a build uses the shared storage: that of pinned inputs, others if told so.
 
     Others could put wrong objects into it, and send its password away.
@@ -120,7 +120,7 @@ def is_for(source: Source, image: ImageFacts | None) -> bool:
     return not owner(source, image) or bool(os.environ.get(ANY_VARIABLE))
 
 
-def environment(source: Source, image: ImageFacts | None, note: LineSink) -> dict[str, str]:
+def environment(source: SourceTree, image: ImageFacts | None, note: LineSink) -> dict[str, str]:
     """Return ccache's variables for every step of a build; ``note`` takes one coded line.
 
     Raises:

@@ -59,7 +59,7 @@ _HUB: Final = re.compile(
 )
 
 
-class Check(NamedTuple):
+class GateCheck(NamedTuple):
     """One check."""
 
     name: str
@@ -72,7 +72,7 @@ class Report(NamedTuple):
 
     release: str
     manifest_sha256: str
-    checks: tuple[Check, ...]
+    checks: tuple[GateCheck, ...]
 
     def require_passed(self) -> None:
         """Refuse a release that did not pass.
@@ -85,7 +85,7 @@ class Report(NamedTuple):
             raise PublishError("GATE_FAILED", release=self.release, failed="; ".join(failed))
 
 
-def run(folder: Path, tell: Callable[[Check], None], *, start: bool = True) -> Report:
+def run(folder: Path, tell: Callable[[GateCheck], None], *, start: bool = True) -> Report:
     """Check a release folder.
 
     ``tell`` is told of every check as it is made. With ``start`` its programs are started, too, if
@@ -105,7 +105,7 @@ def run(folder: Path, tell: Callable[[Check], None], *, start: bool = True) -> R
 
 
 def check_published(
-    destination: Destination, name: str, tell: Callable[[Check], None], *, start: bool = True
+    destination: Destination, name: str, tell: Callable[[GateCheck], None], *, start: bool = True
 ) -> Report:
     """Fetch a published release and check it on this machine.
 
@@ -132,7 +132,7 @@ def check_published(
 def require_gate(
     destination: Destination,
     name: str,
-    tell: Callable[[Check], None],
+    tell: Callable[[GateCheck], None],
     *,
     checked: str | None = None,
 ) -> str:
@@ -179,7 +179,9 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"ok {artifact.name}: answers on the CPU in {trial['seconds']:.1f} s"
 
 
-def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) -> Iterator[Check]:
+def _checks(
+    folder: Path, content: bytes, manifest: Manifest, *, start: bool
+) -> Iterator[GateCheck]:
     build = manifest.source.build
 
     def verified() -> str:
@@ -203,12 +205,12 @@ def _checks(folder: Path, content: bytes, manifest: Manifest, *, start: bool) ->
             yield _check(f"{artifact.name} answers with a real model", asked)
 
 
-def _check(name: str, make: Callable[[], str]) -> Check:
+def _check(name: str, make: Callable[[], str]) -> GateCheck:
     try:
-        return Check(name, passed=True, detail=make())
+        return GateCheck(name, passed=True, detail=make())
     except _EXPECTED_ERRORS as error:
         told = error.line if isinstance(error, FarmError) else str(error)
-        return Check(name, passed=False, detail=told)
+        return GateCheck(name, passed=False, detail=told)
 
 
 def _only(folder: Path, artifact: Artifact, store: str) -> tuple[str, ...]:

@@ -44,14 +44,14 @@ _CHUNK: Final = 8 << 20
 _CUDART: Final = re.compile(r"libcudart\.so\.([0-9]+)")
 
 
-class Pin(NamedTuple):
+class CheckedPin(NamedTuple):
     """The content of ``release.json``, and the manifest that it names now."""
 
     content: dict[str, Any]
     manifest: schema.Manifest
 
 
-def url(manifest_url: str) -> Pin:
+def url(manifest_url: str) -> CheckedPin:
     """Pin the manifest at a URL: https, hf, file, or http on loopback.
 
     Raises:
@@ -68,7 +68,7 @@ def url(manifest_url: str) -> Pin:
     return pin
 
 
-def release(destination: Destination, name: str) -> Pin:
+def release(destination: Destination, name: str) -> CheckedPin:
     """Pin a published release; ``NOT_PUBLISHED`` if there is none."""
     content = destination.small(name, MANIFEST)
     return _pin(destination.manifest_url(name), content, what=f"{name} of {destination.where}")
@@ -76,7 +76,7 @@ def release(destination: Destination, name: str) -> Pin:
 
 def channel(
     destination: Destination, name: str, public_key: str, project: str | None = None
-) -> Pin:
+) -> CheckedPin:
     """Return the pin of a channel, beginning with its current serial.
 
     ``project`` is the one that it must be signed for; None for the destination's own.
@@ -102,7 +102,7 @@ def channel(
         "channel": name,
         "min_serial": manifest.serial,
     }
-    return Pin(pinned, manifest)
+    return CheckedPin(pinned, manifest)
 
 
 @dataclass(frozen=True)
@@ -231,6 +231,6 @@ def manifest_url() -> str:
         raise UsageError("PIN_INVALID", file=FILE) from error
 
 
-def _pin(manifest_url: str, content: bytes, *, what: str) -> Pin:
+def _pin(manifest_url: str, content: bytes, *, what: str) -> CheckedPin:
     pinned = {"manifest_url": manifest_url, "manifest_sha256": hashlib.sha256(content).hexdigest()}
-    return Pin(pinned, schema.parse(content, what=what))
+    return CheckedPin(pinned, schema.parse(content, what=what))

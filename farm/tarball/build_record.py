@@ -22,7 +22,7 @@ from llama_loader import manifest as schema
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from farm.source import Source
+    from farm.source import SourceTree
 
 LAYOUT: Final = Layout(
     source=PurePosixPath("/source"),
@@ -111,7 +111,7 @@ def of(
     )
 
 
-def source_of(source: Source) -> schema.Source:
+def source_of(source: SourceTree) -> schema.Source:
     """Record where llama.cpp came from."""
     return msgspec.convert(source, schema.Source, from_attributes=True)
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from farm.publish.channels import Promotion
     from farm.publish.deploy_space import Changes
-    from farm.publish.gate import Check, Report
-    from farm.publish.pin_space import Archive, Pin
+    from farm.publish.gate import GateCheck, Report
+    from farm.publish.pin_space import Archive, CheckedPin
     from farm.publish.publishing import Plan
     from farm.targets import Targets
     from farm.terminal.status import Leavings, Overview, Row
@@ -142,7 +142,7 @@ def promotion(done: Promotion) -> None:
     line(done.url)
 
 
-def check(made: Check) -> None:
+def check(made: GateCheck) -> None:
     """Print one check of the gate as it is made."""
     line(f"{'ok' if made.passed else 'FAILED':8} {made.name}: {made.detail}")
 
@@ -170,7 +170,7 @@ def not_started(release: str) -> None:
     )
 
 
-def pin(written: Pin, file: Path) -> None:
+def pin(written: CheckedPin, file: Path) -> None:
     """Print the content of ``release.json``, and a note with its path and what it cannot run on."""
     for told in json.dumps(written.content, indent=2).split("\n"):
         line(told)

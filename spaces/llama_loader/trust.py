@@ -92,7 +92,7 @@ def manifest(
         pin = read(release_file())
     url, sha256 = pin.manifest_url, settings.manifest_sha256 or pin.manifest_sha256
     if pin.public_key and sha256 is None:
-        return Channel(pin, store=store, sink=sink).manifest(fetcher), url
+        return SignedChannel(pin, store=store, sink=sink).manifest(fetcher), url
     return store.manifest(url, sha256, fetcher), url
 
 
@@ -147,7 +147,7 @@ def signed_comment(content: bytes, signature: bytes, public_key: str, what: str)
 
 
 @dataclass(frozen=True)
-class Channel:
+class SignedChannel:
     """A signed channel, and what ``store`` keeps of it; its signature is ``URL.minisig``."""
 
     pin: Pin

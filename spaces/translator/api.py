@@ -12,7 +12,7 @@ import gradio as gr
 from llama_loader.settings import Settings
 from llama_space import Engine, Failure
 from translator import detection, languages, session, texts
-from translator.session import Answer, Job, Line, Update
+from translator.session import Answer, Job, Update, VisitorQueue
 from translator.texts import Refusal
 
 _TRANSLATE: Final = """Translate a text with the model that this Space serves.
@@ -27,7 +27,9 @@ Args:
 """
 
 
-def endpoint(engine: Engine, settings: Settings, line: Line) -> Callable[..., Iterator[str]]:
+def endpoint(
+    engine: Engine, settings: Settings, line: VisitorQueue
+) -> Callable[..., Iterator[str]]:
     """Return the function behind the endpoint; its callers stand in the page's line."""
 
     def translate(

@@ -12,7 +12,7 @@ import gradio as gr
 
 from llama_space.values import Progress
 from translator import advice, documents, panels, texts
-from translator.session import Answer, InLine, Job, Line, translate
+from translator.session import Answer, InLine, Job, VisitorQueue, translate
 from translator.texts import Refusal
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ class Handlers:
     """One for each page: gradio calls its methods with what its components hold."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, line: Line, *, retries: bool = True
+        self, engine: Engine, settings: Settings, line: VisitorQueue, *, retries: bool = True
     ) -> None:
         self._engine = engine
         self._retries = retries
         self._settings = settings
         self._line = line
-        self._examined = Line(_EXAMINATIONS, waiting=0)
+        self._examined = VisitorQueue(_EXAMINATIONS, waiting=0)
         self._stops: dict[threading.Event, str] = {}
         self._unfinished: OrderedDict[str, tuple[object, list[str]]] = OrderedDict()
 

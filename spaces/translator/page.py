@@ -25,7 +25,7 @@ from llama_loader.errors import LoaderError
 from llama_loader.events import ignore
 from llama_space import Engine, Failure, Status, guard
 from translator import api, documents, handlers, languages, panels, texts
-from translator.session import Line
+from translator.session import VisitorQueue
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -101,7 +101,7 @@ class Page:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self._settings = settings
-        self._line = Line(CONCURRENCY, WAITING)
+        self._line = VisitorQueue(CONCURRENCY, WAITING)
         self._start = token_hex(8)
         retries = not isinstance(engine, RefusingEngine)
         self._handlers = handlers.Handlers(engine, settings, self._line, retries=retries)

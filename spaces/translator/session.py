@@ -1,6 +1,6 @@
 """One translation, from what a person asked for to what is shown: checks, turn, pieces.
 
-First come, first served: ``Line`` knows who may have the model now, and who waits for a turn.
+First come, first served: ``VisitorQueue`` knows who has the model now, and who waits for it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ Update = Union[Progress, InLine, Answer, Refusal, Failure]  # noqa: UP007 - eval
 
 
 @final
-class Line:
+class VisitorQueue:
     """Visitors in the order in which they came; gradio's own queue tells no visitor's place.
 
     A visitor who leaves, however that happens, moves all others. Safe to use from threads.
@@ -157,7 +157,7 @@ def translate(
     engine: Engine,
     settings: Settings,
     job: Job,
-    line: Line | None = None,
+    line: VisitorQueue | None = None,
     done: list[str] | None = None,
 ) -> Generator[Update, None, None]:
     """Translate; the last update is a finished answer, a refusal or a failure.
@@ -175,7 +175,7 @@ def translate(
     if refused := refusal(job, settings.max_chars):
         yield refused
         return
-    with (line or Line(1, 0)).places() as places:
+    with (line or VisitorQueue(1, 0)).places() as places:
         if places is None:
             yield Refusal("full")
             return

@@ -1,6 +1,8 @@
-"""What the documents name exists: tests, modules, folders; and no threat is left unanswered."""
+"""Names: what the documents name exists, no two classes share one; and every threat is answered."""
 
+import ast
 import re
+from collections import defaultdict
 
 import pytest
 from verbs import PROJECT
@@ -48,3 +50,13 @@ def test_a_threat_without_a_test_says_what_is_left() -> None:
     assert len(threats) > 20
     for row in threats:
         assert "`test_" in row[3] or row[4].strip(), row[1]
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in (path for half in ("farm", "spaces") for path in (PROJECT / half).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(PROJECT)))
+    assert len(places) > 200
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -9,13 +9,15 @@ from farm import request, targets
 from farm.errors import UsageError
 from farm.options import BuildRequest
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
-from farm.source import Source
+from farm.source import SourceTree
 from tests.rigs.refusals import refused
 
 
 def _plan(tree: Path, set_name: str = "cpu", line: str = "cpu") -> BuildPlan:
     table = targets.load()
-    source = Source(tree=tree, build=1, commit=None, version="1", origin="test", sha256="0" * 64)
+    source = SourceTree(
+        tree=tree, build=1, commit=None, version="1", origin="test", sha256="0" * 64
+    )
     return BuildPlan(table.sets[set_name], table.line(line), source)
 
 

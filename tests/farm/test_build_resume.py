@@ -213,7 +213,7 @@ def test_a_release_of_few_cpu_variants_is_told_by_verify_and_gate(
         notes: list[str] = []
         release.verify(out, notes.append)
         assert any("note[FEW_CPU_VARIANTS]" in note and "haswell" in note for note in notes)
-        checks: list[gate.Check] = []
+        checks: list[gate.GateCheck] = []
         gate.run(out, checks.append, start=False)
         assert "note[FEW_CPU_VARIANTS]" in checks[0].detail
         preflight.build(replace(request, this_cpu=False), report)

@@ -40,7 +40,7 @@ def test_digest_that_the_gate_printed_counts_for_that_manifest_alone(
 def test_release_is_checked_then_and_there_without_a_digest(place: Place, released: Path) -> None:
     """The tiny tree's llama-server is none: the gate finds that; where a key is, nothing starts."""
     publish(place, released)
-    made: list[gate.Check] = []
+    made: list[gate.GateCheck] = []
     report = gate.check_published(place.open(), "b11549-1", made.append)
     with refused("GATE_FAILED", PublishError, match="computes on the CPU"):
         report.require_passed()

@@ -77,7 +77,7 @@ def write(folder: Path, name: str = "more", text: str = HEAD + INSERT + ADD) -> 
     return place
 
 
-def chosen(tree: Path, asked: str = "auto") -> source.Source:
+def chosen(tree: Path, asked: str = "auto") -> source.SourceTree:
     return choose_source(BuildRequest(source=tree, patches=asked))
 
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
 ) -> None:
     write(folder)
     spoil(tree)
-    found = source.Source(tree, None, 1, None, "folder:x", None, digest=folder_digest(tree))
+    found = source.SourceTree(tree, None, 1, None, "folder:x", None, digest=folder_digest(tree))
     said = said.replace("(", r"\(").replace(")", r"\)") if ANCHOR in said else said
     with refused("PATCH_DOES_NOT_FIT", UsageError, f"^patch more: .*{said}", hint="--patches none"):
         source.patched(found, patches.load())

@@ -61,7 +61,7 @@ def test_the_hint_of_an_image_out_of_reach_names_the_line_that_was_asked_for(
 
 
 def plan(line: str, tree: Path) -> BuildPlan:
-    llama = source.Source(tree, None, 1, None, "x", None)
+    llama = source.SourceTree(tree, None, 1, None, "x", None)
     return BuildPlan(TABLE.sets["cpu" if line == "cpu" else "sm90"], TABLE.line(line), llama)
 
 

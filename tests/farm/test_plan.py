@@ -4,10 +4,10 @@ import pytest
 
 from farm import targets
 from farm.plan import CONTAINER_LAYOUT, BuildPlan, Layout
-from farm.source import Source
+from farm.source import SourceTree
 
 TABLE = targets.load()
-SOURCE = Source(
+SOURCE = SourceTree(
     tree=Path("/somewhere"),
     version="0.6.0",
     build=11549,
@@ -118,4 +118,4 @@ def test_the_cache_sees_paths_relative_to_what_source_and_build_share() -> None:
     [(None, "unknown"), ("a" * 40, "a" * 9), ("a" * 40 + "-dirty", "a" * 9 + "-dirty")],
 )
 def test_the_commit_is_shown_as_upstream_shows_it(commit: str | None, shown: str) -> None:
-    assert Source(Path(), None, 1, commit, "x", None).short_commit == shown
+    assert SourceTree(Path(), None, 1, commit, "x", None).short_commit == shown

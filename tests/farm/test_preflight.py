@@ -18,7 +18,7 @@ from farm.options import BuildRequest, Publication
 from farm.plan import BuildPlan
 from farm.publish import places
 from farm.publish.places import Signed
-from farm.source import Source
+from farm.source import SourceTree
 from farm.terminal.progress import BuildReport
 from tests.rigs import http_served
 from tests.rigs.archives import Entry, compress, tar
@@ -46,7 +46,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(build: int = 0, line: str = "cpu", arch_set: str = "cpu") -> BuildPlan:
-    llama = Source(TINY, "0.6.1", build, None, "folder:tiny_llama", None)
+    llama = SourceTree(TINY, "0.6.1", build, None, "folder:tiny_llama", None)
     return BuildPlan(TABLE.sets[arch_set], TABLE.line(line), llama)
 
 

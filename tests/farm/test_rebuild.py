@@ -148,7 +148,7 @@ def test_another_source_is_refused_by_its_parts(
     tree = Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
     choose = reproduce.source_of
 
-    def changed(*of: Any, **more: Any) -> source.Source:
+    def changed(*of: Any, **more: Any) -> source.SourceTree:
         found = choose(*of, **more)
         (tree / "plugin.c").write_text("int changed(void) { return 1; }\n", "utf-8")
         return found
@@ -168,7 +168,7 @@ def test_an_archive_is_fetched_by_the_recorded_digest(
 ) -> None:
     asked: list[object] = []
 
-    def fetch(pin: pins.SourcePin) -> source.Source:
+    def fetch(pin: pins.SourcePin) -> source.SourceTree:
         asked.append(pin)
         return replace(source.from_folder(TINY), build=pin.build, sha256=pin.sha256)
 
@@ -231,7 +231,7 @@ def test_a_repository_that_only_the_record_names_is_not_fetched(
 ) -> None:
     asked: list[str] = []
 
-    def fetch(ref: str, *, remote: str) -> source.Source:
+    def fetch(ref: str, *, remote: str) -> source.SourceTree:
         asked.append(f"{remote} {ref}")
         return replace(source.from_folder(TINY), commit=ref)
 

@@ -11,7 +11,7 @@ from verbs import PROJECT
 from farm import release
 from farm.errors import PublishError, UsageError
 from farm.publish import pin_space, places
-from farm.publish.gate import Check, Report
+from farm.publish.gate import GateCheck, Report
 from farm.terminal import show, status
 from farm.terminal.status import Overview, Row
 from llama_loader.manifest import Cuda, Manifest
@@ -64,7 +64,7 @@ def test_pin_of_a_release_without_cuda_is_told_with_the_file_that_was_written(
     for backend, cuda in (("cpu", None), ("cuda", code)):
         artifacts = (structs.replace(manifest.artifacts[0], cuda=cuda, backend=backend),)
         held = structs.replace(manifest, artifacts=artifacts)
-        pin = pin_space.Pin({"manifest_url": f"file://{PLACE}"}, held)
+        pin = pin_space.CheckedPin({"manifest_url": f"file://{PLACE}"}, held)
         show.pin(pin, Path("spaces/release.json"))
         told = capsys.readouterr().err
         assert "only this machine can read" in told
@@ -132,7 +132,7 @@ def test_texts_from_outside_are_shown_without_terminal_codes(
     evil = "[/x] \x1b[2J\x9b\u202e"
     lying = structs.replace(manifest, source=structs.replace(manifest.source, version=evil))
     show.status(lying)
-    show.check(Check("answers", passed=True, detail=f"Paris{evil}\nsecond"))
+    show.check(GateCheck("answers", passed=True, detail=f"Paris{evil}\nsecond"))
     named = row(lying, evil, evil)
     show.overview(Overview(evil, (named,), (named,)))
     show.note(evil)

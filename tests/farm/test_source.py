@@ -579,7 +579,7 @@ def test_source_that_is_changed_after_it_was_hashed_is_neither_patched_nor_built
     plain = source.from_folder(tree)
     changed, whole = tree / "llama.cpp", (tree / "llama.cpp").read_bytes()
 
-    def write(_: BuildRequest | None = None) -> source.Source:
+    def write(_: BuildRequest | None = None) -> source.SourceTree:
         changed.unlink()
         if change == "add":
             changed.write_bytes(whole + b"int evil;\n")

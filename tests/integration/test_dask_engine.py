@@ -115,7 +115,7 @@ def test_scheduler_of_this_machine_takes_no_connection_of_another_program(
     before = listening()
     with (
         scheduler.cluster(replace(request_, workers=2), 2) as address,
-        closing(scheduler.Connection(address, lambda _: None)) as ours,
+        closing(scheduler.SchedulerClient(address, lambda _: None)) as ours,
     ):
         assert len(ours.hosts()) == 2
         assert listening() == before, "whoever speaks Dask's protocol runs code"
@@ -468,7 +468,7 @@ def test_a_scheduler_that_goes_away_before_the_first_question_is_named(
         until(lambda: dispatcher.link.hosts() != [], "the worker does not come")
         os.killpg(scheduler.pid, signal.SIGKILL)
         with refused("SCHEDULER_UNREACHABLE", EngineError):
-            dispatcher.identities(host.Job(plan, request_))
+            dispatcher.identities(host.BuildJob(plan, request_))
 
 
 @pytest.mark.parametrize("address", ["tls://127.0.0.1:1", "mute"])
@@ -527,6 +527,6 @@ def test_a_host_names_its_devel_image_as_the_engine_does(
     """By its digest and by what is built on it: a tag that moves is another identity."""
     plan = BuildPlan(ArchSet("one", ""), LINE, source.from_folder(TINY))
     request = BuildRequest(engine="docker", image=base_image, line=LINE.name)
-    told = host.compilers(host.Job(plan, request))
+    told = host.compilers(host.BuildJob(plan, request))
     assert told == DockerEngine(client, reference=base_image).identity(plan)
     assert str(client.images.get(base_image).id) in str(told)

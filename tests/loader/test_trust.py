@@ -24,7 +24,7 @@ from llama_loader.locations import Patience
 from llama_loader.manifest import Manifest
 from llama_loader.settings import load
 from llama_loader.store import Store
-from llama_loader.trust import Channel, Pin
+from llama_loader.trust import Pin, SignedChannel
 from tests.rigs import archives, refusals
 from tests.rigs import fault_server as faults
 from tests.rigs.fault_server import FaultServer
@@ -208,7 +208,7 @@ class Published:
         wait = options.pop("between", lambda _: None)
         named = {name: options.pop(name, value) for name, value in FOR.items()}
         pin = Pin(manifest_url=self.url, public_key=key, min_serial=least, **named)
-        channel = Channel(pin, store=store, sink=listen, now=now, sleep=wait)
+        channel = SignedChannel(pin, store=store, sink=listen, now=now, sleep=wait)
         patience = Patience(attempts=1)
         return channel.manifest(Fetcher(sleep=lambda _: None, patience=patience, **options))
 

@@ -180,7 +180,7 @@ def _read_channel(data: bytes, folder: Path) -> None:
         project="me/builds",
         channel="stable",
     )
-    channel = trust.Channel(pin, Store(folder), lambda _: None)
+    channel = trust.SignedChannel(pin, Store(folder), lambda _: None)
     place = folder / "channels" / channel._folder
     place.mkdir(parents=True, exist_ok=True)
     (place / "7.json").write_bytes(data)

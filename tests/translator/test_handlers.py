@@ -13,7 +13,7 @@ from llama_loader import settings
 from llama_space.values import Failure, Item, Piece
 from tests.translator.test_session import Playing
 from translator.handlers import Handlers
-from translator.session import Line
+from translator.session import VisitorQueue
 
 LONG = settings.load(environ={"YAKULINGO_SPACES_N_CTX": "512"})
 TEXT = "".join(f"Paragraph {name} has some words to be read.\n\n" for name in "ABCDEFGHIJKL")
@@ -39,7 +39,7 @@ class Capitals(Playing):
 
 
 def made(engine: Capitals) -> Handlers:
-    return Handlers(engine, LONG, Line(1, 1))
+    return Handlers(engine, LONG, VisitorQueue(1, 1))
 
 
 def sent(name: str, text: str) -> tuple[str, str]:

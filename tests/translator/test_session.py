@@ -15,7 +15,7 @@ from llama_space.values import Failure, Item, Piece, Progress, Status
 from tests.rigs.held_page import Stub
 from translator import api, session
 from translator.page import RefusingEngine
-from translator.session import Answer, InLine, Job, Line, translate
+from translator.session import Answer, InLine, Job, VisitorQueue, translate
 from translator.texts import Refusal
 
 SETTINGS = settings.load(environ={"YAKULINGO_SPACES_MAX_CHARS": "20"})
@@ -115,7 +115,7 @@ def test_closing_a_translation_closes_the_engine_s_stream() -> None:
 
 
 def test_visitors_are_told_their_places_and_one_who_leaves_moves_the_others() -> None:
-    line, job = Line(at_once=1, waiting=2), Job("猫", "auto", "en")
+    line, job = VisitorQueue(at_once=1, waiting=2), Job("猫", "auto", "en")
     engine = Playing(piece("A"), piece(" cat", finished=True))
     first, second, third, fourth = (translate(engine, SETTINGS, job, line) for _ in range(4))
     assert isinstance(next(first), Answer)
@@ -148,13 +148,13 @@ def test_visitors_are_told_their_places_and_one_who_leaves_moves_the_others() ->
 )
 def test_the_endpoint_raises_a_sentence(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(gradio.Error, match=words):
-        list(api.endpoint(Playing(BROKEN), SETTINGS, Line(1, 0))(*arguments))
+        list(api.endpoint(Playing(BROKEN), SETTINGS, VisitorQueue(1, 0))(*arguments))
 
 
 @pytest.mark.parametrize("tag", ["zh-TW", "Chinese (Traditional)", "繁體中文"])
 def test_endpoint_takes_tags_and_names_and_answers_in_what_was_named(tag: str) -> None:
     engine = Playing(piece("A", finished=True))
-    assert list(api.endpoint(engine, SETTINGS, Line(1, 0))("Guten Morgen", tag)) == ["A"]
+    assert list(api.endpoint(engine, SETTINGS, VisitorQueue(1, 0))("Guten Morgen", tag)) == ["A"]
     (asked, _) = engine.asked[0]  # type: ignore[misc]
     assert "from German to Chinese (Traditional)" in str(asked)
 
@@ -180,7 +180,7 @@ def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
     assert "YAKULINGO_SPACES_N_CTX" in engine.doctor().as_text()
     assert list(engine.events([])) == [failure]
     with pytest.raises(gradio.Error, match="SETTING_INVALID: YAKULINGO_SPACES_N_CTX"):
-        list(api.endpoint(engine, SETTINGS, Line(1, 0))("猫", "en"))
+        list(api.endpoint(engine, SETTINGS, VisitorQueue(1, 0))("猫", "en"))
 
 
 class Answering(Playing):

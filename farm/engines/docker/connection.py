@@ -40,7 +40,7 @@ _DEFAULT: Final = "default"
 
 
 @dataclass(frozen=True)
-class Address:
+class EngineAddress:
     """An engine's address, the setting that named it, and its certificates."""
 
     url: str
@@ -68,7 +68,7 @@ class _Context(msgspec.Struct, rename="pascal", frozen=True):
     endpoints: dict[str, _Endpoint]
 
 
-def find() -> Address:
+def find() -> EngineAddress:
     """Return the engine's address, and which setting named it.
 
     Raises:
@@ -78,7 +78,7 @@ def find() -> Address:
     """
     named = kwargs_from_env()
     if "base_url" in named:
-        return Address(named["base_url"], "DOCKER_HOST", named.get("tls"))
+        return EngineAddress(named["base_url"], "DOCKER_HOST", named.get("tls"))
     config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     variable = os.environ.get("DOCKER_CONTEXT")
     context, file = variable or _DEFAULT, config / "config.json"
@@ -90,12 +90,12 @@ def find() -> Address:
         context = told.current_context or _DEFAULT
     if context == _DEFAULT:
         url = DEFAULT_UNIX_SOCKET.removeprefix("http+")
-        return Address(url, "Docker's usual socket", named.get("tls"))
+        return EngineAddress(url, "Docker's usual socket", named.get("tls"))
     by = "DOCKER_CONTEXT" if variable else "the current context"
     return _of_context(config / "contexts", context, f"context {context!r}, {by}")
 
 
-def _of_context(contexts: Path, name: str, told: str) -> Address:
+def _of_context(contexts: Path, name: str, told: str) -> EngineAddress:
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
     file = contexts / "meta" / digest / "meta.json"
     try:
@@ -112,7 +112,7 @@ def _of_context(contexts: Path, name: str, told: str) -> Address:
             ca_cert=str(authority) if authority.is_file() else None,
             verify=not endpoint.skip_tls_verify,
         )
-    return Address(endpoint.host, told, tls)
+    return EngineAddress(endpoint.host, told, tls)
 
 
 def _invalid(what: str) -> EngineError:
@@ -200,7 +200,7 @@ class _API(docker.APIClient):
 class _Client(docker.DockerClient):
     """A client that also closes the ssh connection to its engine."""
 
-    def __init__(self, address: Address, way: ExitStack, timeout: int) -> None:
+    def __init__(self, address: EngineAddress, way: ExitStack, timeout: int) -> None:
         self.api = _API(base_url=address.url, tls=address.tls or False, timeout=timeout)
         self._way = way
 
