@@ -96,7 +96,8 @@ def make(wish: Wish, report: BuildReport) -> None:
     _require_consistent(wish)
     hardware = deploy_space.hardware(wish.hardware)
     usual = (hardware or deploy_space.HARDWARE).value
-    looked_at = _planned(wish, host_of(usual), {})
+    host_of(usual)
+    looked_at = deploy_space.plan(wish, release={})
     warnings = looked_at.unknown()
     try:
         hub.Hub(wish.to).require_writable()
@@ -113,7 +114,8 @@ def make(wish: Wish, report: BuildReport) -> None:
     wish = replace(wish, hardware=usual if hardware else found.hardware or usual)
     host = host_of(wish.hardware or usual)
     variables, pin = _chosen(wish, host, report)
-    planned = _planned(wish, host, pin, variables)
+    wish = replace(wish, variable=(*variables, *wish.variable))
+    planned = deploy_space.plan(wish, release=pin)
     report.say(f"comparing spaces/ with Space {wish.to}")
     changes = deploy_space.compare(planned, adopt=wish.adopt)
     show.deployment(changes, hardware, warnings)
@@ -162,26 +164,15 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
     return plan
 
 
-def _planned(
-    wish: Wish,
-    host: Host,
-    pin: Mapping[str, Any] | None,
-    variables: Mapping[str, str] | None = None,
-) -> deploy_space.Deployment:
-    own = {**({"YAKULINGO_SPACES_ALLOW_CPU": "1"} if host.options else {}), **(variables or {})}
-    named = (f"{name}={value}" for name, value in own.items())
-    return deploy_space.plan(replace(wish, variable=(*named, *wish.variable)), release=pin)
-
-
 def _chosen(
     wish: Wish, host: Host, report: BuildReport
-) -> tuple[Mapping[str, str], Mapping[str, Any] | None]:
-    """Return what chooses the Space's llama-server: variables, and its ``release.json``."""
+) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
+    """Return what chooses the llama-server: NAME=VALUE of variables, and the ``release.json``."""
     if wish.url is not None:
         report.say(f"downloading {wish.url}")
         found = pin_space.archive(wish.url, (host.facts,), host.options)
         show.archive(found)
-        return found.variables(), {}
+        return tuple(f"{name}={value}" for name, value in found.variables().items()), {}
     if not wish.release and not wish.releases and pin_space.FILE.is_file():
         report.say(f"release: the one that {pin_space.FILE.name} in spaces/ pins")
         url = pin_space.manifest_url()
@@ -191,16 +182,16 @@ def _chosen(
             report.say(f"note[{error.code}]: not compared with the hardware: {error.message}")
         else:
             _require_runs(manifest, wish, host, url)
-        return {}, None
+        return (), None
     place = places.parse(wish.releases or f"hf:{wish.to.partition('/')[0]}/llama-server")
     if wish.release:
         named = place.small(places.require_name("release", wish.release), release.MANIFEST)
         _require_runs(named, wish, host, f"{wish.release} of {place.where}")
     name = wish.release or _usable(place, wish, host, report)
     if name is None:  # of a dry run: the release's address is known once it is published
-        return {}, {"manifest_url": "of the release that is published then"}
+        return (), {"manifest_url": "of the release that is published then"}
     report.say(f"release: {name} of {place.where}")
-    return {}, pin_space.release(place, places.require_name("release", name)).content
+    return (), pin_space.release(place, places.require_name("release", name)).content
 
 
 def _require_runs(manifest: bytes, wish: Wish, host: Host, what: str) -> None:
@@ -279,9 +270,8 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         release.write(folder)
         said = _refusal(release.content(folder), host)
     if said:
-        raise PublishError(
-            "RELEASE_CANNOT_RUN/built", folder=folder, hardware=wish.hardware, said=said
-        )
+        name = "RELEASE_CANNOT_RUN/built"
+        raise PublishError(name, folder=folder, hardware=wish.hardware, said=said)
 
 
 def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: float) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -21,7 +21,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Sp
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from farm import PROJECT_ROOT, loader
-from farm.errors import PublishError, UsageError
+from farm.errors import FarmError, PublishError, UsageError
+from farm.inputs import git
 from farm.publish import hub, places
 from llama_loader import gguf_header
 
@@ -37,7 +38,7 @@ _VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|PRIVATE", re.ASCII)
 _TOKEN: Final = re.compile(r"\b(?:hf_|gh[opsru]_|github_pat_|sk-)\w{8}", re.ASCII)
 """How tokens of the Hub, of GitHub and of the usual model services begin."""
-_LEFT_OUT: Final = re.compile(r"(?:^|/)(?:\.|__pycache__(?:/|$))")
+_HIDDEN: Final = re.compile(r"(?:^|/)(?:\.|__pycache__(?:/|$))")
 _RECORD: Final = ".deployed.json"
 _EMPTY_SPACE: Final = frozenset({".gitattributes", "README.md"})
 """Files that the Hub itself puts into a new Space."""
@@ -50,15 +51,14 @@ _MODEL: Final = re.compile(
 _SIZES: Final = ("4b", "12b", "27b")
 """Sizes of TranslateGemma that ``--model`` takes."""
 _BY_SIZE: Final = "mradermacher/translategemma-{0}-it-i1-GGUF:translategemma-{0}-it.i1-Q4_K_M.gguf"
-_QUANTISED: Final = "mradermacher's quantisation of Google's TranslateGemma"
 _PREFIXES: Final = ("YAKULINGO_SPACES_", "LLAMA_SPACE_")
+_ALLOW_CPU: Final = f"{_PREFIXES[0]}ALLOW_CPU"
 _OF_MODEL: Final = ("GGUF_REPO_ID", "GGUF_FILENAME", "GGUF_REVISION", "GGUF_SHA256", "GGUF_PATH")
 _OF_RELEASE: Final = ("LLAMA_CPP_URL", "LLAMA_CPP_SHA256", "LLAMA_CPP_MANIFEST_URL",
                       "LLAMA_CPP_MANIFEST_SHA256")  # fmt: skip
 """Variables that win over ``release.json``."""
 _MOUNT: Final = "/models"
-_MODELS: Final = re.compile(r"^models:\n(?:  - .*\n)+", re.MULTILINE)
-_PRELOAD: Final = re.compile(r"^preload_from_hub:\n(?:  - .*\n)+", re.MULTILINE)
+_LINES: Final = re.compile(r"^(?:(?:models|preload_from_hub):\n(?:  - .*\n)+)+", re.MULTILINE)
 """The lines at the top of README.md that name the model, which the Hub puts into the image."""
 HARDWARE: Final = SpaceHardware.ZERO_A10G
 """The Hub's name for ZeroGPU; a Space that is created without it starts on CPU Basic."""
@@ -74,27 +74,26 @@ class Deployment:
     """The files and settings to upload to a Space.
 
     Attributes:
-        files: paths, or bytes if a file is written for this Space.
+        files: their contents, by path.
         variables: values to set, by name.
         replaced: names of variables that would contradict these; removed unless they are set.
         volume: the volume to mount; None for no change.
         model: the model, for people.
+        left_out: files that are ignored, and stay here.
     """
 
     space: str
-    files: Mapping[str, Path | bytes]
+    files: Mapping[str, bytes]
     variables: Mapping[str, str]
     replaced: frozenset[str] = frozenset()
     volume: Volume | None = None
     model: str = ""
+    left_out: tuple[Path, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(
-            len(one) if isinstance(one, bytes) else one.stat().st_size
-            for one in self.files.values()
-        )
+        return sum(map(len, self.files.values()))
 
     @property
     def names_release(self) -> bool:
@@ -128,61 +127,78 @@ class Deployment:
 def plan(
     wanted: Deploy, root: Path = ROOT, *, release: Mapping[str, object] | None = None
 ) -> Deployment:
-    """Read what would be uploaded; hidden files and Python's caches are not.
+    """Read what would be uploaded; hidden and ignored files and Python's caches are not.
 
     ``release`` is the content of the Space's ``release.json``; empty for none, None for the
-    folder's.
+    folder's. The variable that allows the CPU is set for such hardware, and removed for another.
 
     Raises:
         UsageError: a name or a variable cannot be one, or it would be a secret.
         PublishError: the folder is no Space.
     """
-    space, model = wanted.to, wanted.model
+    space, hardware = wanted.to, wanted.hardware or ""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", space, re.ASCII) or ".." in space:
         raise UsageError("SPACE_INVALID", space=space)
-    files: dict[str, Path | bytes] = {
-        path.relative_to(root).as_posix(): path
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and not _LEFT_OUT.search(path.relative_to(root).as_posix())
-    }
-    keys = [name for name in files if _is_key(root / name)]
-    if keys:
-        raise PublishError("SPACE_HAS_KEY", name=root.name, keys=keys[0])
-    if release is not None:
-        files.pop("release.json", None)
-    if release:
-        files["release.json"] = f"{json.dumps(release, indent=2)}\n".encode()
-    pin = files.get("release.json", b"")
-    _require_public("release.json", pin if isinstance(pin, bytes) else pin.read_bytes())
-    missing = [name for name in NEEDED if name not in files]
-    if missing:
-        raise PublishError("SPACE_INCOMPLETE", name=root.name, missing=", ".join(missing))
+    files, left_out = _files(root, release)
     asked = dict(_variable(*given) for given in enumerate(wanted.variable, 1))
     for name, value in asked.items():
         if name.endswith(("LLAMA_CPP_URL", "LLAMA_CPP_MANIFEST_URL")):
             _require_public(name, json.dumps({"manifest_url": value}).encode())
     by_url = any(f"{prefix}LLAMA_CPP_URL" in asked for prefix in _PREFIXES)
     replaced = _both(_OF_RELEASE if release is not None or by_url else ())
-    if model is None:
-        found = _PRELOAD.search((root / "README.md").read_text("utf-8"))
-        default = found[0].split(" - ")[1].strip() if found else "none is named in README.md"
-        told = f"{_made_by(default)}; a variable of the Space wins over it"
-        return Deployment(space, files, asked, replaced, model=told)
-    chosen = _Model.parse(model, mount=wanted.mount)
-    named = chosen.variables()
-    twice = [name for name in named if asked.get(name, named[name]) != named[name]]
-    if twice:
-        raise UsageError("VARIABLE_TWICE", twice=twice[0])
-    files["README.md"] = chosen.front_matter((root / "README.md").read_text("utf-8")).encode()
-    replaced |= _both(_OF_MODEL)
-    told = _made_by(f"{chosen.repo} {chosen.file}")
-    return Deployment(space, files, {**named, **asked}, replaced, chosen.volume(), told)
+    named = {_ALLOW_CPU: "1"} if hardware.startswith("cpu") else {}
+    if hardware and not named:
+        replaced |= {_ALLOW_CPU}
+    values, volume = {**named, **asked}, None
+    readme = files["README.md"].decode()
+    found = _LINES.search(readme)
+    default = found[0].split(" - ")[-1].strip() if found else "none is named in README.md"
+    model = _named(asked) or default
+    if wanted.model is not None:
+        chosen = _Model.parse(wanted.model, mount=wanted.mount)
+        named = chosen.variables()
+        twice = [name for name in named if asked.get(name, named[name]) != named[name]]
+        if twice:
+            raise UsageError("VARIABLE_TWICE", twice=twice[0])
+        files["README.md"] = _LINES.sub(chosen.lines(), readme, count=1).encode()
+        replaced, values, volume = replaced | _both(_OF_MODEL), named | values, chosen.volume()
+        model = f"{chosen.repo} {chosen.file}"
+    return Deployment(space, files, values, replaced, volume, model, left_out)
 
 
-def _made_by(model: str) -> str:
-    """Add whose quantisation the models of ``--model 4b`` and the default are."""
-    ours = model.startswith(_BY_SIZE.partition("{")[0])
-    return f"{model} ({_QUANTISED})" if ours else model
+def _files(
+    root: Path, release: Mapping[str, object] | None
+) -> tuple[dict[str, bytes], tuple[Path, ...]]:
+    """Return a Space's files, and those left out: what git ignores, without it models and wheels.
+
+    ``release`` is that of ``plan``. Hidden files and Python's caches are in neither.
+    """
+    try:
+        ignored = {*git.ignored(root.parent)} - {root / "release.json"}
+    except FarmError:  # the folder is in no clone
+        ignored = {*root.rglob("*.gguf"), *root.rglob("*.whl")} - {*root.rglob("tiny.gguf")}
+    every = ((one.relative_to(root).as_posix(), one) for one in sorted(root.rglob("*")))
+    shown = {name: one for name, one in every if one.is_file() and not _HIDDEN.search(name)}
+    left = {name: one for name, one in shown.items() if ignored & {one, *one.parents}}
+    files = {name: shown[name].read_bytes() for name in shown if name not in left}
+    for name, content in files.items():
+        if re.match(rb".{,244}(?:secret key|private key-----)", content, re.IGNORECASE):
+            raise PublishError("SPACE_HAS_KEY", name=root.name, keys=name)
+    if release is not None:
+        files.pop("release.json", None)
+    if release:
+        files["release.json"] = f"{json.dumps(release, indent=2)}\n".encode()
+    _require_public("release.json", files.get("release.json", b""))
+    missing = [name for name in NEEDED if name not in files]
+    if missing:
+        raise PublishError("SPACE_INCOMPLETE", name=root.name, missing=", ".join(missing))
+    return files, tuple(left.values())
+
+
+def _named(variables: Mapping[str, str]) -> str:
+    """Return the model that a Space's variables name; empty without one."""
+    names = (f"{prefix}{name}" for name in _OF_MODEL for prefix in _PREFIXES)
+    return " ".join(filter(None, (variables.get(name) for name in names)))
 
 
 def _both(names: Iterable[str]) -> frozenset[str]:
@@ -215,7 +231,7 @@ class Changes:
 
 
 def found_model(text: str | None) -> str | None:
-    """Ask the Hub for the file that ``--model`` names; a bucket, or none, is not asked for.
+    """Ask the Hub for the file that ``--model`` names, also in a bucket.
 
     ``OWNER/REPO:Q4_K_M`` is returned with the name of the file that the loader would choose.
 
@@ -223,19 +239,20 @@ def found_model(text: str | None) -> str | None:
         UsageError: ``MODEL_INVALID``: the Hub has no such file, or shows it to others only.
         PublishError: the Hub refuses, or does not answer.
     """
-    chosen = _Model.parse(text, mount=False) if text else None
-    if chosen is None or chosen.mounted:
-        return text
+    if text is None:
+        return None
+    chosen, api = _Model.parse(text, mount=False), hub.api()
     hint = "check the model's name; a private or gated one needs a token that may read it"
     with hub.hub_errors(f"--model {text}", hint):
-        if chosen.file.endswith(".gguf"):
-            found = [chosen.file] if hub.api().file_exists(chosen.repo, chosen.file) else []
+        if chosen.mounted:
+            found = [one.path for one in api.get_bucket_paths_info(chosen.repo, [chosen.file])]
+        elif chosen.file.endswith(".gguf"):
+            found = [chosen.file] if api.file_exists(chosen.repo, chosen.file) else []
         else:
-            there = hub.tree(hub.api(), chosen.repo, "main")
-            found = gguf_header.of_quantisation(there, chosen.file)
+            found = gguf_header.of_quantisation(hub.tree(api, chosen.repo, "main"), chosen.file)
     if not found:
         raise UsageError("MODEL_INVALID/hub", text=text, file=chosen.file, repo=chosen.repo)
-    return f"{chosen.repo}:{found[0]}"
+    return text if chosen.mounted else f"{chosen.repo}:{found[0]}"
 
 
 def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
@@ -256,8 +273,11 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
         listed = hub.tree(api, deployment.space, head or "main", repo_type="space")
         there = {path: one.lfs.oid if one.lfs else one.oid for path, one in listed.items()}
         record = _record(api, deployment.space, head) if _RECORD in there else None
-        present = api.get_space_variables(deployment.space) if deployment.replaced else {}
+        present = api.get_space_variables(deployment.space)
         runtime = api.get_space_runtime(deployment.space)
+        if not deployment.replaced & _both(_OF_MODEL):  # no --model
+            own = {name: one.value for name, one in present.items()} | dict(deployment.variables)
+            deployment = _keeping(api, deployment, _named(own), head)
     if record is None and not adopt and there.keys() - _EMPTY_SPACE:
         theirs = ", ".join(sorted(there.keys() - _EMPTY_SPACE)[:5])
         raise PublishError("SPACE_NOT_OURS", space=deployment.space, theirs=theirs)
@@ -274,6 +294,16 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
         unset=tuple(sorted((present.keys() & deployment.replaced) - deployment.variables.keys())),
         hardware=str(runtime.requested_hardware or runtime.hardware or ""),
     )
+
+
+def _keeping(api: HfApi, deployment: Deployment, model: str, head: str | None) -> Deployment:
+    """Keep a Space's own model, and what its README.md says of one that its variables name."""
+    files, told = dict(deployment.files), f"the Space's own: {model or deployment.model}"
+    if model:
+        theirs = _content(api, deployment.space, "README.md", head).decode("utf-8", "replace")
+        own, readme = "".join(_LINES.findall(theirs)), files["README.md"].decode()
+        files["README.md"] = _LINES.sub(lambda _: own, readme, count=1).encode()
+    return replace(deployment, files=files, model=told)
 
 
 def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
@@ -306,10 +336,7 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
             api.delete_space_variable(deployment.space, name)
         for name, value in deployment.variables.items():
             api.add_space_variable(deployment.space, name, value)
-        additions = [
-            CommitOperationAdd(name, one if isinstance(one, bytes) else str(one))
-            for name, one in deployment.files.items()
-        ]
+        additions = [CommitOperationAdd(*one) for one in deployment.files.items()]
         uploaded = {name: _identities(path) for name, path in deployment.files.items()}
         record = json.dumps({"files": uploaded}, indent=1).encode()
         additions.append(CommitOperationAdd(_RECORD, record))
@@ -323,21 +350,24 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
         return str(api.space_info(deployment.space).host or made)
 
 
-def _identities(file: Path | bytes) -> list[str]:
+def _identities(content: bytes) -> list[str]:
     """Return the two ids that the Hub may use for a content: git's blob id, and LFS's sha256."""
-    content = file if isinstance(file, bytes) else file.read_bytes()
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return [blob.hexdigest(), hashlib.sha256(content).hexdigest()]
 
 
+def _content(api: HfApi, space: str, name: str, revision: str | None) -> bytes:
+    blocks = hub.content(api, space, name, revision or "main", repo_type="space")
+    return places.small(blocks, f"Space {space}: {name}")
+
+
 def _record(api: HfApi, space: str, revision: str | None) -> dict[str, list[str]]:
     """Return what earlier deployments uploaded, by path."""
-    what = f"Space {space}: {_RECORD}"
-    blocks = hub.content(api, space, _RECORD, revision or "main", repo_type="space")
-    content = places.small(blocks, what)  # some errors of requests are ValueErrors, too
+    content = _content(api, space, _RECORD, revision)  # some of its errors are ValueErrors, too
     try:
         found = msgspec.json.decode(content, type=_Record)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        what = f"Space {space}: {_RECORD}"
         raise PublishError("SPACE_RECORD_DAMAGED", what=what, error=error) from error
     return found.files
 
@@ -358,9 +388,8 @@ def hardware(name: str | None) -> SpaceHardware | None:
         return None if name is None else SpaceHardware(_NAMED.get(name, name))
     except ValueError as error:
         known = ", ".join(one.value for one in SpaceHardware if one is not HARDWARE)
-        raise UsageError(
-            "HARDWARE_UNKNOWN", name=name, zero_gpu=HARDWARE.value, known=known
-        ) from error
+        zero = HARDWARE.value
+        raise UsageError("HARDWARE_UNKNOWN", name=name, zero_gpu=zero, known=known) from error
 
 
 def _variable(number: int, text: str) -> tuple[str, str]:
@@ -405,11 +434,11 @@ class _Model:
             return None
         return Volume(type=self.mounted, source=self.repo, mount_path=_MOUNT, read_only=True)
 
-    def front_matter(self, readme: str) -> str:
-        """Name the model in README.md; a mounted one is not put into the image."""
+    def lines(self) -> str:
+        """Return what README.md says of it; a mounted one is not put into the image."""
         models = "" if self.mounted == "bucket" else f"models:\n  - {self.repo}\n"
         image = "" if self.mounted else f"preload_from_hub:\n  - {self.repo} {self.file}\n"
-        return _PRELOAD.sub(image, _MODELS.sub(models, readme, count=1), count=1)
+        return models + image
 
 
 def _require_public(what: str, pin: bytes) -> None:
@@ -418,9 +447,3 @@ def _require_public(what: str, pin: bytes) -> None:
     if found and _LOCAL_PIN.match(found[1]):
         more = "; a release.json of a trial may be deleted" if what == "release.json" else ""
         raise PublishError("PIN_IS_LOCAL", what=what, url=found[1], more=more)
-
-
-def _is_key(path: Path) -> bool:
-    with path.open("rb") as stream:
-        first = stream.readline(256).lower()
-    return b"secret key" in first or b"private key-----" in first

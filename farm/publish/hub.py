@@ -60,9 +60,13 @@ class _Api(HfApi):
             return found
         seconds = packages.DEADLINE if name == "create_commit" else packages.ANSWER
 
+        def whole(*words: Any, **options: Any) -> Any:
+            told = found(*words, **options)
+            return list(told) if isinstance(told, Iterator) else told
+
         def ask(*words: Any, **options: Any) -> Any:
             with _understood(name):
-                return packages.within(seconds, partial(found, *words, **options))
+                return packages.within(seconds, partial(whole, *words, **options))
 
         return ask
 

@@ -221,12 +221,18 @@ def deployment(
     own = f"the Space's own: {changes.hardware or 'the Hub does not tell it'}"
     default = own if changes.head else "zero-a10g (ZeroGPU)"
     line(f"  hardware {hardware.value if hardware else default}")
-    line(f"  model {planned.model}")
+    ours = "mradermacher/translategemma-" in planned.model
+    by = " (mradermacher's quantisation of Google's TranslateGemma)" if ours else ""
+    line(f"  model {planned.model}{by}")
     named = hardware.value if hardware else changes.hardware
     if named == "cpu-basic" and "-27b-" in planned.model:
         note(
             "warning[MODEL_TOO_LARGE]: it has 17 GB, and cpu-basic 16 GB of memory: try --model 4b"
         )
+    left = sum(one.stat().st_size for one in planned.left_out) / 1e6
+    if left > 1:
+        ignored = ", ".join(one.name for one in planned.left_out)
+        note(f"note[FILES_LEFT_OUT]: {ignored} ({left:.0f} MB) stays here: git ignores it")
     for what, names in (
         ("add", changes.added if changes.head else ()),  # of a new Space it is all of spaces/
         ("change", changes.changed),

@@ -256,6 +256,8 @@ def prefixed(text: str, settings: Settings | None = None) -> str:
 
     def own(found: re.Match[str]) -> str:
         keyword = found[1].lower()
+        if keyword == "gguf_path" and "gguf_repo_id" in keywords:  # it would win over the variable
+            return "the keyword gguf_path instead of gguf_repo_id"
         return keyword if keyword in keywords else prefix + found[1]
 
     return re.sub(rf"{PREFIX}(\w*)", own, text)

@@ -46,7 +46,7 @@ RUN = {
     f"{LOADER} doctor {MANIFEST} --model model.gguf": SPACE_OWNER,
     "curl http://127.0.0.1:41873/v1/chat/completions"
     ' -H "Authorization: Bearer 2cVDSnxlfyJ…"'
-    """ -d '{"messages": [{"role": "user", "content": "Hello"}]}'""": SPACE_OWNER,
+    """ -d '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}'""": SPACE_OWNER,
     f"{LOADER} doctor {MANIFEST} --suppose {HOST}": SPACE_OWNER,
     f"{LOADER} fetch {MANIFEST}": SPACE_OWNER,
     f"{LOADER} serve {MANIFEST} --model model.gguf": SPACE_OWNER,

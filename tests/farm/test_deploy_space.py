@@ -1,6 +1,7 @@
 """Uploading a Space: its folder alone, its variables, never a secret."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,13 +102,14 @@ def test_model_becomes_variables_and_what_the_image_preloads(
         + "The text.\n"
     )
     assert deploy_space.compare(planned).changed == ()
+    again = deploy_space.compare(deploy_space.plan(Deploy("me/space"), space))
+    assert (again.changed, again.unset) == ((), ())
+    assert again.deployment.model == f"the Space's own: {repo} {file}"
 
 
 def test_models_of_the_real_space_are_all_replaced() -> None:
     planned = deploy_space.plan(Deploy("me/space", model="12b"))
-    readme = planned.files["README.md"]
-    assert isinstance(readme, bytes)
-    front = readme.decode().split("---")[1]
+    front = planned.files["README.md"].decode().split("---")[1]
     assert front.count("translategemma-12b-it") == 3
     assert "27b" not in front
 
@@ -138,6 +140,9 @@ def test_mounted_model_is_a_read_only_volume_and_a_path_and_not_in_the_image(
     assert repository.variables == {"YAKULINGO_SPACES_GGUF_PATH": "/models/q4/small.gguf"}
     assert changes.unset == ("YAKULINGO_SPACES_GGUF_FILENAME", "YAKULINGO_SPACES_GGUF_REPO_ID")
     assert repository.commits[-1]["README.md"].decode() == f"---\n{front}\nThe text.\n"
+    again = deploy_space.compare(deploy_space.plan(Deploy("me/space"), space))
+    assert (again.changed, again.unset) == ((), ())
+    assert again.deployment.model == "the Space's own: /models/q4/small.gguf"
 
 
 def test_model_and_variable_that_contradict_another_are_refused(space: Path) -> None:
@@ -176,9 +181,41 @@ def test_file_that_was_edited_in_the_space_is_kept(
 
 def test_large_file_is_recognised_by_its_sha256(space: Path, content: dict[str, bytes]) -> None:
     del content
-    (space / "model.gguf").write_bytes(b"x" * hub_repository.LARGE)
+    (space / "model.bin").write_bytes(b"x" * hub_repository.LARGE)
     deploy_space.deploy(compared(space))
     assert compared(space) == replace(compared(space), added=(), changed=(), deleted=(), kept=())
+
+
+@pytest.mark.usefixtures("hub")
+def test_what_git_ignores_stays_here_and_without_git_models_and_wheels(
+    space: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (space / "out").mkdir()
+    for name in ("model.gguf", "x.whl", "loader/tiny.gguf", "release.json", "out/a.bin"):
+        (space / name).write_bytes(b"{}" + b" " * 600_000)
+    uploaded = {*FILES[1:], "loader/tiny.gguf", "release.json"}
+    assert set(compared(space).added) == {*uploaded, "out/a.bin"}
+    own = "-c user.name=me -c user.email=me@x.invalid commit -q --allow-empty -m first"
+    for argv in ("init -q", own):
+        subprocess.run(["git", "-C", space.parent, *argv.split()], check=True)
+    (space.parent / ".gitignore").write_text("*.gguf\n*.whl\n!tiny.gguf\nout/\nrelease.json\n")
+    changes = compared(space)
+    assert set(changes.added) == uploaded
+    show.deployment(changes, None)
+    assert "FILES_LEFT_OUT]: model.gguf, a.bin, x.whl (2 MB)" in capsys.readouterr().err
+
+
+def test_variable_that_allows_the_cpu_goes_with_the_hardware(
+    hub: hub_repository.Hub, space: Path
+) -> None:
+    def with_(hardware: str | None, *variable: str) -> Changes:
+        wanted = Deploy("me/space", hardware=hardware, variable=variable)
+        return deploy_space.compare(deploy_space.plan(wanted, space))
+
+    deploy_space.deploy(with_("cpu-basic"))
+    ((name, value),) = hub.repositories["me/space"].variables.items()
+    assert with_("zerogpu", f"{name}={value}").unset == with_(None).unset == ()
+    assert with_("zerogpu").unset == (name,) == ("YAKULINGO_SPACES_ALLOW_CPU",)
 
 
 def test_space_of_another_person_is_refused_until_adopted(

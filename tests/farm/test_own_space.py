@@ -126,6 +126,9 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     assert "change release.json" in said
     assert "delete" not in said
     hub.repositories[RELEASES] = released
+    assert "model the Space's own: mradermacher/translategemma-4b-it-i1-GGUF" in make(
+        replace(wish, model=None), dry_run=True
+    )
     commits = {name: len(one.commits) for name, one in hub.repositories.items()}
     assert "release: b11549-1 of hf:me/llama-server" in make(wish, dry_run=True)
     unasked = replace(wish, hardware=None, model="27b")
@@ -222,12 +225,15 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
     files = {f"{name}.gguf": b"" for name in ("small-Q4_K_M", "mmproj-Q4_K_M", "a-Q4_K_M_L")}
     hub.repositories["me/small-GGUF"] = hub_repository.Repository(commits=[files])
     assert deploy_space.found_model("me/small-GGUF:q4_k_m") == "me/small-GGUF:small-Q4_K_M.gguf"
+    bucket = "bucket:me/small-GGUF:a-Q4_K_M_L.gguf"
+    assert deploy_space.found_model(bucket) == bucket
     with refused("SPACE_NOT_OURS", PublishError):
         make(CPU)
     for change, code in (
         ({"model": "70b"}, "MODEL_INVALID"),
         ({"model": "me/nothing:x.gguf"}, "MODEL_INVALID"),
         ({"model": "me/small-GGUF:Q8_0"}, "MODEL_INVALID"),
+        ({"model": "bucket:me/small-GGUF:none.gguf"}, "MODEL_INVALID"),
         ({"hardware": "cray"}, "HARDWARE_UNKNOWN"),
         ({"variable": ("HF_TOKEN=x",)}, "VARIABLE_IS_SECRET"),
         ({"variable": ("LLAMA_SPACE_N_CTX=abc",)}, "SETTING_INVALID"),

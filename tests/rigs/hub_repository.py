@@ -255,6 +255,11 @@ def _hardware(hub: Hub, body: bytes, repo: str) -> Any:
     return {"stage": "BUILDING", "hardware": {"current": None, "requested": None}}
 
 
+def _in_bucket(hub: Hub, body: bytes, repo: str) -> Any:
+    there = hub.repositories[repo].commits[-1].keys() & json.loads(body)["paths"]
+    return [{"type": "file", "path": path, "size": 1, "xetHash": ""} for path in there]
+
+
 def _who(hub: Hub, _body: bytes) -> Any:
     return {"type": "user", "name": "me", "auth": {"accessToken": {"role": hub.role}}}
 
@@ -274,6 +279,7 @@ _ROUTES: dict[str, Any] = {
     f"GET {_KIND}{_REPO}/refs": _refs,
     f"POST {_KIND}{_REPO}/tag/{_REVISION}": _tag,
     f"GET {_KIND}{_REPO}(?:/revision/main)?": _info,
+    f"POST /api/buckets/{_REPO}/paths-info": _in_bucket,
     f"POST {_KIND}{_REPO}/variables": _variable,
     f"(?:GET|DELETE) {_KIND}{_REPO}/variables": _variables,
     f"GET {_KIND}{_REPO}/runtime": _runtime,

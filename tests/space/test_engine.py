@@ -473,6 +473,7 @@ def test_app_is_told_in_lines_that_name_its_own_variables(
     with refused("OFFLINE") as caught:
         list(rig.engine.chat(CHAT))
     assert "LLAMA_SPACE_OFFLINE=0" in caught.value.hint
+    assert "name a file in the keyword gguf_path instead of gguf_repo_id" in caught.value.hint
     notes = [one for one in rig.engine._record._events if isinstance(one, Note)]
     assert [note.hint.partition("=")[0] for note in notes] == ["set LLAMA_SPACE_LLAMA_CPP_SHA256"]
     note = rig.engine._named(Note("MODEL_ON_CPU", "", "set YAKULINGO_SPACES_ALLOW_CPU=1"))
