@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llama_loader import gpus, self_test
+from llama_loader import __version__, gpus, self_test
 from llama_loader.__main__ import main
 from llama_loader.client import Client
 from llama_loader.errors import ServerError
@@ -393,6 +393,21 @@ def test_an_option_before_the_command_is_told_its_place(command: Command, wrong:
     told = refused(command(*wrong.split()), 2, "USAGE")
     assert f"{re.split('[ =]', wrong)[0]} comes before the command\n" in told
     assert "hint: options come after the command: " in told
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["-m", "llama_loader", "--version"], f"llama_loader {__version__}\n"),
+        ([f"{SPACES / 'app.py'}", "-h"], "python3 app.py: serves the translation page until "),
+    ],
+)
+def test_the_version_and_the_app_s_help_are_printed_and_nothing_starts(
+    home: dict[str, str], asked: list[str], told: str
+) -> None:
+    done = heard([sys.executable, *asked], env=home)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(told)
 
 
 def test_a_host_without_gpu(command: Command, release: Path, home: dict[str, str]) -> None:
