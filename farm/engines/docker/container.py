@@ -141,7 +141,7 @@ class DockerWorkspace(Workspace):
             )["Id"]
             stream = api.exec_start(execution, socket=True)
         # Outside of the engine's errors: a log that cannot be written is no engine's fault.
-        with _closing(stream):  # docker-py's own stream never closes its socket
+        with _closing(stream):
             frames = frames_iter(stream, tty=False)  # type: ignore[no-untyped-call]
             _split_lines(_guarded((data for _, data in frames), _LOST), sink)
         with engine_errors("ENGINE_LOST", _LOST):
@@ -190,7 +190,7 @@ def _closing(stream: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        stream._response.close()  # noqa: SLF001 - docker-py keeps the answer there
+        stream._response.close()  # noqa: SLF001 - https://github.com/docker/docker-py/issues/2766
 
 
 def _split_lines(pieces: Iterator[bytes], sink: LineSink) -> None:
