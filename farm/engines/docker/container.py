@@ -187,10 +187,11 @@ def _guarded(pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
 
 @contextmanager
 def _closing(stream: Any) -> Iterator[None]:
+    """Close a socket of docker-py at the end: https://github.com/docker/docker-py/issues/2766."""
     try:
         yield
     finally:
-        stream._response.close()  # noqa: SLF001 - https://github.com/docker/docker-py/issues/2766
+        stream._response.close()  # noqa: SLF001 - docker-py keeps the answer there
 
 
 def _split_lines(pieces: Iterator[bytes], sink: LineSink) -> None:
