@@ -86,7 +86,7 @@ class Inspection:
         return self.code.ptx
 
     def as_json(self) -> dict[str, object]:
-        """Return what ``python -m farm.elf`` prints; a contract (docs/manifest.md)."""
+        """Return what ``python -m farm.elf`` prints; the names are a contract (DESIGN 3.6)."""
         return {
             "file": self.file,
             "machine": self.machine,

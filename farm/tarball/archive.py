@@ -28,7 +28,7 @@ else:
 
 ZSTD_LEVEL: Final = 19
 ZSTD_WINDOW_LOG: Final = 23
-"""8 MiB: what a decoder must keep in memory (docs/manifest.md)."""
+"""8 MiB: what a decoder must keep in memory (DESIGN 3.1)."""
 GZIP_LEVEL: Final = 9
 FORMATS: Final = ("tar.zst", "tar.gz")
 FILE_MODE: Final = 0o644

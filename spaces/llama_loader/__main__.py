@@ -47,7 +47,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from llama_loader import __version__
 from llama_loader.errors import LoaderError, SettingError, printable, tell
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def _parsed(given: list[str]) -> argparse.Namespace:
         extra = given[given.index("--") + 1 :]
         given = given[: given.index("--")]
     parser = _parser()
-    if given and given[0].startswith("--") and given[0] not in {"--help", "--version"}:
+    if given and given[0].startswith("--") and given[0] != "--help":
         parser.error(f"{given[0].partition('=')[0]} {_MISPLACED}")
     options, unknown = parser.parse_known_args(given)
     if unknown:
@@ -287,7 +286,11 @@ def _doctor(options: argparse.Namespace, console: "Console") -> int:
     if options.suppose is None:
         found = doctor.examine(lambda: _settings(options, ignore), sink=console)
         _print(options, found.as_text(), found.as_json())
-        return found.exit_status
+        for check in found.checks:
+            if not check.ok:
+                error = LoaderError(check.code, check.detail, hint=check.hint)
+                return _complain(error.render(), found.exit_status)
+        return _OK
     supposed = doctor.suppose(options.suppose, _settings(options, console), console)
     _print(options, supposed.as_text(), supposed.as_json())
     if supposed.failure is not None:
@@ -330,7 +333,6 @@ def _parser() -> _Parser:
         " 7 the server did not start or died.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"llama_loader {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -348,10 +350,10 @@ def _parser() -> _Parser:
             what.add_argument("--model", dest="gguf_path", metavar="PATH", help="a GGUF file")
             taken = "a file on the Hub, or REPO:Q4_K_M"
             what.add_argument("--hf", nargs="+", metavar=("REPO", "FILE"), help=taken)
-        if name == "serve":
-            command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
             port = "listen here (default: a free port)"
             command.add_argument("--port", dest="server_port", metavar="N", help=port)
+        if name == "serve":
+            command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
             no_key = "ask for no key (default: a random one, printed)"
             command.add_argument("--no-key", action="store_true", help=no_key)
         elif name == "doctor":

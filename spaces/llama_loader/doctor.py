@@ -18,7 +18,19 @@ from typing import Any, Final
 
 import msgspec
 
-from llama_loader import disk, gpus, host, hub, loader, model, model_file, report, selection
+from llama_loader import (
+    disk,
+    gpus,
+    host,
+    hub,
+    loader,
+    model,
+    model_file,
+    report,
+    selection,
+    self_test,
+    server,
+)
 from llama_loader.cuda_libraries import Library
 from llama_loader.devices import Listing
 from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
@@ -36,7 +48,7 @@ _NEEDED: Final = {
     "libraries": "runtime",
     "devices": "libraries",
     "test run": "devices",
-    "model": "settings",
+    **dict.fromkeys(("port", "model"), "settings"),
 }
 """The checks after ``settings`` in their order, and the one that each needs to be good."""
 _STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
@@ -134,6 +146,7 @@ class _Visit:
     settings: Settings
     prepared: Prepared
     listing: Listing
+    runs = False  # by the test run
 
     def __init__(
         self, load: Callable[[], Settings], sink: Sink, prepare: Callable[..., Prepared] | None
@@ -143,8 +156,13 @@ class _Visit:
         self._check("settings", self._settings)
         for name, needed in _NEEDED.items():
             good = {check.name for check in self.found.checks if check.ok}
-            if needed in good and not (name == "test run" and self.settings.no_test_run):
+            if needed in good and not self._is_left_out(name):
                 self._check(name, getattr(self, f"_{name.replace(' ', '_')}"))
+
+    def _is_left_out(self, name: str) -> bool:
+        if name == "port":  # an engine's own server may have it
+            return self.settings.server_port is None or self._prepare is not None
+        return name == "test run" and self.settings.no_test_run
 
     def _check(self, name: str, look: Callable[[], str]) -> None:
         """Run a check; its sentence, or its error, goes on the page."""
@@ -240,8 +258,12 @@ class _Visit:
 
     def _test_run(self) -> str:
         done = loader.try_runtime(self.settings, self.prepared, self.listing)
+        self.runs = True
         where = ", ".join(done.devices) or "the CPU"
         return f"the tiny model answered rightly on {where} in {done.seconds:.2f} s"
+
+    def _port(self) -> str:
+        return f"{server.free_port(self.settings.server_port or 0)} is free"
 
     def _model(self) -> str:
         """Say which model is set; one that is still to be fetched is no fault if the Hub has it."""
@@ -249,12 +271,14 @@ class _Visit:
         if not settings.model_named and find_spec("huggingface_hub") is None:
             return _NO_MODEL
         path = settings.gguf_path or model.at_hand(settings)
-        if path is None and settings.offline:
-            path = model.get(replace(settings, gguf_sha256=None))
-        if path is not None:
-            model_file.require_usable(path)
+        if path is not None or settings.offline:
+            pin = None if settings.no_test_run else settings.gguf_sha256
+            path = model.get(replace(settings, offline=True, gguf_sha256=pin))
             if settings.gguf_path is None and not settings.no_test_run:
                 model_file.require_as_named(path)
+            if self.runs:
+                plan = loader.plan_server(settings, self.prepared, path, listing=self.listing)
+                self_test.require_known(self.prepared, plan)
             return name if settings.gguf_path else f"{name}, in {path.parent}"
         size = hub.size(model.named(settings))
         told = f"{size / 1e9:.1f} GB " if size else ""

@@ -57,6 +57,11 @@ class LoaderError(Exception):
         self.code = code
         self.message, self.hint = safe(message), safe(hint)
 
+    @property
+    def status(self) -> int:
+        """The exit status of its kind."""
+        return self.exit_status
+
     def __str__(self) -> str:
         return f"{self.code}: {self.message}{self.hint and f'; {self.hint}'}"
 

@@ -60,12 +60,14 @@ class Header(NamedTuple):
     """What a header says, by its keys without the first word: ``block_count``, ``architecture``.
 
     ``end``: where in the file the tensors' data end, in bytes, or, where the last one is of a type
-    that is newer than this table of types, where it begins; 0 without tensors.
+    that is newer than this table of types, where it begins; 0 without tensors. ``keys``: where in
+    the file its keys end, in bytes.
     """
 
     numbers: dict[str, int]
     texts: dict[str, str]
     end: int
+    keys: int
 
 
 def read(path: Path) -> Header | None:
@@ -75,6 +77,14 @@ def read(path: Path) -> Header | None:
         return _read(path, status.st_mtime_ns, status.st_size)
     except (OSError, ValueError, EOFError, struct.error, OverflowError):
         return None
+
+
+def without_tensors(path: Path) -> bytes:
+    """Return the keys alone of a file that ``read`` can read, as a GGUF file of one part."""
+    header = read(path)
+    with path.open("rb") as file:
+        data = file.read(header.keys if header else 0)
+    return (data[:8] + bytes(8) + data[16:]).replace(b"split.count", b"split.whole", 1)
 
 
 def is_cut(path: Path) -> bool:
@@ -179,8 +189,9 @@ class _Reader:
                 texts[key] = self._text()
             elif (number := self._number(kind)) is not None:
                 numbers[key] = number
+        keys = self._file.tell()
         end = self._end(tensors, numbers.get("alignment") or _ALIGNMENT)
-        return Header(numbers, texts, end)
+        return Header(numbers, texts, end, keys)
 
     def _end(self, count: int, alignment: int) -> int:
         if count > _MAX_TENSORS:

@@ -149,6 +149,12 @@ def _on_hub(settings: Settings) -> list[_Remote]:
         if not all(named_by) or not 0 <= (answer.size or 0) < _LARGEST:
             told = f"X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}, or its size"
             raise hub_client.failure("HUB_UNUSABLE", settings, f"{told} for {one.model}")
+        pinned, etag = settings.gguf_sha256, named_by[1]
+        # before its first byte comes: each later start would find it, and ask no other server
+        if pinned and model_file.ETAG_OF_LARGE.fullmatch(etag) and etag != pinned:
+            raise IntegrityError(
+                "MODEL_SHA256_MISMATCH", path=settings.model, digest=etag, sha256=pinned
+            )
         found.append(
             _Remote(
                 Web(url, settings.hf_token),
@@ -201,13 +207,7 @@ def fetch(settings: Settings, sink: Sink) -> Path:
     if is_whole and commits == {one.commit for one in remote}:
         return here[0]
     _require_own_cache(settings, sink)
-    pinned, found = settings.gguf_sha256, list[Path]()
-    for one in remote:
-        # before its first byte comes: each later start would find it, and ask no other server
-        if pinned and model_file.ETAG_OF_LARGE.fullmatch(one.etag) and one.etag != pinned:
-            raise IntegrityError(
-                "MODEL_SHA256_MISMATCH", path=settings.model, digest=one.etag, sha256=pinned
-            )
+    found = list[Path]()
     with disk.errors(hub_client.cache()):
         for one in remote:
             one.sweep()

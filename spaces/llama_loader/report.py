@@ -104,7 +104,7 @@ def trust(settings: Settings, prepared: Prepared) -> str:
     if settings.manifest_sha256:
         return "pinned"
     if settings.manifest_url:
-        return "digests match an unpinned manifest"
+        return "digests match, not pinned"
     return "signed" if trusted.read(trusted.release_file()).public_key else "pinned"
 
 

@@ -8,11 +8,14 @@ too. ``fetch`` and ``doctor`` run it, and keep nothing of it (docs/decisions/001
 
 from __future__ import annotations
 
+import re
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llama_loader import gguf_header
 from llama_loader.errors import HostError, LoaderError, ServerError
 from llama_loader.gguf_header import ALL_LAYERS
 from llama_loader.server import Server
@@ -28,6 +31,8 @@ PROMPT: Final = "the quick brown fox jumps over the lazy dog 0123456789"
 ANSWER: Final = "!"
 TIMEOUT: Final = 30.0
 """Seconds for the start and the tokens. They take less than 1 s on an H200."""
+_UNKNOWN: Final = re.compile(r"unknown (model arch|(pre-)?tokenizer)|key not found in model")
+"""What llama-server says of a model that is newer than itself, before it looks for tensors."""
 _SKIP: Final = "--no-test-run skips the test run"
 _REPORT: Final = f"please report it with this text: this runtime does not work here; {_SKIP}"
 
@@ -80,6 +85,24 @@ def run(prepared: Prepared, plan: ServerPlan) -> SelfTest:
         on_gpu = server.report.on_devices(tiny.devices)
         used = () if on_gpu is False else server.report.owners(tiny.devices) or tiny.devices
     return SelfTest(used, time.monotonic() - began)
+
+
+def require_known(prepared: Prepared, plan: ServerPlan) -> None:
+    """Refuse a model whose architecture, or vocabulary, this llama-server does not know.
+
+    The server is given the model's keys without its tensors, which may be many gigabytes, on the
+    CPU: it ends at the first missing tensor if it knows the rest. ``ServerError`` if it does not.
+    """
+    with tempfile.NamedTemporaryFile(prefix=f"{plan.model.stem[:50]}-", suffix=".gguf") as file:
+        file.write(gguf_header.without_tensors(plan.model))
+        file.flush()
+        keys = replace(plan, model=Path(file.name), devices=(), every_device=(), port=None)
+        try:
+            with Server(replace(keys, startup_timeout=TIMEOUT), before=prepared.require_sound):
+                pass
+        except LoaderError as error:
+            if _UNKNOWN.search(error.message):
+                raise
 
 
 def blaming_the_runtime(error: LoaderError) -> LoaderError:

@@ -198,8 +198,7 @@ def load(
         name: chosen[name] if name in chosen else _of_environment(row, environ)
         for name, row in _FIELDS.items()
     }
-    if "gguf_repo_id" in chosen and "gguf_path" not in chosen:
-        values["gguf_path"] = None  # the variable must not win over an option or a keyword
+    _drop_overridden(values, chosen)
     if values["sha256"] and not values["url"]:
         raise SettingError("SETTING_INVALID/pin", prefix=prefix)
     repo = values["gguf_repo_id"]
@@ -325,6 +324,14 @@ def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:
     if {"gguf_path", "gguf_repo_id"} <= found.keys():  # the command line refuses both, too
         raise SettingError("SETTING_CONFLICT/model")
     return found
+
+
+def _drop_overridden(values: dict[str, Any], chosen: Mapping[str, object]) -> None:
+    """Unset variables that would win over what an option or a keyword names."""
+    if "gguf_repo_id" in chosen and "gguf_path" not in chosen:
+        values["gguf_path"] = None
+    if "manifest_url" in chosen and "url" not in chosen:
+        values.update(url=None, sha256=chosen.get("sha256"))
 
 
 def _unknown(environ: Mapping[str, str]) -> Iterator[Note]:

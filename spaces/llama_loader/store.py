@@ -168,6 +168,8 @@ class Store:
                 raise SettingError("NOT_A_RUNTIME", folder=folder) from error
             installed = Receipt.read(place).installed(path, entry, self._sink)
         installed.verify()
+        if not os.path.exists(resolved):  # noqa: PTH110 - Path's raises for too long a name
+            raise SettingError("NOT_A_RUNTIME", folder=folder)
         if entry is None:
             self._sink(Note.of("COMPARED_WITH_RECEIPT", path=path))
         return installed

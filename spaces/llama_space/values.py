@@ -118,6 +118,11 @@ class Failure:
     hint: str
     exit_status: int
 
+    @property
+    def status(self) -> int:
+        """The exit status, by the name that it has in a ``Check``."""
+        return self.exit_status
+
     @classmethod
     def of(cls, error: LoaderError | OSError) -> Failure:
         """Return an error as a value; one of the system's is disk trouble."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llama_loader import __version__, gpus, self_test
+from llama_loader import gpus, self_test
 from llama_loader.__main__ import main
 from llama_loader.client import Client
 from llama_loader.errors import ServerError
@@ -193,7 +193,7 @@ def test_fetch_and_the_doctor_try_what_was_installed(
     assert "status 3 while loading; its last lines: E it is broken" in done.stderr
     assert command("fetch", *options, "--no-test-run").returncode == 0
     page = command("doctor", *options)
-    assert page.returncode == 7
+    refused(page, 7, "SERVER_ENDED")
     assert "FAIL test run: the test run with the loader's own tiny model failed" in page.stdout
     told = json.loads(command("doctor", *options, "--no-test-run", "--json").stdout)
     assert "test run" not in [check["name"] for check in told["checks"]]
@@ -222,6 +222,7 @@ def test_verify_compares_with_the_manifest_that_is_given(
     done = command("verify", str(folder), *options)
     assert done.stdout == f"ok {folder}\ncompared with the manifest's entry {NAME}\n"
     assert "compared with the runtime's own receipt" in command("verify", str(folder)).stdout
+    refused(command("verify", f"{folder}/none", *options), 2, "NOT_A_RUNTIME")
     told = json.loads(command("verify", str(folder), *options, "--json").stdout)
     assert told["compared_with"] == f"the manifest's entry {NAME}"
     program = folder / "llama-server"
@@ -395,21 +396,6 @@ def test_an_option_before_the_command_is_told_its_place(command: Command, wrong:
     assert "hint: options come after the command: " in told
 
 
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        (["-m", "llama_loader", "--version"], f"llama_loader {__version__}\n"),
-        ([f"{SPACES / 'app.py'}", "-h"], "python3 app.py: serves the translation page until "),
-    ],
-)
-def test_the_version_and_the_app_s_help_are_printed_and_nothing_starts(
-    home: dict[str, str], asked: list[str], told: str
-) -> None:
-    done = heard([sys.executable, *asked], env=home)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(told)
-
-
 def test_a_host_without_gpu(command: Command, release: Path, home: dict[str, str]) -> None:
     if Path("/proc/driver/nvidia/gpus").exists():
         pytest.skip("this machine has an NVIDIA GPU")
@@ -435,7 +421,7 @@ def test_misspelt_variable_is_a_warning_of_every_command(
     assert done.stderr.startswith("warning[SETTING_UNKNOWN]: YAKULINGO_SPACES_NCTX is no setting")
     page = command("doctor", *options)
     assert "note SETTING_UNKNOWN: YAKULINGO_SPACES_NCTX" in page.stdout
-    assert page.stderr == ""
+    assert "warning" not in page.stderr
 
 
 @pytest.mark.parametrize("prefix", ["LLAMA_SPACE_", "YAKULINGO_SPACES_"])

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from llama_loader.manifest import dump
 from llama_loader.settings import Settings, load
 from tests.rigs import hub
 from tests.rigs.impostor_archive import Impostor
-from tests.rigs.releases import H200, Unlisted, artifact, manifest, runtime
+from tests.rigs.releases import BARE, H200, Unlisted, artifact, manifest, runtime
 
 RELEASE = manifest(
     artifact("cu130", "sm90", "90"), artifact("cu130", "sm120", "120a"), artifact("cpu", "cpu")
@@ -109,6 +110,26 @@ def test_the_doctors_json_is_of_its_schema(clinic: Clinic, change: str) -> None:
     if change:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(told, schema)
+
+
+@pytest.mark.model
+def test_model_that_the_installed_server_does_not_know_is_found(
+    clinic: Clinic, real_runtime: Path, tmp_path: Path
+) -> None:
+    clinic.runtime, clinic.host, model = real_runtime, BARE, tmp_path / "m.gguf"
+    for known, unknown in ((b"llama", b"llamq"), (b"context_", b"kontext_")):
+        model.write_bytes(self_test.MODEL.read_bytes().replace(known, unknown, 1))
+        found = clinic.examine(ALLOW_CPU="1", GGUF_PATH=str(model))
+        assert (failures(found), found.exit_status) == ({"model": "BAD_MODEL"}, 7)
+
+
+def test_taken_port_and_another_model_than_the_pinned_one_are_found(clinic: Clinic) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        found = clinic.examine(LLAMA_SERVER_PORT=port, GGUF_SHA256="0" * 64)
+    assert failures(found) == {"port": "PORT_IN_USE", "model": "MODEL_SHA256_MISMATCH"}
+    assert found.exit_status == 7
+    assert failures(clinic.examine(LLAMA_SERVER_PORT=port)) == {}
 
 
 def test_missing_libraries_name_the_packages(clinic: Clinic) -> None:
@@ -217,6 +238,7 @@ def test_no_secret_is_on_the_page(clinic: Clinic) -> None:
         ("me/model", "", "HUB_UNREACHABLE", ""),
         ("", "", "HUB_UNREACHABLE", ""),
         ("me/model", "m.gguf", "OFFLINE", "YAKULINGO_SPACES_OFFLINE=0"),
+        ("me/model", "m.gguf", "MODEL_SHA256_MISMATCH", "YAKULINGO_SPACES_GGUF_SHA256"),
     ],
 )
 def test_the_hub_is_asked_for_a_model_that_is_not_here(
@@ -226,9 +248,10 @@ def test_the_hub_is_asked_for_a_model_that_is_not_here(
         clinic.variables["HF_ENDPOINT"] = served.url if name else "http://127.0.0.1:9"
         offline = "1" if code == "OFFLINE" else "0"
         wanted = {"GGUF_REPO_ID": repo, "GGUF_FILENAME": name, "OFFLINE": offline}
+        wanted["GGUF_SHA256"] = "0" * 64 if code.startswith("MODEL_") else ""
         found = clinic.examine(GGUF_PATH="", **wanted)
     assert failures(found) == {"model": code}
-    assert found.exit_status == (2 if code.endswith("NOT_FOUND") else 3)
+    assert found.exit_status == {"FOUND": 2, "MISMATCH": 4}.get(code.rpartition("_")[2], 3)
     assert setting in found.checks[-1].hint
     assert ("as no model is named" in found.checks[-1].detail) is (not repo)
     assert "cannot be served" in found.as_text()
@@ -266,7 +289,7 @@ def test_what_cannot_be_looked_at_is_a_finding(
 
 
 def test_what_vouches_for_a_runtime_is_said(clinic: Clinic) -> None:
-    for digest, words in (("0" * 64, "pinned"), ("", "digests match an unpinned manifest")):
+    for digest, words in (("0" * 64, "pinned"), ("", "digests match, not pinned")):
         checks = clinic.examine(LLAMA_CPP_MANIFEST_SHA256=digest).checks
         (runtime,) = (check for check in checks if check.name == "runtime")
         assert f", {words}, in " in runtime.detail

@@ -54,7 +54,7 @@ def test_an_error_as_text_has_its_code_and_hint_and_can_be_copied() -> None:
     error = SettingError("X", f"no https://h/x?sig={SECRET}", hint="give one")
     for one in (error, copy.copy(error)):
         assert str(one) == "X: no https://h/x?…; give one"
-        assert (one.code, one.hint) == ("X", "give one")
+        assert (one.code, one.hint, one.status) == ("X", "give one", 2)
     assert str(LoaderError("X", "a\nb")) == "X: a b"
 
 

@@ -18,7 +18,7 @@ DIGEST = "ab" * 32
 
 
 def of(**variables: str) -> Settings:
-    """Settings from variables given without their prefix."""
+    """Settings from variables given without the seed's prefix."""
     return load(environ={PREFIX + name: value for name, value in variables.items()})
 
 
@@ -209,6 +209,13 @@ def test_both_prefixes_with_different_values_are_an_error_that_names_both() -> N
     assert all(name in caught.value.message for name in both)
     assert "s3cret" not in caught.value.render()
     assert load({"url": "https://h/c"}, both).url == "https://h/c"  # neither one counts then
+
+
+def test_manifest_as_an_option_drops_an_archive_of_the_environment() -> None:
+    environ = {"LLAMA_SPACE_LLAMA_CPP_URL": "https://h/b", "LLAMA_SPACE_LLAMA_CPP_SHA256": "0" * 64}
+    told = load({"manifest_url": "https://h/m.json"}, environ)
+    assert (told.url, told.sha256) == (None, None)
+    assert load({"manifest_url": "https://h/m.json", "url": "https://h/c"}, environ).sha256
 
 
 def test_quantisation_beside_a_file_is_a_conflict() -> None:

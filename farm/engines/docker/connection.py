@@ -176,8 +176,7 @@ def _answers(here: Path, process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-# docker-py hands on urllib3's own error where a build's or a pull's stream breaks off:
-# https://github.com/docker/docker-py/issues/1469
+# docker-py hands on urllib3's own error where a build's or a pull's stream breaks off
 ENGINE_FAILURES: Final = (
     DockerException,
     requests.RequestException,
@@ -230,8 +229,7 @@ def connect(patience: int | None = None) -> docker.DockerClient:
             if named.url.startswith("ssh://"):
                 reached = replace(named, url=way.enter_context(_forwarded(named.url)))
             scheme, _, path = str(parse_host(reached.url)).partition("://")
-            # a test: docker-py leaks a socket that it cannot connect
-            if scheme == "http+unix":  # https://github.com/docker/docker-py/pull/3356
+            if scheme == "http+unix":  # opened once as a test: docker-py would leak its own socket
                 with closing(socket.socket(socket.AF_UNIX)) as knocking:
                     knocking.settimeout(_PING_SECONDS)
                     knocking.connect(path)
