@@ -48,7 +48,7 @@ TOKENS: Final = 64
 BENCH_TOKENS: Final = 256
 CONTEXT: Final = 4096
 _START_SECONDS: Final = 300.0
-"""Upstream's list takes 41 s to its first answer on an H200: the driver compiles (FACTS §1)."""
+"""Upstream's list takes 39 s to its first token on an H200: the driver compiles (docs/gpu.md)."""
 _POLL: Final = 0.005
 _OK: Final = 200
 MILESTONES: Final = {"ready": "#2f8f5b", "first token": "#c2782b", "64 tokens": "#3b6ea8"}

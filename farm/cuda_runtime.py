@@ -27,7 +27,7 @@ from farm.inputs.packages import fetch_package
 from farm.pack import LICENCES, Inventory, Packed, place, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH
 from farm.tarball import archive
-from farm.tarball.archive import Chunking, Member
+from farm.tarball.archive import Chunking, TarMember
 from farm.tarball.build_record import LineRecord
 from llama_loader.manifest import CUDA_RUNTIME, Artifact, Cuda
 
@@ -136,11 +136,11 @@ def pack(
                     member = f"{ROOT}/{path}"
                     if isinstance(source, bytes):
                         text = io.BytesIO(source)
-                        writer.add(Member(member, len(source), archive.FILE_MODE, text))
+                        writer.add(TarMember(member, len(source), archive.FILE_MODE, text))
                         continue
                     with source.wheel.open(source.info) as stream:
                         size, opened_file = source.info.file_size, cast("BinaryIO", stream)
-                        writer.add(Member(member, size, archive.FILE_MODE, opened_file))
+                        writer.add(TarMember(member, size, archive.FILE_MODE, opened_file))
             raw.flush()
             return read_with_record(durable.opened(raw.fileno()), name=name)[0]
 

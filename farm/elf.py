@@ -86,7 +86,7 @@ class Inspection:
         return self.code.ptx
 
     def as_json(self) -> dict[str, object]:
-        """Return what ``python -m farm.elf`` prints; the names are a contract (DESIGN 3.6)."""
+        """Return what ``python -m farm.elf`` prints; a contract (docs/manifest.md)."""
         return {
             "file": self.file,
             "machine": self.machine,

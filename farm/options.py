@@ -100,7 +100,7 @@ Given = Annotated[str, given]
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """The options of a build (DESIGN 3.6).
+    """The options of a build (docs/building.md).
 
     Attributes:
         arch_set: a set or group of build/targets.toml, e.g. sm90, zerogpu, seed

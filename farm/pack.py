@@ -23,7 +23,7 @@ from farm import durable, elf
 from farm.errors import InspectError, PackError
 from farm.plan import SOURCE_DATE_EPOCH, TARGETS
 from farm.tarball import archive, build_record
-from farm.tarball.archive import Chunking, Digests, Member
+from farm.tarball.archive import Chunking, Digests, TarMember
 from llama_loader.manifest import (
     LLAMA_SERVER,
     Artifact,
@@ -289,7 +289,7 @@ def read_inventory(
 
 
 def _examine(
-    member: Member, what: str, record: str, chunk_size: int
+    member: TarMember, what: str, record: str, chunk_size: int
 ) -> tuple[FileEntry, Inspection | None, bytes]:
     """Return a member's entry, what it holds and needs where it is ELF, and ``record``'s bytes."""
     is_record = member.path == record
@@ -369,8 +369,8 @@ def write(
             path = f"{ROOT}/{name}"
             if name in texts:
                 text = texts[name]
-                writer.add(Member(path, len(text), archive.FILE_MODE, io.BytesIO(text)))
+                writer.add(TarMember(path, len(text), archive.FILE_MODE, io.BytesIO(text)))
                 continue
             mode = archive.PROGRAM_MODE if name in programs else archive.FILE_MODE
             with files[name].open("rb") as stream:
-                writer.add(Member(path, os.fstat(stream.fileno()).st_size, mode, stream))
+                writer.add(TarMember(path, os.fstat(stream.fileno()).st_size, mode, stream))

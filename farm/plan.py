@@ -37,7 +37,7 @@ _COMPRESSION_MODE_SINCE: Final = (12, 8)
 HOST_DEFINES: Final = (
     ("CMAKE_BUILD_TYPE", "Release"),
     ("BUILD_SHARED_LIBS", "ON"),
-    # Plugins: the same tarball starts on a machine with no NVIDIA driver (FACTS: --list-devices).
+    # Plugins: the same tarball starts on a machine with no NVIDIA driver.
     ("GGML_BACKEND_DL", "ON"),
     ("GGML_CPU_ALL_VARIANTS", "ON"),
     ("GGML_NATIVE", "OFF"),
@@ -231,7 +231,7 @@ class BuildPlan:
 
 
 def artifact_name(build: int, line: str, arch_set: str, archive_format: str) -> str:
-    """Return a tarball's name (contract: DESIGN 3.1, docs/manifest.md)."""
+    """Return a tarball's name (a contract: docs/manifest.md)."""
     return f"llama-server-b{build}-{line}-{arch_set}-linux-x86_64.{archive_format}"
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 from llama_loader.errors import SettingError
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print("python3 app.py: serves the translation page until it is interrupted; no options.")
+        print("Variables set it, YAKULINGO_SPACES_… or LLAMA_SPACE_…: docs/settings.md lists them.")
+        sys.exit()
     try:
         from translator import page
     except ModuleNotFoundError as error:

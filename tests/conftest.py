@@ -35,7 +35,7 @@ _PACKAGES = frozenset({"docs", "farm", "loader", "space", "translator"})
 """Folders whose tests are fast, but for those that need a Docker engine or a real model."""
 _BUILT = frozenset({"base_image", "cpu_release", "real_manifest", "real_runtime"})
 _BUILD_SECONDS = 3600
-"""A cold build of the cpu set in a container takes 11 minutes of two idle cores (FACTS §1)."""
+"""A cold build of the cpu set in a container takes 11 minutes of two idle cores (docs/ci.md)."""
 
 
 @pytest.hookimpl(tryfirst=True)  # -m looks at the marks after it

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from farm.options import BuildRequest
     from farm.plan import BuildEngine, BuildPlan
-    from farm.tarball.archive import Member
+    from farm.tarball.archive import TarMember
     from farm.targets import Line
 
 TOPIC: Final = "llama-farm"
@@ -242,7 +242,7 @@ def _source_folder(digest: str) -> Path:
     return cache_folder("sources") / f"sent-{digest}"
 
 
-def products(outcome: Outcome) -> Iterator[Member]:
+def products(outcome: Outcome) -> Iterator[TarMember]:
     """Yield the files that a host sent, read as strictly as a release's tarball.
 
     Raises:

@@ -266,7 +266,7 @@ INPUTS_LABEL: Final = "llama-farm.inputs"
 """The label with the digest of everything that decides the image, except the packages' versions."""
 
 DEBIAN: Final = ("--architectures=amd64", "bookworm")
-"""Debian 12: its glibc 2.36 gives binaries that need 2.34 (FACTS: measured)."""
+"""Debian 12: its glibc 2.36 gives binaries that need 2.34."""
 _ALWAYS: Final = (
     "--variant=minbase",
     "--format=tar",

@@ -354,7 +354,7 @@ def hub_errors(where: str, hint: str = "") -> Iterator[None]:
         yield
     except _UNREACHED as error:
         host, said = endpoint("HF_ENDPOINT", HUB), packages.cause(error)
-        # hf_xet raises a ConnectionError for a status, too: https://github.com/huggingface/xet-core
+        # hf_xet's, of a status: https://github.com/huggingface/huggingface_hub/issues/4507
         code = "HUB_REFUSED/xet" if "HTTP status " in said else "HUB_UNREACHABLE"
         raise PublishError(code, where=where, host=host, said=said) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Write ``spaces/release.json``: which release a Space trusts (DESIGN.md 3.3, docs/trust.md)."""
+"""Write ``spaces/release.json``: which release a Space trusts (docs/trust.md)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ else:
 
 ZSTD_LEVEL: Final = 19
 ZSTD_WINDOW_LOG: Final = 23
-"""8 MiB: what a decoder must keep in memory (DESIGN 3.1)."""
+"""8 MiB: what a decoder must keep in memory (docs/manifest.md)."""
 GZIP_LEVEL: Final = 9
 FORMATS: Final = ("tar.zst", "tar.gz")
 FILE_MODE: Final = 0o644
@@ -70,7 +70,7 @@ class Chunking:
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """One regular file of an archive. ``stream`` is valid until the next member is read.
 
     ``mtime`` is the time in the archive; a ``Writer`` gives all of its members one time.
@@ -127,7 +127,7 @@ class Writer:
         self._tar = tar
         self._mtime = mtime
 
-    def add(self, member: Member) -> None:
+    def add(self, member: TarMember) -> None:
         """Add one file.
 
         Raises:
@@ -163,7 +163,7 @@ def write(
 
 def members(
     raw: BinaryIO, archive_format: str, *, what: str, root: str = "runtime"
-) -> Iterator[Member]:
+) -> Iterator[TarMember]:
     """Yield an archive's members, streaming it once; read each one before the next.
 
     ``what`` is its name in an error, ``root`` the one folder that must contain everything.
@@ -191,7 +191,7 @@ def members(
             if problem := _unsound(info, root):
                 raise PackError("ARCHIVE_UNSOUND", what=what, name=info.name, problem=problem)
             content = cast("BinaryIO", tar.extractfile(info))
-            yield Member(info.name, info.size, info.mode, content, int(info.mtime))
+            yield TarMember(info.name, info.size, info.mode, content, int(info.mtime))
         # The compressor's checksum stands at the very end: read up to it. tarfile has read ahead.
         rest = cast("BinaryIO", tar.fileobj)
         if rest.read(BLOCK).strip(b"\0") or rest.read(1):

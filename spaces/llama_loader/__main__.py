@@ -47,6 +47,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from llama_loader import __version__
 from llama_loader.errors import LoaderError, SettingError, printable, tell
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _parsed(given: list[str]) -> argparse.Namespace:
         extra = given[given.index("--") + 1 :]
         given = given[: given.index("--")]
     parser = _parser()
-    if given and given[0].startswith("--") and given[0] != "--help":
+    if given and given[0].startswith("--") and given[0] not in {"--help", "--version"}:
         parser.error(f"{given[0].partition('=')[0]} {_MISPLACED}")
     options, unknown = parser.parse_known_args(given)
     if unknown:
@@ -333,6 +334,7 @@ def _parser() -> _Parser:
         " 7 the server did not start or died.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"llama_loader {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -122,7 +122,7 @@ class Client:
                     yield response
         except TimeoutError as error:
             raise ServerError("ANSWER_TIMEOUT", seconds=timeout, path=path) from error
-        # http.client reads on after a chunk of a negative or impossible length, and fails then
+        # http.client takes a chunk of any length: https://github.com/python/cpython/issues/150751
         except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             raise ServerError("NO_ANSWER", path=path, error=error) from error
 

@@ -17,15 +17,7 @@ from typing import IO, Final
 
 from llama_loader.manifest import MAX_MEMBERS, MAX_PARTS, FileEntry
 from llama_loader.receipt import PROGRAM
-from llama_loader.unpack import (
-    PIECE,
-    MemberHeader,
-    Reader,
-    archive_format,
-    decompressed,
-    refused,
-    write,
-)
+from llama_loader.unpack import PIECE, Member, Reader, archive_format, decompressed, refused, write
 
 MAX_BYTES: Final = 8 << 30
 """An official CUDA release with its cuBLAS unpacks to about 2 GB."""
@@ -77,7 +69,7 @@ class _Tree:
         self._size = 0
         self._members = 0
 
-    def add(self, member: MemberHeader, content: Iterable[bytes | memoryview]) -> None:
+    def add(self, member: Member, content: Iterable[bytes | memoryview]) -> None:
         """Write a file, or remember a link."""
         self._members += 1
         if self._members > MAX_MEMBERS:
@@ -154,7 +146,7 @@ class _Tree:
         if len(self._spellings) > MAX_MEMBERS:
             raise refused(self._name, f"it has more than {MAX_MEMBERS} files and folders")
 
-    def _target(self, member: MemberHeader, path: str) -> str:
+    def _target(self, member: Member, path: str) -> str:
         """Return where a link leads, as a path in the archive."""
         start = posixpath.dirname(path) if member.kind == "symbolic link" else ""
         target = posixpath.normpath(posixpath.join(start, member.target))
@@ -215,15 +207,15 @@ def _unpack_zip(archive: IO[bytes], name: str, tree: _Tree) -> None:
         raise refused(name, f"it is damaged: {error}") from error
 
 
-def _zip_member(info: zipfile.ZipInfo, stream: IO[bytes]) -> MemberHeader:
+def _zip_member(info: zipfile.ZipInfo, stream: IO[bytes]) -> Member:
     """The upper half of the attributes is the Unix mode, 0 where Windows packed it."""
     mode = info.external_attr >> 16
     if stat.S_ISLNK(mode):
         target = stream.read(_MAX_PATH).decode("utf-8", "replace")
-        return MemberHeader(info.filename, "symbolic link", 0, 0o777, target)
+        return Member(info.filename, "symbolic link", 0, 0o777, target)
     special = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
     kind = "folder" if info.is_dir() else "special file" if special else "file"
-    return MemberHeader(info.filename, kind, info.file_size, stat.S_IMODE(mode), "")
+    return Member(info.filename, kind, info.file_size, stat.S_IMODE(mode), "")
 
 
 def _pieces(stream: IO[bytes]) -> Iterator[bytes]:

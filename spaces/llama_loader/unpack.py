@@ -117,7 +117,7 @@ def write(
     return FileEntry(path=path, size=size, sha256=digest.hexdigest(), executable=executable)
 
 
-def _expected(member: MemberHeader, listed: dict[str, FileEntry], name: str) -> FileEntry:
+def _expected(member: Member, listed: dict[str, FileEntry], name: str) -> FileEntry:
     """Take a member's entry out of the list, so that a second one with its path finds none."""
     if member.kind != "file":
         raise refused(name, f"{member.path!r} is a {member.kind}, not a plain file")
@@ -197,7 +197,7 @@ def _decoder(form: str, name: str) -> tuple[Callable[[], Any], type[Exception]]:
     return (lambda: zstd.ZstdDecompressor(options=options)), zstd.ZstdError
 
 
-class MemberHeader(NamedTuple):
+class Member(NamedTuple):
     """One header: ``mode`` has the set-id bits, too; ``target`` is a link's."""
 
     path: str
@@ -225,7 +225,7 @@ class Reader:
         self._left = 0
         self._extensions = 0
 
-    def members(self) -> Iterator[MemberHeader]:
+    def members(self) -> Iterator[Member]:
         """Yield the members; take a file's ``content`` before the next one."""
         extended: dict[str, str] = {}
         while (header := self._take(BLOCK)).count(0) != BLOCK:
@@ -256,7 +256,7 @@ class Reader:
             self._left -= len(piece)
             yield piece
 
-    def _member(self, header: bytes, flag: bytes, extended: dict[str, str]) -> MemberHeader:
+    def _member(self, header: bytes, flag: bytes, extended: dict[str, str]) -> Member:
         path = self._text(header[:100])
         if header[257:263] == b"ustar\0" and header[345]:
             path = f"{self._text(header[345:500])}/{path}"
@@ -272,7 +272,7 @@ class Reader:
         if kind != "file" and size:
             raise refused(self._name, f"{path!r}, a {kind}, has content")
         target = extended.get("linkpath", self._text(header[157:257]))
-        return MemberHeader(path, kind, size, self._number(header[100:108]), target)
+        return Member(path, kind, size, self._number(header[100:108]), target)
 
     def _extended(self, flag: bytes, size: int) -> dict[str, str]:
         """Read what an extended header says about the next member."""

@@ -271,7 +271,7 @@ class Page:
         # a text that was cleared while it was being translated stays cleared
         shown = [self.target, self.status]
         run.then(js="(...all) => pages.over(...all)", inputs=shown, outputs=shown, **_HERE)
-        # not gradio's own `cancels`: a press right after it is lost, and the page says "Error"
+        # not gradio's own `cancels`: a press within 0.1 s of it is lost (6.31), or says "Error"
         self.stop.click(react.end, None, [self.stop], queue=False, **quiet)
         report = [self.advice, self.report, self.copy_report]
         self.examine.click(react.diagnose, None, report, concurrency_limit=_ALL, **quiet)

@@ -42,7 +42,7 @@ TOKEN: Final = 3
 
 
 @dataclass(frozen=True)
-class TextPiece:
+class Slice:
     """A part of a text; one that is ``kept`` is not translated."""
 
     text: str
@@ -68,7 +68,7 @@ def weight(text: str) -> int:
     return sum(_ASCII_COST if letter.isascii() else _OTHER_COST for letter in text)
 
 
-def cut(text: str, most: int, *, by_line: bool = False) -> list[TextPiece]:
+def cut(text: str, most: int, *, by_line: bool = False) -> list[Slice]:
     """Return the pieces of a text; joined they are the text.
 
     Args:
@@ -76,7 +76,7 @@ def cut(text: str, most: int, *, by_line: bool = False) -> list[TextPiece]:
         most: the weight that no piece to translate exceeds; at least that of a character.
         by_line: no piece has more than one line.
     """
-    made: list[TextPiece] = []
+    made: list[Slice] = []
     group: list[_Line] = []
     held = 0
     for unit in _units(_lines(text), most, by_line=by_line):
@@ -89,7 +89,7 @@ def cut(text: str, most: int, *, by_line: bool = False) -> list[TextPiece]:
     return made + _pieces(group, most)
 
 
-def finer(text: str) -> list[TextPiece]:
+def finer(text: str) -> list[Slice]:
     """Cut a piece whose answer lost its form: at its lines, else at the marks inside its line.
 
     Returns:
@@ -157,19 +157,19 @@ def _bounded(unit: list[_Line], most: int) -> Iterator[list[_Line]]:
         yield unit
 
 
-def _pieces(group: list[_Line], most: int) -> list[TextPiece]:
+def _pieces(group: list[_Line], most: int) -> list[Slice]:
     """Return a block between what is kept before and after it; a heavy line becomes several."""
     with_words = [number for number, line in enumerate(group) if line.body]
     if not with_words or group[0].code:
-        return [TextPiece(whole, kept=True)] if (whole := _joined(group)) else []
+        return [Slice(whole, kept=True)] if (whole := _joined(group)) else []
     first, last = with_words[0], with_words[-1]
     before, after = _joined(group[:first]), _joined(group[last + 1 :])
     if first == last:
         inside = _of_line(group[first], most)
     else:
         block = _joined(group[first:last]) + group[last].head + group[last].body
-        inside = [TextPiece(block), TextPiece(group[last].tail, kept=True)]
-    around = [TextPiece(before, kept=True), *inside, TextPiece(after, kept=True)]
+        inside = [Slice(block), Slice(group[last].tail, kept=True)]
+    around = [Slice(before, kept=True), *inside, Slice(after, kept=True)]
     return [piece for piece in around if piece.text]
 
 
@@ -177,23 +177,19 @@ def _joined(lines: Iterable[_Line]) -> str:
     return "".join(line.text for line in lines)
 
 
-def _of_line(line: _Line, most: int | None = None) -> list[TextPiece]:
+def _of_line(line: _Line, most: int | None = None) -> list[Slice]:
     portions = [line.body] if most is None else _portions(line.body, most)
     words = [part for one in portions for part in _trimmed(one)]
-    around = [TextPiece(line.head, kept=True), *words, TextPiece(line.tail, kept=True)]
+    around = [Slice(line.head, kept=True), *words, Slice(line.tail, kept=True)]
     return [piece for piece in around if piece.text]
 
 
-def _trimmed(text: str) -> list[TextPiece]:
+def _trimmed(text: str) -> list[Slice]:
     """Keep the spaces around a text out of what is translated."""
     if not _has_words(text):
-        return [TextPiece(text, kept=True)]
+        return [Slice(text, kept=True)]
     head, tail = len(text) - len(text.lstrip()), len(text.rstrip())
-    return [
-        TextPiece(text[:head], kept=True),
-        TextPiece(text[head:tail]),
-        TextPiece(text[tail:], kept=True),
-    ]
+    return [Slice(text[:head], kept=True), Slice(text[head:tail]), Slice(text[tail:], kept=True)]
 
 
 def _has_words(text: str) -> bool:
@@ -242,12 +238,12 @@ def _marks(bodies: Iterable[str]) -> Counter[str]:
     return Counter(mark for body in bodies for mark in _KEPT.findall(body))
 
 
-def _spans(line: str) -> Iterator[TextPiece]:
+def _spans(line: str) -> Iterator[Slice]:
     """Yield a line's words apart from the links, code and marks between them."""
     start = 0
     for found in _KEPT.finditer(line):
         yield from _trimmed(line[start : found.start()])
-        yield TextPiece(found[0], kept=True)
+        yield Slice(found[0], kept=True)
         start = found.end()
     yield from _trimmed(line[start:])
 

@@ -247,7 +247,7 @@ class _Run:
         ask: what the model is asked through.
     """
 
-    parts: list[pieces.TextPiece]
+    parts: list[pieces.Slice]
     kind: prompt.Format
     pair: tuple[Language, Language]
     most: int

@@ -23,6 +23,13 @@ def test_relative_links_of_a_document_lead_to_a_file_and_its_heading(page: str) 
     assert [link for link in relative if not leads(path, link)] == []
 
 
+def test_no_text_names_a_document_that_is_not_in_the_repository() -> None:
+    absent = re.compile(r"\b(DESIGN|FACTS|FAULTS|REPORTS|SMALLER)(\.md|'s| §| \d|: [a-z-])")
+    texts = [name for name in FILES if name.endswith((".py", ".md", ".toml", ".yml"))]
+    assert len(texts) > len(PAGES) > 50
+    assert [one for one in texts if absent.search((PROJECT / one).read_text("utf-8"))] == []
+
+
 def leads(page: Path, link: str) -> bool:
     """Tell whether a relative link of a page leads to a file, and to a heading that it has."""
     name, _, heading = link.partition("#")

@@ -15,9 +15,7 @@ from tests.rigs.refusals import refused
 
 def _plan(tree: Path, set_name: str = "cpu", line: str = "cpu") -> BuildPlan:
     table = targets.load()
-    source = SourceTree(
-        tree=tree, build=1, commit=None, version="1", origin="test", sha256="0" * 64
-    )
+    source = SourceTree(tree, "1", 1, None, "test", sha256="0" * 64)
     return BuildPlan(table.sets[set_name], table.line(line), source)
 
 

@@ -193,7 +193,7 @@ def test_zstd_frame_has_a_small_window_and_a_checksum(tmp_path: Path) -> None:
     content = os.urandom(1 << 20) * 20
     path = tmp_path / "x.tar.zst"
     with path.open("wb") as raw, archive.write(raw, "tar.zst", MTIME) as writer:
-        writer.add(archive.Member("runtime/x", len(content), 0o644, io.BytesIO(content)))
+        writer.add(archive.TarMember("runtime/x", len(content), 0o644, io.BytesIO(content)))
     magic, descriptor, window = struct.unpack_from("<IBB", path.read_bytes())
     assert magic == 0xFD2FB528
     assert descriptor & 0b100, "content checksum"

@@ -11,7 +11,7 @@ from farm import durable, reproduce
 from farm.errors import BuildError, PackError
 from farm.reproduce import compare
 from farm.tarball import archive
-from farm.tarball.archive import Member
+from farm.tarball.archive import TarMember
 from tests.rigs.heard import script
 from tests.rigs.refusals import refused
 from tests.rigs.waiting import comes
@@ -36,7 +36,7 @@ def tarball(
     path = folder / "x.tar.zst"
     with path.open("wb") as raw, archive.write(raw, "tar.zst", mtime, level=level) as writer:
         for name, content, mode in members:
-            writer.add(Member(f"runtime/{name}", len(content), mode, io.BytesIO(content)))
+            writer.add(TarMember(f"runtime/{name}", len(content), mode, io.BytesIO(content)))
     return path
 
 

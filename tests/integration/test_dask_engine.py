@@ -364,7 +364,7 @@ def test_products_that_cannot_be_used_fail_their_set_and_not_the_run(
             return honest(folder, programs)
         made = io.BytesIO()
         with archive.write(made, "tar.zst", 0) as writer:
-            writer.add(archive.Member("../outside", 0, archive.FILE_MODE, io.BytesIO()))
+            writer.add(archive.TarMember("../outside", 0, archive.FILE_MODE, io.BytesIO()))
         return made.getvalue()
 
     monkeypatch.setattr(host, "pack_products", hostile)

@@ -47,11 +47,11 @@ def settings(real_manifest: str, real_model: Path) -> dict[str, str]:
     """What the example's README tells a person to set."""
     pinned = space.pinned(real_manifest)
     return {
-        "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL": pinned["llama_cpp_manifest_url"],
-        "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256": pinned["llama_cpp_manifest_sha256"],
-        "YAKULINGO_SPACES_ALLOW_CPU": "1",
-        "YAKULINGO_SPACES_GGUF_PATH": str(real_model),
-        "YAKULINGO_SPACES_MAX_NEW_TOKENS": "24",
+        "LLAMA_SPACE_LLAMA_CPP_MANIFEST_URL": pinned["llama_cpp_manifest_url"],
+        "LLAMA_SPACE_LLAMA_CPP_MANIFEST_SHA256": pinned["llama_cpp_manifest_sha256"],
+        "LLAMA_SPACE_ALLOW_CPU": "1",
+        "LLAMA_SPACE_GGUF_PATH": str(real_model),
+        "LLAMA_SPACE_MAX_NEW_TOKENS": "24",
         "GRADIO_ANALYTICS_ENABLED": "False",
     }
 

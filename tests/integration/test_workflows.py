@@ -147,7 +147,7 @@ def test_the_seed_s_inputs_and_defaults_are_the_seed_s() -> None:
     defaults = workflows.defaults(f"{FAT}.yml")
     # The weekly pull request may not change a workflow, so this one may be older than the pin.
     ref = defaults.pop("llama_cpp_ref")
-    assert defaults.pop("patches") == "auto"  # the seed had no patches
+    assert defaults.pop("patches") == "auto"  # not of the original YakuLingo guide
     assert re.fullmatch(r"b[0-9]+", ref)
     assert all(int(ref[1:]) >= one.fixed_in for one in pins.advisories())
     assert defaults == {

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llama_loader import gpus, self_test
+from llama_loader import __version__, gpus, self_test
 from llama_loader.__main__ import main
 from llama_loader.client import Client
 from llama_loader.errors import ServerError
@@ -394,6 +394,15 @@ def test_an_option_before_the_command_is_told_its_place(command: Command, wrong:
     told = refused(command(*wrong.split()), 2, "USAGE")
     assert f"{re.split('[ =]', wrong)[0]} comes before the command\n" in told
     assert "hint: options come after the command: " in told
+
+
+def test_the_version_and_the_app_s_help_are_printed_and_nothing_starts(
+    home: dict[str, str],
+) -> None:
+    asked = (["-m", "llama_loader", "--version"], [f"{SPACES / 'app.py'}", "-h"])
+    version, app = (heard([sys.executable, *one], env=home) for one in asked)
+    assert (version.returncode, version.stdout) == (0, f"llama_loader {__version__}\n")
+    assert (app.returncode, app.stdout[:22]) == (0, "python3 app.py: serves")
 
 
 def test_a_host_without_gpu(command: Command, release: Path, home: dict[str, str]) -> None:

@@ -364,7 +364,7 @@ def test_a_model_on_the_cpu_is_an_error_unless_allowed(impostor: Impostor) -> No
 
 
 def test_killed_parents_leave_no_orphans() -> None:
-    """FAULTS 56: 20 of them here, as many times more as FAULTS_SCALE says."""
+    """Row 56 of docs/faults.md: 20 of them here, as many times more as FAULTS_SCALE says."""
     count = 20 * int(os.environ.get("FAULTS_SCALE", "1"))
     done = heard(
         [sys.executable, str(SPACES.parent / "tests/rigs/orphans.py"), str(count)],

@@ -18,7 +18,7 @@ DIGEST = "ab" * 32
 
 
 def of(**variables: str) -> Settings:
-    """Settings from variables given without the seed's prefix."""
+    """Settings from variables given without their prefix."""
     return load(environ={PREFIX + name: value for name, value in variables.items()})
 
 

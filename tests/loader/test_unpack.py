@@ -371,7 +371,7 @@ def test_pieces_stay_small() -> None:
     assert max(len(piece) for piece in decompressed(iter([packed]), "tar.zst", "a")) <= 1 << 20
 
 
-def members(plain: bytes) -> list[unpack.MemberHeader]:
+def members(plain: bytes) -> list[unpack.Member]:
     return list(unpack.Reader(pieces(plain, 100), "a", 1 << 30).members())
 
 

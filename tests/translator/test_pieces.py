@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from translator import pieces
-from translator.pieces import TextPiece
+from translator.pieces import Slice
 
 LINES = st.sampled_from(
     [
@@ -181,16 +181,16 @@ def test_answers_form_is_compared(source: str, answer: str, right: bool) -> None
 
 def test_line_is_cut_at_its_links_and_marks() -> None:
     assert pieces.finer("See **this** [page](https://a.example/b).") == [
-        TextPiece("See"),
-        TextPiece(" ", kept=True),
-        TextPiece("**", kept=True),
-        TextPiece("this"),
-        TextPiece("**", kept=True),
-        TextPiece(" ", kept=True),
-        TextPiece("[", kept=True),
-        TextPiece("page"),
-        TextPiece("](https://a.example/b)", kept=True),
-        TextPiece(".", kept=True),
+        Slice("See"),
+        Slice(" ", kept=True),
+        Slice("**", kept=True),
+        Slice("this"),
+        Slice("**", kept=True),
+        Slice(" ", kept=True),
+        Slice("[", kept=True),
+        Slice("page"),
+        Slice("](https://a.example/b)", kept=True),
+        Slice(".", kept=True),
     ]
     assert pieces.finer("nothing to cut here") == []
 

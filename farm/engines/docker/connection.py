@@ -176,7 +176,7 @@ def _answers(here: Path, process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-# docker-py hands on urllib3's own error where a build's or a pull's stream breaks off
+# urllib3's own error ends a broken stream: https://github.com/docker/docker-py/issues/1469
 ENGINE_FAILURES: Final = (
     DockerException,
     requests.RequestException,
@@ -229,7 +229,8 @@ def connect(patience: int | None = None) -> docker.DockerClient:
             if named.url.startswith("ssh://"):
                 reached = replace(named, url=way.enter_context(_forwarded(named.url)))
             scheme, _, path = str(parse_host(reached.url)).partition("://")
-            if scheme == "http+unix":  # opened once as a test: docker-py would leak its own socket
+            # a test: docker-py leaks a socket that it cannot connect
+            if scheme == "http+unix":  # https://github.com/docker/docker-py/pull/3356
                 with closing(socket.socket(socket.AF_UNIX)) as knocking:
                     knocking.settimeout(_PING_SECONDS)
                     knocking.connect(path)
