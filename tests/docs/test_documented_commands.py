@@ -68,7 +68,6 @@ RUN = {
     "invoke targets": BUILDER,
     "invoke build-cpu": "test_the_release_says_what_its_binaries_hold",
     "invoke base-image --line cu130": "test_cu130_takes_the_wheels_toolkit_along",
-    "invoke cuda-runtime --line cu130": "test_exactly_the_libraries_unmodified_and_the_licences",
     "invoke cuda-runtime --line cu130 --out dist": "test_what_the_manifest_says_of_it",
     "invoke rebuild https://…/manifest.json --artifact"
     " llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst": (

@@ -178,7 +178,7 @@ def test_the_space_owner_s_commands(reader: Reader, tmp_path: Path) -> None:
     (spaces / "release.json").unlink(missing_ok=True)
     store = {"HF_HOME": str(tmp_path), "YAKULINGO_SPACES_ALLOW_CPU": "1"}
     served = subprocess.Popen(
-        reader.filled_in("invoke serve-release", "README.md").split(),
+        reader.filled_in("invoke serve-release", "docs/building.md").split(),
         cwd=reader.folder,
         stdout=subprocess.PIPE,
         text=True,
@@ -227,7 +227,7 @@ def here_fails(reader: Reader, page: str) -> str:
 
 
 def here_serves(reader: Reader, folder: Path) -> str:
-    """Serve until the line that the README shows, with its warnings; ask, then interrupt."""
+    """Serve until the line that docs/cli.md shows, with its warnings; ask, then interrupt."""
     command = reader.filled_in("llama_loader serve", "README.md").split()
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=folder, env=reader.environment(), **pipes) as process:
@@ -240,7 +240,7 @@ def here_serves(reader: Reader, folder: Path) -> str:
         process.send_signal(signal.SIGINT)
         told += process.communicate(timeout=60)[1]
     warned = re.compile(r"^(?:warning\[\w+\]|hint):", re.MULTILINE)
-    assert warned.findall(told) == warned.findall((PROJECT / "README.md").read_text("utf-8"))
+    assert warned.findall(told) == warned.findall((PROJECT / "docs" / "cli.md").read_text("utf-8"))
     return line
 
 
@@ -275,7 +275,7 @@ def test_the_demo_of_the_readme(
 
 def test_the_sessions_are_listed(reader: Reader) -> None:
     shutil.copy2(PROJECT / "noxfile.py", reader.folder)
-    said = reader.types("python3 -m nox -l", page="README.md")
+    said = reader.types("python3 -m nox -l", page="docs/ci.md")
     for session in ("lint", "typecheck", "tests", "unit", "demo", "gpu"):
         assert f" {session} -> " in said
     unit = ("nox", "--no-venv", "-s", "unit", "--", "tests/farm/nope.py")
