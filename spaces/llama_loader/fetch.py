@@ -80,8 +80,7 @@ class Fetcher:
                 while piece := body.read(min(PIECE, limit + 1 - size)):
                     size += len(piece)
                     if size > limit:
-                        told = f"{name} is larger than {limit} bytes"
-                        raise IntegrityError("FILE_TOO_LARGE", told)
+                        raise IntegrityError("FILE_TOO_LARGE", name=name, limit=limit)
                     target.write(piece)
                     digest.update(piece)
                     self.sink(Downloading(name, size, body.size))

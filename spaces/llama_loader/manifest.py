@@ -244,7 +244,7 @@ def parse(data: bytes, *, what: str = "manifest") -> Manifest:
     """Parse a manifest of at most ``MAX_MANIFEST_BYTES``; errors call it ``what``."""
     tree = strict_json(data, what=what, max_bytes=MAX_MANIFEST_BYTES)
     if not isinstance(tree, dict):
-        raise IntegrityError("MANIFEST_INVALID", what=what)
+        raise IntegrityError("MANIFEST_INVALID", what=what, problem="$: must be a JSON object")
     version = tree.get("schema_version")
     if type(version) is int and version != SCHEMA_VERSION:
         raise IntegrityError(
@@ -284,7 +284,7 @@ def convert(tree: object, kind: type[_Parsed], *, what: str, code: str) -> _Pars
         match = re.search(r"matching regex '(.*)'", sentence)
         pattern = match[1].replace("\\\\", "\\") if match else ""
         told = f"{path.strip('`') or '$'}: {_EXPLAINED.get(pattern, sentence)}"
-        raise IntegrityError(code, f"{what}: {told}") from error
+        raise IntegrityError(code, what=what, problem=told) from error
 
 
 def dump(value: object) -> bytes:

@@ -114,7 +114,7 @@ def read(path: Path) -> Pin:
             "RELEASE_NOT_CHOSEN", path=path, file=path.name, why=error.strerror
         ) from error
     tree = schema.strict_json(data, what=path.name, max_bytes=_MAX_RELEASE_FILE)
-    pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID")
+    pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID/field")
     digest, key = pin.manifest_sha256 is not None, bool(pin.public_key)
     if digest == key:
         raise IntegrityError("RELEASE_INVALID" if key else "RELEASE_NOT_PINNED", file=path.name)

@@ -129,6 +129,7 @@ def test_each_sentence_is_said_somewhere() -> None:
     source = "".join(path.read_text() for path in (*SOURCES, causes))
     computed = {name for name in SENTENCES if name.endswith("/release")}  # selection._nothing
     assert [name for name in SENTENCES.keys() - computed if f'"{name}"' not in source] == []
+    assert [name for name, told in SENTENCES.items() if not told.get("hint")] == []
     assert {name.partition("/")[0] for name in computed} == {*selection._CHECKS}
 
 

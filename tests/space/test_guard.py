@@ -309,7 +309,7 @@ def test_without_a_private_folder_nothing_is_served(
     folders.setenv("GRADIO_TEMP_DIR", "")
     with pytest.raises(SystemExit) as ended:
         importlib.reload(gradio_bounds)
-    (line,) = str(ended.value.code).splitlines()
+    line, _ = str(ended.value.code).splitlines()
     assert line.startswith("error[STORE_FAILED]: no private folder for gradio's files")
 
 
