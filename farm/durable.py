@@ -143,7 +143,7 @@ def copy(path: Path, place: Path) -> None:
 
 
 def head(path: Path, most: int = SMALL) -> str:
-    """Return the beginning of somebody else's text, of at most so many bytes, for a first look."""
+    """Return at most ``most`` bytes of a text that another person may have written."""
     with open_regular(path) as stream:
         return stream.read(most).decode("utf-8", "replace")
 
@@ -183,7 +183,7 @@ def new_file(path: Path) -> io.FileIO:
 
 @contextmanager
 def held(folder: Path) -> Iterator[Path]:
-    """Open a folder, not a link; give a path that leads to it whatever its name leads to later."""
+    """Open a folder, not a link; give a path to it that stays right when its name is changed."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield opened(handle)
@@ -245,7 +245,7 @@ def require_own(folder: Path, code: str = "FOLDER_NOT_OWN", *, make: int | None 
         disk.trusted(folder, make=make)
     except PermissionError as error:
         raise BuildError(code, folder=folder, why=error.strerror) from error
-    except OSError:  # it is missing, or leads through a file, or in a circle: who makes it says so
+    except OSError:  # missing, through a file, or a circle: its next use reports that
         if make is not None:
             raise
 

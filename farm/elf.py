@@ -143,7 +143,7 @@ def inspect(path: Path) -> Inspection:
         raise UsageError("FILE_MISSING", path=path)
     try:
         with path.open("rb") as stream:
-            # as text that JSON can hold, whatever bytes it has
+            # as text that JSON can hold, also where the name is not UTF-8
             name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             return inspect_stream(stream, name)
     except OSError as error:

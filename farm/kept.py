@@ -53,7 +53,7 @@ class Journal:
     folder: Path
 
     def read(self, key: str, plan: str = "") -> JournalEntry:
-        """Return a plan's entry; of another plan's, the time alone. Unreadable is missing."""
+        """Return a plan's entry: of another plan the seconds alone; an empty one if unreadable."""
         try:
             entry = msgspec.json.decode(self._file(key).read_bytes(), type=JournalEntry)
         except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):

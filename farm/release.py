@@ -50,7 +50,7 @@ SCHEMA: Final = "manifest.schema.json"
 SUMS: Final = "SHA256SUMS"
 _OF_SCHEMA: Final = ("$schema", "title")
 MAX_BYTES: Final = 32 << 30
-"""Bytes of all tarballs of a release, which whoever verifies it fetches to a temporary folder."""
+"""Bytes of all tarballs of a release, which ``invoke verify`` downloads to a temporary folder."""
 _LEAST_PIECE: Final = 1 << 16
 """Bytes of a file's pieces; their digests are kept. Of one byte each, a GiB has 100 GB of them."""
 _AGAIN: Final = (
@@ -257,7 +257,7 @@ def require_whole(manifest: Manifest, url: str) -> None:
     named = Counter(artifact.name for artifact in manifest.artifacts)
     for artifact in manifest.artifacts:
         if not is_tarball(artifact.name) or named[artifact.name] > 1:
-            raise _mismatch(f"{artifact.name}: is no tarball's name, or stands there twice")
+            raise _mismatch(f"{artifact.name}: is no tarball's name, or is listed twice")
         if artifact.urls[0] != artifact.name:
             own = schema.resolve(artifact.resolved_urls(url)[0], MANIFEST)
             raise UsageError("CHANNEL_NOT_RELEASE", url=url, release=manifest.release, own=own)
@@ -299,7 +299,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
 
 
 def _json(document: bytes) -> object:
-    """Parse somebody else's JSON of at most 1 MiB, else return None: it may take 60 times of it."""
+    """Parse foreign JSON of at most 1 MiB, else return None: parsing takes up to 60 times that."""
     try:
         return schema.strict_json(document, what="", max_bytes=1 << 20)
     except IntegrityError:

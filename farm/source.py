@@ -115,8 +115,8 @@ class SourceTree:
     def cache(self) -> str:
         """The compiler cache that only this folder's or repository's builds use.
 
-        Empty for the pinned archive, whose cache machines may share. Whoever writes the source can
-        write wrong objects into the cache.
+        Empty for the pinned archive, whose cache machines may share. A source's
+        author can write wrong objects into the cache.
         """
         if self.sha256 is not None:
             return ""
@@ -308,7 +308,7 @@ def _require_own(tree: Path, paths: Iterable[Path]) -> None:
     """Refuse a tree with pipes, sockets, devices, names that are not UTF-8, or links out of it.
 
     A link could bring a private file of the builder's into the tarball, also out of ``.git``, or
-    through links there, at which nobody looks. One that cannot be followed, or has more names than
+    through links there, which are not checked. One that cannot be followed, or has more names than
     a path, leads out, too, and so does an absolute one: out of any copy of the tree.
     """
     root = tree.resolve()

@@ -155,7 +155,7 @@ class SchedulerClient:
     def _connect(self) -> Any:
         try:
             scheme, _, rest = self.address.rpartition("://")
-            if scheme != "inproc":  # where nobody listens, Dask's own client fails in many lines
+            if scheme != "inproc":  # without a listener Dask's client prints many lines
                 parts = urlsplit(f"//{rest}")
                 where = (parts.hostname or "", parts.port or 0)
                 with socket.create_connection(where, _CONNECT_SECONDS) as knocking:

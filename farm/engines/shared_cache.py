@@ -105,7 +105,7 @@ def check(note: Callable[[str], None]) -> None:
 def owner(source: SourceTree, image: ImageFacts | None) -> str:
     """Return whose compiler cache a build uses: its own name, empty for the one of pinned inputs.
 
-    Whoever writes the source, or a program of the image, can put wrong objects into the cache.
+    The author of the source, or of a program of the image, can put wrong objects into the cache.
     ``image`` is the devel image below a build, None on this machine.
     """
     of_image = "" if image is None or image.trusted else image.id.rpartition(":")[2][:16]

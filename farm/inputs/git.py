@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SETTINGS: Final = "foreign"
-"""The file of ``foreign``'s folder with the settings of somebody else's repository; git is only
-ever asked for what stands in it (``git config --file``)."""
+"""The file of ``foreign``'s folder with the settings of a foreign repository; git only ever
+reads single values from it (``git config --file``)."""
 _SILENCE: Final = 60
 """Seconds without a byte after which git leaves a server."""
 _ONLINE: Final = ("fetch", "ls-remote", "rev-list", "worktree")
@@ -48,9 +48,9 @@ _HARMLESS: Final = re.compile(
 
 @contextmanager
 def foreign(tree: Path) -> Iterator[tuple[str, ...]]:
-    """Give git's options for somebody else's work tree, whose settings may name programs.
+    """Yield git's options for a foreign work tree, whose settings may name programs.
 
-    git reads none of them, whatever is written there meanwhile: its folder is a private one with
+    git reads none of them, also if they are changed meanwhile: its folder is a private one with
     the history's names, whose objects are found in the tree's. Its index is HEAD's: that of the
     tree can name files to git as unchanged.
 
@@ -104,7 +104,7 @@ def _borrow(tree: Path, own: Path) -> None:
 
 
 def ignored(tree: Path) -> Iterator[Path]:
-    """Yield what git ignores of somebody else's work tree; of whole folders the folder alone.
+    """Yield the paths that git ignores in a foreign work tree; for a whole folder its path alone.
 
     Raises:
         SourceError: as ``foreign`` and ``call``.

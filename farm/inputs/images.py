@@ -79,7 +79,7 @@ def keep(image: ImageFacts, role: str = BASE) -> ImageFacts:
 
 
 def is_ours(image: ImageFacts, role: str = BASE) -> bool:
-    """Whether this user's farm has made an image; names and labels are whatever its author says."""
+    """Tell whether this user's farm made an image: its author chooses the names and labels."""
     return (cache_root() / _MADE / _record(image, role)).exists()
 
 

@@ -189,7 +189,7 @@ class _Adapter(HTTPAdapter):
 
 
 def received(ask: Callable[[], requests.Response], *, streamed: bool) -> requests.Response:
-    """Read an answer unless it is one to stream; nobody needs the body of a redirect.
+    """Read an answer unless it is to be streamed; the body of a redirect is not read.
 
     Raises:
         RequestException: it is too long.

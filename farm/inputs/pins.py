@@ -87,7 +87,7 @@ class ImagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def reference(self) -> str:
-        """The name that the engine pulls: the repository at exactly this digest."""
+        """The image's name with its digest, ``REPOSITORY@sha256:…``, which the engine pulls."""
         return f"{self.tag.rpartition(':')[0]}@{self.digest}"
 
 

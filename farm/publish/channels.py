@@ -156,7 +156,7 @@ class Channel:
     def newest(self, checked: str | None = None) -> Manifest:
         """Return the current promotion of a channel, which must be its newest, too.
 
-        Whoever may write to the place can put an older signed pair back, without the key.
+        An account that may write to the place can put an older signed pair back, without the key.
 
         Raises:
             PublishError: ``CHANNEL_MISSING``; ``CHANNEL_NOT_APPROVED``: it is another one than was
@@ -194,10 +194,10 @@ class Channel:
     ) -> Iterator[Manifest]:
         """Yield the channel's promotions, the newest first, each of them verified.
 
-        Whoever may write to the place can damage or remove what the key signed for a release, so
-        that its files are compared with nothing, or put a file there under a number that was not
-        given yet. So all up to the ``present`` one must be there, unless the place may have
-        ``lost`` some of them. ``older``: an older farm may have signed them.
+        An account that may write to the place can damage or remove what the key signed for a
+        release, so that its files are compared with nothing, or add a file with a later number.
+        So all up to the ``present`` one must be there, unless the place may have ``lost`` some of
+        them. ``older``: an older farm may have signed them.
 
         Raises:
             PublishError: one is not this channel's, or is missing.

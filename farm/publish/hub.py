@@ -358,7 +358,7 @@ def hub_errors(where: str, hint: str = "") -> Iterator[None]:
         code = "HUB_REFUSED/xet" if "HTTP status " in said else "HUB_UNREACHABLE"
         raise PublishError(code, where=where, host=host, said=said) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
-        # RuntimeError: what the client makes of whatever stopped the upload of a large file
+        # RuntimeError: the client raises it for any error in the upload of a large file
         cause = error.__cause__ if isinstance(error, RuntimeError) else None
         told = f"{error}: {cause}" if cause else f"{error}"
         said = textwrap.shorten(told, 300, placeholder=" …")

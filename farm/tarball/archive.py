@@ -261,7 +261,7 @@ def _compressor(raw: IO[bytes], archive_format: str, level: int) -> gzip.GzipFil
 class _Unpacked(io.RawIOBase):
     """What one gzip member or zstd frame unpacks to.
 
-    The libraries' own files go on with the next one, of which an archive can have millions.
+    The libraries' own readers continue with the next one; an archive can have millions of them.
     """
 
     def __init__(self, raw: BinaryIO, archive_format: str, what: str) -> None:
@@ -297,4 +297,4 @@ class _Unpacked(io.RawIOBase):
 
 
 def _unknown(name: str) -> PackError:
-    return PackError("FORMAT_UNKNOWN", name=name, formats=" nor ".join(FORMATS))
+    return PackError("FORMAT_UNKNOWN", name=name, formats=", ".join(FORMATS))

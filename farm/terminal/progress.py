@@ -95,7 +95,7 @@ class BuildReport:
         return next(task for task in self.rows.tasks if task.id == number)
 
     def say(self, line: str) -> None:
-        """Show one line that stays, whoever's words it has."""
+        """Print one line that stays, with unprintable characters escaped."""
         whole = not self.is_live  # a terminal gets its lines broken between words
         self.console.print(shown(line), markup=False, highlight=False, soft_wrap=whole)
 

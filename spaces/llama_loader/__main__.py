@@ -185,7 +185,7 @@ def _print(options: argparse.Namespace, text: str, document: Any) -> None:
 
 
 def _end(stream: TextIO, text: str) -> None:
-    """Print the last word, which nothing interrupts: whoever reads it can rely on it."""
+    """Print the command's last output; a signal can no longer interrupt the command."""
     from llama_loader.console import Console, end_undisturbed
 
     end_undisturbed()

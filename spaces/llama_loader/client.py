@@ -212,9 +212,9 @@ class Connection(socket.socket):
 
 
 def _body(*, max_tokens: int, temperature: float = 0.0, **others: Any) -> dict[str, Any]:
-    """Return a request's body, which says how the next token is picked.
+    """Return a request's body, which tells llama-server how to pick the next token.
 
-    At temperature 0 it is the likeliest, whatever else the usual chain of samplers would look at
+    At temperature 0 it is the likeliest, but the usual chain of samplers looks at other things
     first, and Gemma's vocabulary has 262,144 tokens: with the last of the chain alone the answer
     is the same and llama-server takes its greedy short cut (common/sampling.cpp), on the GPU where
     the logits are (``backend_sampling``; docs/gpu.md has what that brings).

@@ -40,7 +40,7 @@ class Console:
                 self.stage(line(event))
 
     def stage(self, text: str) -> None:
-        """Show what goes on now."""
+        """Show the present stage on the line that is redrawn."""
         if self._live:
             tell(self._stream, f"{_CLEAR}{safe(text)[:118]}", end="")
 
@@ -54,11 +54,11 @@ def clean_up_when_told() -> None:
     """Have SIGTERM and SIGINT raise ``KeyboardInterrupt`` once; further ones change nothing.
 
     Python runs a signal's handler between any two instructions, also those of a finalizer, which
-    swallows whatever is raised in it and prints it as ignored. Such an interruption is raised
-    again, outside. Errors of half-made objects are suppressed while the process is interrupted.
+    swallows the exception and prints it as ignored. Such an interruption is raised again,
+    outside. Errors of half-initialised objects are suppressed while the process is interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    # also where a shell's `&` had it ignored: whoever sends it to this process means it
+    # also where a shell's `&` had it ignored: a signal that is sent to this process is meant
     signal.signal(signal.SIGINT, _interrupt)
 
 

@@ -293,7 +293,7 @@ class Folder:
 
 
 def open_own(path: Path) -> IO[bytes]:
-    """Open a file to go on with it; what is no regular file of this user and one name is removed.
+    """Open a file to resume it; remove one that is not regular, this user's, and of one name.
 
     In a folder that others can write it may be a link to another file of this user.
 

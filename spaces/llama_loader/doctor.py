@@ -1,6 +1,6 @@
 """Finds out whether a model can be served here: facts, choice, checks and hints on one page.
 
-Each check runs whatever the checks before it found, as far as it can. The verdict is strict: good
+Each check runs, as far as it can, also after a check that failed. The verdict is strict: good
 means that the runtime is installed, its libraries are there, llama-server itself lists a device
 (or the CPU is allowed), and the model is there or can be had. No secret is on the page, so it can
 be pasted into an issue. ``suppose`` answers what another machine would fetch, one that is described
@@ -165,7 +165,7 @@ class _Visit:
         return name == "test run" and self.settings.no_test_run
 
     def _check(self, name: str, look: Callable[[], str]) -> None:
-        """Run a check; its sentence, or its error, goes on the page."""
+        """Run a check; put its sentence, or its error, on the page."""
         try:
             try:
                 check = Check(name, ok=True, detail=safe(look()))

@@ -119,7 +119,7 @@ def sentence(
 
 
 def advice(message: str, hint: str) -> str:
-    """Return the hint; where a certificate is refused, another one, whatever was asked for."""
+    """Return the hint, or the one about certificates if the message names a refused one."""
     return _TRUSTING if _UNTRUSTED in message else hint
 
 
@@ -150,7 +150,7 @@ def mistyped(url: str, *, user: bool = True) -> str:
     """Return what was meant to be a URL, and is none, without what may be a secret in it.
 
     Everything up to the last ``@`` goes (unless it ends no ``user``), and what follows ``?`` or
-    ``#``: without a proper scheme nobody can tell where a password begins.
+    ``#``: without a proper scheme it is unknown where a password begins.
     """
     place = re.split(r"[?#]", url, maxsplit=1)[0]
     shown = f"…@{place.rpartition('@')[2]}" if user and "@" in place else place

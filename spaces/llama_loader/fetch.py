@@ -35,7 +35,7 @@ MAX_WRONG: Final = 2
 """Wrong bytes are fetched once more from the same URL; then the file itself is wrong."""
 PIECE: Final = 1 << 18
 _LARGEST: Final = 1 << 40
-"""Bytes of a file whose size nobody told before it came."""
+"""Most bytes of a file whose size is not known before its download."""
 
 _SLOWEST_BACKOFF: Final = 8.0
 

@@ -1,8 +1,8 @@
 """Unpack any llama.cpp archive into a private folder (``…_LLAMA_CPP_URL``).
 
 No manifest lists its files. Links that stay inside the archive become files, so that only files and
-folders are installed. Whatever leads out of it, is special, or exists twice is refused, and so is
-what would take more than bounded memory, files or bytes.
+folders are installed. A member that leads out, is special, or exists twice is refused, and so is an
+archive that would take more than bounded memory, files or bytes.
 """
 
 import posixpath

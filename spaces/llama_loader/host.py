@@ -336,7 +336,7 @@ def find(environ: Mapping[str, str], name: str = "nvidia-smi") -> str | None:
 
 
 def parse(text: str) -> DriverReport:
-    """Read its CSV. ``[N/A]``, ``Unknown Error`` and whatever else is no number is unknown."""
+    """Read its CSV. ``[N/A]``, ``Unknown Error`` and other texts without a number are unknown."""
     driver, found = None, []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]

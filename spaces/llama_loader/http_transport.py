@@ -132,7 +132,7 @@ def _reason(error: BaseException, url: str) -> str:
 
 
 class _TimedAdapter(HTTPAdapter):
-    """Asks for one URL; whatever is read from its connection comes in time, or not at all."""
+    """Requests one URL; every read from its connection ends by the deadline, or raises."""
 
     def __init__(self, url: str, patience: Patience, deadline: float) -> None:
         super().__init__()

@@ -108,7 +108,7 @@ class _Remote:
 
     @property
     def blobs(self) -> Path:
-        """Where the Hub's cache keeps it, also after ``_require_own_cache`` chose another cache."""
+        """The repository's folder ``blobs``, in the Hub's cache or in the one that replaces it."""
         return _folder(self.settings) / "blobs"
 
     @property

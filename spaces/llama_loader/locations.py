@@ -132,7 +132,7 @@ def _refused(url: str, why: str = "is not a URL to load from") -> SettingError:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server may take, in seconds where nothing else is said."""
+    """Timeouts of a download: in seconds, unless a comment names another unit."""
 
     connect: float = 10.0
     silence: float = 20.0  # between two bytes

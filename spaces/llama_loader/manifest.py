@@ -6,7 +6,7 @@ keeps working.
 
 Python's ``json`` takes the last of two equal keys, reads ``NaN`` and ``1e999`` and keeps lone
 surrogates. Two readers of such a text can disagree about it, which is how a checked manifest
-becomes a different one. Here each of them, as whatever else is malformed, is an ``IntegrityError``
+becomes a different one. Here each of them, like any other malformed value, is an ``IntegrityError``
 that names the JSON path (``$.artifacts[0].size``). So is an artifact that has no mirror left.
 """
 

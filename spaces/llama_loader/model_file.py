@@ -87,9 +87,9 @@ def require_first(name: str, label: str) -> None:
 
 
 def require_as_named(path: Path) -> None:
-    """Hash a model of the Hub's cache, whose entry is a link to the ETag: a large file's sha256.
+    """Verify a model of the Hub's cache by its name: a link to the ETag, a large file's sha256.
 
-    Where that link leads on, to what Xet brought, the last name is another digest.
+    A file that Xet downloaded lies behind a second link; the name at its end is another digest.
     """
     for part in gguf_header.files(path):
         etag = part.readlink().name if part.is_symlink() else ""

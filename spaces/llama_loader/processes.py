@@ -157,7 +157,7 @@ class Program:
         text: bytes = b"",
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start it, once. Whatever this raises, call ``stop``.
+        """Start it, once. Call ``stop`` afterwards, also if this raises.
 
         Args:
             argv: its path and its arguments.

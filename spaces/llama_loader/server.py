@@ -105,7 +105,7 @@ class Server:
 
     @property
     def report(self) -> LoadReport:
-        """Where the weights went, by its own words."""
+        """On which devices the model's weights are, as llama-server's log reports."""
         return self._log.report
 
     def client(self, *, timeout: float = 60.0) -> Client:

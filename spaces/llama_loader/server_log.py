@@ -15,7 +15,7 @@ from llama_loader.errors import HostError, LoaderError
 
 KEPT_LINES: Final = 200
 _FIRST_ERRORS: Final = 20
-"""Lines stamped as errors that are kept whatever follows them: the first one is the cause."""
+"""Lines stamped as errors that are kept however many follow: the first one is the cause."""
 _LINE: Final = 2000
 """Bytes kept of one line."""
 _MAX_BUFFERS: Final = 100
@@ -45,7 +45,7 @@ class LoadReport:
     buffers: dict[str, int]  # bytes by buffer (``CUDA0``, ``CPU_Mapped``)
 
     def owners(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of these devices that weights lie on, as far as the server said so."""
+        """Return those of these devices that weights lie on, as far as the server reported it."""
         return tuple(name for name in names if any(map(_of(name).fullmatch, self.buffers)))
 
     def on_devices(self, names: tuple[str, ...]) -> bool | None:
@@ -180,7 +180,7 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
     first = decisive or next((_message(line) for line in own if _level(line) == "E"), "")
     more, level = [], ""
     for line in own:
-        # an indented line goes on with the message above: a list of sampler parameters, say
+        # an indented line belongs to the message above: a list of sampler parameters, say
         level = _level(line) or (level if line[0].isspace() else "")
         more += [line] if level in {"E", ""} else []
     chosen: list[str] = []

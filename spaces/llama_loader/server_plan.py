@@ -19,7 +19,7 @@ from llama_loader.gguf_header import ALL_LAYERS, COMPUTE_MARGIN
 from llama_loader.server_log import LoadReport
 
 _FITTING: Final = -1
-"""``--n-gpu-layers``: as many as fit, by llama-server's own reckoning (common/fit.cpp)."""
+"""``--n-gpu-layers``: as many as fit, by llama-server's own calculation (common/fit.cpp)."""
 _MAIN_MEMORY_SHARE: Final = 0.8
 """Of main memory a model and its context may take: a container that takes all of it is killed."""
 _PROMPTS_MIB: Final = 1024
@@ -85,7 +85,7 @@ class ServerPlan:
     pinned_build: bool = False  # the build is one of ours, so it knows the newer options
     keeps_port: bool = True  # the server shares its port with a socket of this process (``server``)
     main_memory: int = 0  # bytes of it; what does not fit on the GPU must fit here
-    # that compute on the CPU; None for one per core of the machine, as llama-server reckons: it
+    # that compute on the CPU; None for one per core of the machine, as llama-server counts: it
     # asks neither its affinity nor its control groups (common/common.cpp)
     threads: int | None = None
     # weights on the CPU may be laid out anew for its instructions (AMX, AVX-512)

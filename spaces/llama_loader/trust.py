@@ -84,7 +84,7 @@ def manifest(
 ) -> tuple[Manifest, str]:
     """Return the trusted manifest and its URL: the settings' own, else that of ``release.json``.
 
-    A digest in the settings pins, whatever ``release.json`` says.
+    A digest in the settings pins, also where ``release.json`` has another one.
     """
     if settings.manifest_url is not None:
         pin = Pin(manifest_url=settings.manifest_url)

@@ -123,7 +123,7 @@ def _expected(member: Member, listed: dict[str, FileEntry], name: str) -> FileEn
         raise refused(name, f"{member.path!r} is a {member.kind}, not a plain file")
     entry = listed.pop(member.path, None)
     if entry is None:
-        raise refused(name, f"{member.path!r} is not listed, or stands there twice")
+        raise refused(name, f"{member.path!r} is not listed, or is in the archive twice")
     mode = PROGRAM_MODE if entry.executable else FILE_MODE
     if member.mode != mode:
         raise refused(name, f"{member.path!r} has mode {member.mode:04o}, not {mode:04o}")

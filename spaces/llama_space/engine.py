@@ -259,7 +259,7 @@ class Engine:
 
     def _prepare(self) -> None:
         """Get everything ready that needs no GPU; outside ZeroGPU start the server too."""
-        # Whatever happens, no caller waits for ever
+        # also after an unexpected error no caller waits for ever
         ready, failure = None, Failure.of(LoaderError("UNEXPECTED/preparation"))
         try:
             found, known = preparation.run(self.settings, self._hear)

@@ -48,7 +48,7 @@ os.environ.pop("GRADIO_NUM_WORKERS", None)  # such processes serve files of any 
 logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it logs what a caller sends as it stands
 logging.getLogger().addFilter(lambda told: "/mcp/" not in told.pathname)  # by the root logger, too
 _described: Final = ContextVar[Any]("_described", default=None)
-# the description has the address of whoever asks: gradio would keep the first one's for all
+# the description has the address of the client that asks: gradio would keep the first one's for all
 _write: Any = lambda _, told: _described.set(told)  # noqa: E731
 App.api_info = property(lambda _: _described.get(), _write)  # type: ignore[assignment]
 _mcp_server: Final = GradioMCPServer.create_mcp_server

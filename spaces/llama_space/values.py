@@ -71,7 +71,7 @@ class Ready:
 class Reserved(NamedTuple):
     """GPU seconds: what a call asks ZeroGPU for, and the least that can be enough for it.
 
-    ``left`` is what the visitor had left, where ZeroGPU has said so.
+    ``left`` is what the visitor had left, where ZeroGPU has reported it.
     """
 
     seconds: int = 0
@@ -147,7 +147,7 @@ class Figures:
         warm: the server ran already.
         reserved, used: GPU seconds that ZeroGPU was asked for, and those from the worker's first
             sign of life to the end; 0 outside ZeroGPU.
-        left: GPU seconds that the visitor had left before, where ZeroGPU has said so.
+        left: GPU seconds that the visitor had left before, where ZeroGPU has reported it.
     """
 
     when: float

@@ -3,7 +3,7 @@
 On ZeroGPU this process is a worker, a fork that lives for several calls, each in a thread of its
 own. All calls share the server, whose life ``llama_loader.processes`` ties to the worker's.
 
-A generator of answers yields something every ``BEAT`` seconds, whatever the server does: a ZeroGPU
+A generator of answers yields something every ``BEAT`` seconds, also from a silent server: a ZeroGPU
 worker notices only at a ``yield`` that the visitor has gone.
 """
 

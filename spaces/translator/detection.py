@@ -62,7 +62,7 @@ def pair(
         source: a code, or ``auto`` to have it detected.
         target: a code.
         text: what is to be translated.
-        automatic: the target is nobody's choice. A text that is in it for certain goes to its
+        automatic: the visitor did not choose the target. A text certain to be in it goes to its
             counterpart: English for all languages but English, which goes to Japanese. A single
             word says too little for that. A target that was chosen is never replaced.
     """
@@ -71,7 +71,7 @@ def pair(
     if guess.code == target and source == languages.AUTO:
         others = [one for one in ranked if one.code != target]
         if others and not (guess.confidence >= _CERTAIN and _length(text) > 1):
-            guess = others[0]  # whoever wants English of one word has most likely written another
+            guess = others[0]  # one word to be put into English is most likely not English
         elif automatic:
             target = "ja" if target == "en" else "en"
     return languages.known()[guess.code], languages.known()[target]

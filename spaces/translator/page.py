@@ -1,6 +1,6 @@
 """The page: what is on it, and which handler each press calls. gradio 6.
 
-Whatever is set wrongly, there is a page, which says what.
+With any wrong setting there is still a page, which names the setting.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _FILES: Final = FileSystemLoader(Path(gr.__file__).parent / "templates")
 """Gradio's own HTML."""
 CONCURRENCY: Final = 3
 WAITING: Final = 20
-"""Visitors who may wait for their turn, in a line of ours that says where one stands."""
+"""Visitors who may wait in the page's own line, which shows each visitor's place."""
 _ALL: Final = CONCURRENCY + WAITING + 2
-"""Gradio lets everybody in who may wait, and somebody more to be told that the line is full.
+"""Visitors that gradio lets in: those who may wait, and two to be told that the line is full.
 Each takes one of its threads for events at times (``guard``)."""
 _EXAMPLES: Final = (
     ("吾輩は猫である。名前はまだ無い。", "en"),

@@ -2,7 +2,7 @@
 
 Three kinds of model. TranslateGemma's template makes the whole prompt out of the text and two
 language codes. Any other chat model is asked in a sentence. A base model has no template: it is
-shown one translation and goes on with the next.
+shown one translation and continues with the next.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def ask(
         kind: of the model.
         text: for a base model a single line.
         pair: source and target.
-        before: the sentences before the text, and their translation: the model goes on from there.
+        before: the sentences before the text, and their translation: the model continues there.
     """
     if kind == "base":
         return _base(text, *pair, before)

@@ -36,7 +36,7 @@ _FINER_LEAST, _FINER_EACH = 50, 20
 _LOST: Final = frozenset({"ZEROGPU_ABORTED", "NO_ANSWER", "ANSWER_CUT", "ANSWER_TIMEOUT"})
 """Failures of a GPU or server that went away in the middle of an answer."""
 _SHOW_EVERY: Final = 0.04
-"""Seconds. More than 25 updates in a second nobody sees; the first is shown at once."""
+"""Seconds. A visitor sees no more than 25 updates in a second; the first is shown at once."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Job:
     Attributes:
         source: a code, or ``auto``.
         target: a code.
-        automatic: the target is nobody's choice, and a text that is in it may turn it round.
+        automatic: the visitor did not choose the target; a text in that language reverses the pair.
     """
 
     text: str
@@ -168,7 +168,7 @@ def translate(
         engine: what the model is asked through.
         settings: limits, and which model it is.
         job: what to translate.
-        line: where the job waits for its turn, None where nobody else asks.
+        line: where the job waits for its turn, None where there is no line.
         done: answers to the job's first pieces, from a translation that ended early; this one
             resumes after them, and appends each further one.
     """

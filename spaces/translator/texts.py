@@ -44,9 +44,9 @@ def every() -> Mapping[str, Mapping[str, str]]:
 
 
 def say(one: Failure | Note, locale: str) -> tuple[str, str, str]:
-    """Return what happened and what to do, in a locale, and the English where that is another.
+    """Return a failure's sentence and hint in a locale, and the English text under a translation.
 
-    Where the loader knows nothing to do, that is empty.
+    The hint is empty where the loader has none, and the third text where there is no translation.
     """
     known = read("sentences_ja.json").get(one.code) if locale == "ja" else None
     if known is None:
@@ -55,7 +55,7 @@ def say(one: Failure | Note, locale: str) -> tuple[str, str, str]:
 
 
 def patience(one: Progress, locale: str) -> str:
-    """Return what a visitor waits for, without names of files and programs, in a locale."""
+    """Return the line that tells a visitor what the page waits for: no file's or program's name."""
     words = every()[locale]
     line, event = words[f"wait_{one.stage}"], one.event
     if isinstance(event, Downloading) and event.total:

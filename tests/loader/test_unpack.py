@@ -117,7 +117,7 @@ OTHERS = {
     },
     "through a link": ((link("runtime", "../.."), *GOOD), "symbolic link"),
     **{f"mode {mode:o}": ((replace(SERVER, mode=mode), *GOOD[1:]), "has mode") for mode in MODES},
-    "twice": ((*GOOD, SERVER), "stands there twice"),
+    "twice": ((*GOOD, SERVER), "is in the archive twice"),
     "in another case": ((*GOOD, renamed(SERVER, "runtime/LLAMA-server")), "not listed"),
     "missing": (GOOD[1:], "runtime/llama-server is listed but missing"),
     "empty": ((), "listed but missing"),

@@ -95,7 +95,7 @@ def test_the_english_original_stands_under_the_japanese_and_both_are_escaped() -
     assert "llama-server needs GLIBC_&lt;9&gt;, which" in shown
     assert "<details" not in panels.failure(failed, english)
     assert english["no_hint"] in panels.failure(failed, english)
-    note = Note("UNVERIFIED", "u is not pinned: these bytes are run as they came")
+    note = Note("UNVERIFIED", "u is not pinned: its bytes are run without a check")
     state = Status("ready", notes=(note,))
     assert "固定されていないバイト列" in panels.colophon(state, japanese)
     assert all(note.message in panels.colophon(state, words) for words in (english, japanese))

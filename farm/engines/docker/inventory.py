@@ -85,7 +85,7 @@ class Stored:
     delete: Callable[[], str]
 
     def remove(self) -> str:
-        """Remove the thing; returns why it stays, empty where it is gone."""
+        """Remove it from the engine; return why it was kept, or an empty text if it was removed."""
         return self.kept or self.delete()
 
 
@@ -224,7 +224,7 @@ class DockerImages:
                 tag=tag,
                 buildargs=dict(buildargs),
                 labels=dict(labels),
-                nocache=True,  # whoever made an image says which step it is of
+                nocache=True,  # an image's author can claim that it is the result of any step
                 rm=True,
                 forcerm=True,
                 decode=True,
