@@ -80,7 +80,7 @@ class RuntimeRecord(msgspec.Struct, frozen=True):
 
     @property
     def version(self) -> str:
-        """The version that the tarball is called by: cuBLAS's, which is nearly all of it."""
+        """The version in the tarball's name: that of cuBLAS, the largest part."""
         return next(w.version for w in self.wheels if w.package.startswith(_CUBLAS))
 
 

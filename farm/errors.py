@@ -18,7 +18,7 @@ class FarmError(Exception):
 
     Attributes:
         code: short upper-case name that can be searched for, e.g. ``ENGINE_NOT_RUNNING``.
-        message: what happened, naming the thing.
+        message: what happened, with the name of the file, option or server.
         hint: what to do about it, may be empty.
         log: the full log's path, where there is one.
         others: what else was found at the same time (``raise_all``).

@@ -200,7 +200,7 @@ class BuildPlan:
     ) -> tuple[tuple[str, str], ...]:
         cuda = layout.cuda
         if layout.passing and layout.launcher:
-            # ccache takes no folder's name for the same as another behind -Xcompiler, and nvcc
+            # ccache does not map folders' names behind -Xcompiler, and nvcc
             # gets relative paths from it: the last map is the one that counts.
             prefix_maps = prefix_maps[-1:]
         flags = [f"-Xcompiler={prefix_map}" for prefix_map in prefix_maps]

@@ -131,7 +131,7 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the line called ``name``, of the table or of any other toolkit (``cu126``).
 
         Raises:
-            UsageError: there is none, and no toolkit could have that name.
+            UsageError: no line and no toolkit can have that name.
         """
         match = _LINE_NAME.fullmatch(name)
         if name not in self.lines and match and match[1] in self.cuda:

@@ -110,8 +110,8 @@ def require_signed(content: bytes, signature: bytes, public_key: str, *, what: s
     """Check a signature; return its trusted comment, which is signed, too.
 
     Raises:
-        PublishError: ``SIGNED_BY_ANOTHER_KEY``, or ``SIGNATURE_DAMAGED``: it is none, or it is of
-            other bytes.
+        PublishError: ``SIGNED_BY_ANOTHER_KEY``, or ``SIGNATURE_DAMAGED``: it is malformed, or
+            signs other bytes.
     """
     try:
         return signed_comment(content, signature, public_key, what)

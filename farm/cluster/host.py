@@ -83,7 +83,7 @@ class BuildJob:
 
     @property
     def key(self) -> str:
-        """The plan's."""
+        """The plan's key."""
         return self.plan.key
 
 

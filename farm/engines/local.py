@@ -32,7 +32,7 @@ from llama_loader import cgroups
 
 PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 """The only variables that a step gets from outside: CFLAGS and the like would change
-the bytes, and LANG would make ccache take another machine's objects for others."""
+the bytes, and LANG would make ccache miss another machine's objects."""
 _MAKER_FILE: Final = "maker"
 _TERMINAL: Final = 4
 """The field of /proc/PID/stat (proc(5)) after the name in brackets: the terminal; 0 without one."""

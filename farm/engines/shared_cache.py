@@ -124,7 +124,7 @@ def environment(source: SourceTree, image: ImageFacts | None, note: LineSink) ->
     """Return ccache's variables for every step of a build; ``note`` takes one coded line.
 
     Raises:
-        UsageError: the bound is none, or the shared storage's address.
+        UsageError: the limit, or the shared storage's address, is malformed.
     """
     variables = {MAXSIZE_VARIABLE: bound()}
     address = remote()

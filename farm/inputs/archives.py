@@ -24,7 +24,7 @@ _DAMAGE: Final = (
     *(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile),
     *(ValueError, OverflowError, RecursionError),
 )
-"""What ``tarfile`` and what it reads from raise for an archive that is none."""
+"""Errors that ``tarfile`` and the decompressors raise for a damaged or foreign file."""
 _MOST_HEADERS: Final = 1 << 20
 """Bytes of a tar's long names and other extended headers together, which ``tarfile`` reads whole.
 

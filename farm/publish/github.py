@@ -279,7 +279,7 @@ class GitHub(Destination):
         return {} if found is None else self._present(found)
 
     def publish(self, plan: Plan, tell: Callable[[str], None]) -> None:
-        """Draft, assets, comparison, publication."""
+        """Make a draft, upload the assets, compare them, and publish the draft."""
         release = self._release(plan.release) or self._create(plan.release, draft=True)
         # another publisher may have begun, or finished, since the plan was made
         plan = publishing.plan(plan.release, self.where, plan.parts, self._present(release))

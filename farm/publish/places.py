@@ -50,7 +50,7 @@ class Signed(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """The digest of both, one behind the other."""
+        """The digest of the manifest and its signature, joined."""
         return hashlib.sha256(self.manifest + self.signature).hexdigest()
 
 
@@ -211,7 +211,7 @@ def understood(kind: type[T], answer: requests.Response) -> T:
     """Parse the JSON that a place's server answers.
 
     Raises:
-        PublishError: ``PLACE_UNUSABLE``: it is none, or not what the server's API documents.
+        PublishError: ``PLACE_UNUSABLE``: it is not JSON, or not what the server's API documents.
     """
     try:
         return msgspec.json.decode(answer.content, type=kind)

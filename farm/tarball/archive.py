@@ -215,7 +215,7 @@ class _PlainInfo(tarfile.TarInfo):
     """A header with the bytes that a ``Writer`` gives it.
 
     ``tarfile`` reads an extended one of any size into memory, and names and numbers that other
-    readers understand otherwise. It takes a header that is damaged or missing for the end, which is
+    readers understand otherwise. It reads a damaged or missing header as the end, which is
     two blocks of zeros.
     """
 

@@ -165,24 +165,24 @@ class Fleet:
         self.report.say(line)
 
     def begin(self, key: str, host: str) -> None:
-        """A set has been handed to a host; a second one may get it, too."""
+        """Show that a set was handed to a host; a second one may get it, too."""
         self.report.rows.start_task(self._sets[key].id)
         self._update(key, host=host if self.many else "", step="starting", counter="")
         if self.many:
             self._plain(f"{key}: to {host}")
 
     def before(self, key: str) -> None:
-        """A set was built by an earlier run."""
+        """Show that an earlier run built a set."""
         self._close(key, BEFORE)
 
     def wait(self, key: str, why: str) -> None:
-        """A set waits for a host again."""
+        """Show that a set waits for a host again."""
         self.report.rows.reset(self._sets[key].id, start=False)
         self._update(key, host="", step="waiting", counter="")
         self.say(f"{key}: {why}")
 
     def end(self, key: str, state: str) -> None:
-        """A set is ``BUILT`` or has ``FAILED``."""
+        """Show that a set is ``BUILT`` or has ``FAILED``."""
         task = self._sets[key]
         self.report.rows.stop_task(task.id)
         took = task.elapsed or 0.0
@@ -201,14 +201,14 @@ class Fleet:
             self.step(key, *values)
 
     def step(self, key: str, name: str) -> None:
-        """A set's step has begun."""
+        """Show that a set's step has begun."""
         self._due[key] = self._sets[key].get_time() + PLAIN_SECONDS
         self._update(key, step=name, counter="")
         self._plain(f"{key} {name}{self._on(key)} …")
         self.report.rows.refresh()  # no step is too short to be seen
 
     def counted(self, key: str, done: int, total: int) -> None:
-        """Ninja's counter of a set."""
+        """Show ninja's counter of a set."""
         task = self._sets[key]
         self.report.rows.update(task.id, completed=done, total=total)
         self._update(key, counter=f"{done}/{total}")

@@ -205,7 +205,7 @@ def _row(name: str, content: bytes, suppose: str | None) -> Row:
 
 @dataclass
 class Leavings:
-    """All that there is. A context manager: as long as it is open, no run begins to use it.
+    """Everything that ``invoke clean`` can remove; while this context is open, no run begins.
 
     ``patience`` are seconds for each answer of the Docker engine, ``state`` is the checkout's
     ``.farm``.

@@ -151,7 +151,7 @@ def _missing_package(error: ImportError) -> SettingError:
 
 
 def _print_anything() -> None:
-    """Streams that take ASCII alone, or were closed (``fetch >&-``), are no traceback."""
+    """Make a stream that takes ASCII alone, or is closed (``fetch >&-``), cause no traceback."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - while the process lives
@@ -163,7 +163,7 @@ def _print_anything() -> None:
 def _report_defect(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """One line with the place in the code instead of a traceback; the exit status is 1."""
+    """Print one line with the place in the code, not a traceback; Python then exits with 1."""
     import traceback
 
     frame = traceback.extract_tb(trace)[-1]

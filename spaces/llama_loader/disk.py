@@ -287,7 +287,7 @@ class Folder:
         return True
 
     def unlock(self) -> None:
-        """Unlock it: closing it would not while a fork of this process has a copy of it."""
+        """Unlock it: closing it does not unlock it while a fork of this process has a copy."""
         with contextlib.suppress(OSError):  # locks fail on this disk
             fcntl.flock(self.handle, fcntl.LOCK_UN)
 
@@ -342,7 +342,7 @@ def trusted(path: Path, hops: int = 40, *, make: int | None = None) -> Path:
 
 
 def _bits_of_others(folder: Path, status: os.stat_result) -> int:
-    """The bits by which others may rename what is in a folder; a group of this user alone may."""
+    """Return the bits by which others may rename a folder's files; this user's own group may."""
     # With an access control list, whose users may be any, the group's bits are its mask (acl(5))
     if not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_ISVTX:
         return 0

@@ -38,7 +38,7 @@ class LoaderError(Exception):
 
     Attributes:
         code: short upper-case name that can be searched for, e.g. ``SHA256_MISMATCH``.
-        message: what happened, naming the thing; one printable line without secrets.
+        message: what happened, to which file or setting; one printable line without secrets.
         hint: what to do about it; another one, may be empty.
 
     The words are those of ``sentences.json``, filled in with ``values``, unless a ``message`` is
@@ -147,7 +147,7 @@ def without_secrets(text: str) -> str:
 
 
 def mistyped(url: str, *, user: bool = True) -> str:
-    """Return what was meant to be a URL, and is none, without what may be a secret in it.
+    """Return a malformed URL for a message, without the parts that may hold a secret.
 
     Everything up to the last ``@`` goes (unless it ends no ``user``), and what follows ``?`` or
     ``#``: without a proper scheme it is unknown where a password begins.
@@ -159,7 +159,7 @@ def mistyped(url: str, *, user: bool = True) -> str:
 
 def _without_secrets(url: re.Match[str]) -> str:
     scheme, rest = url["scheme"], url["rest"]
-    # hf://OWNER/REPO@REVISION/PATH has no user, but an @ all the same
+    # hf://OWNER/REPO@REVISION/PATH has an @ and no user
     shown = mistyped(rest, user=scheme.lower() != "hf" or ":" in rest.partition("@")[0])
     closing = rest[len(rest.rstrip(_CLOSING)) :] if shown.endswith("…") else ""
     return f"{scheme}://{shown}{closing}"

@@ -5,7 +5,7 @@ verified chunk, on the same URL or on the next mirror. A wrong chunk is fetched 
 refused.
 
 What cannot be fetched raises ``NetworkError``, which names every attempt's reason; what is too
-large, or not what was published, ``IntegrityError``; a URL that is none to load from
+large, or not what was published, ``IntegrityError``; a URL that cannot be loaded from
 ``SettingError``; and a file that cannot be written ``OSError``.
 """
 

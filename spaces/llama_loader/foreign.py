@@ -208,7 +208,7 @@ def _unpack_zip(archive: IO[bytes], name: str, tree: _Tree) -> None:
 
 
 def _zip_member(info: zipfile.ZipInfo, stream: IO[bytes]) -> Member:
-    """The upper half of the attributes is the Unix mode, 0 where Windows packed it."""
+    """Return a zip's member; its Unix mode is the upper half of the attributes, 0 from Windows."""
     mode = info.external_attr >> 16
     if stat.S_ISLNK(mode):
         target = stream.read(_MAX_PATH).decode("utf-8", "replace")

@@ -1,6 +1,6 @@
 """What is known of NVIDIA GPUs without asking one: their names, which of them a program sees.
 
-Needed where only a name can be had: in ZeroGPU's main process no GPU is attached, but
+Needed where only a GPU's name is known: in ZeroGPU's main process no GPU is attached, but
 ``/proc/driver/nvidia/gpus/*/information`` names the model. Source: NVIDIA's "CUDA GPU Compute
 Capability" page. Nothing here does I/O.
 """

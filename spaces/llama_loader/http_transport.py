@@ -40,7 +40,7 @@ _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)"
 
 @contextmanager
 def opened(place: Web, start: int, patience: Patience, deadline: float) -> Iterator[Body]:
-    """Open a file at an offset; the answer may begin at 0 all the same (``Body.start``).
+    """Open a file at an offset; the answer may still begin at 0 (``Body.start``).
 
     ``deadline`` is by ``time.monotonic``.
     """

@@ -153,8 +153,8 @@ def _begin_request(request: Any) -> None:
 def _bound_answer(response: Any) -> None:
     """Bound the bytes and the time of an answer, unless it is a file's download.
 
-    A few compressed megabytes could become gigabytes: an answer that is encoded all the same is
-    refused.
+    A few compressed megabytes could become gigabytes: an encoded answer is refused, although
+    none was requested.
     """
     names = _plain_names(response)
     if response.request.method == "HEAD":

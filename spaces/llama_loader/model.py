@@ -27,7 +27,7 @@ def named(settings: Settings, *, ask: bool = True) -> Settings:
         try:
             there = hub.files(settings)
             fitting = gguf_header.of_quantisation(there, wanted)
-        except NetworkError:  # then what is here already counts, as for a file by its name
+        except NetworkError:  # then the files in the cache count, as for a file by its name
             if not fitting:
                 raise
     if not fitting and not ask:

@@ -109,7 +109,7 @@ def trust(settings: Settings, prepared: Prepared) -> str:
 
 
 def notes(prepared: Prepared) -> list[Note]:
-    """What a person should know about a runtime that was only fetched."""
+    """Return the notes about a runtime that was only fetched."""
     error = prepared.lacking if prepared.choice else None
     return [Note(error.code, error.message, error.hint)] if error else []
 
@@ -137,7 +137,7 @@ def fetched(
 def served(
     settings: Settings, prepared: Prepared, server: Server, model: Path, key: str | None
 ) -> dict[str, Any]:
-    """What ``serve --json`` prints before its ``ready`` line; ``key`` is the one that it made."""
+    """Return what ``serve --json`` prints before its ``ready`` line; ``key`` may be a made one."""
     return {
         **fetched(settings, prepared),
         "url": server.url,
@@ -154,7 +154,7 @@ def served(
 
 
 def devices(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:
-    """What ``devices --json`` prints; memory in bytes."""
+    """Return what ``devices --json`` prints; memory in bytes."""
     return {
         "devices": plain(listing.devices),
         "chosen": list(chosen.names),

@@ -95,7 +95,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address at which the server listens."""
         return f"http://127.0.0.1:{self.port}"
 
     @property

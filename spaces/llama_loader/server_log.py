@@ -37,7 +37,7 @@ _OF_A_REQUEST: Final = re.compile(r"srv +operator\(\)|.*\(CORS\)")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Where the model's weights went, by the server's own words."""
+    """Where the model's weights are, as the server's log reports."""
 
     # layers on GPUs, and all; None where the server did not say
     offloaded: int | None

@@ -70,7 +70,7 @@ def flag(text: str) -> bool:
     Kind, "'auto', or device names such as CUDA0 or CUDA0,CUDA1, each once", (str, list, tuple)
 )
 def devices(text: str) -> tuple[str, ...]:
-    """``auto`` is the empty tuple; ``auto``, ``none`` and ``cpu`` stand alone."""
+    """Parse names of devices; ``auto`` (the empty tuple), ``none`` and ``cpu`` stand alone."""
     if text.lower() == "auto":
         return ()
     name = "[A-Za-z][A-Za-z0-9_.:-]{0,63}"

@@ -132,7 +132,7 @@ class Settings:
 
     @property
     def model_named(self) -> bool:
-        """A person named the model: it is not the default one, of 17 GB."""
+        """Whether a person named the model; the default one has 17 GB."""
         is_default = (self.gguf_repo_id, self.gguf_filename) == (DEFAULT_REPO, DEFAULT_FILE)
         return self.gguf_path is not None or not is_default
 
@@ -145,12 +145,12 @@ class Settings:
 
     @property
     def cpu_chosen(self) -> bool:
-        """No layer is meant for a GPU."""
+        """Whether the settings ask for no layer on a GPU."""
         return self.n_gpu_layers == 0
 
     @property
     def cpu_allowed(self) -> bool:
-        """It may run where no GPU is found."""
+        """Whether the server may run where no GPU is found."""
         return self.allow_cpu or self.cpu_chosen
 
 
@@ -402,8 +402,8 @@ def _text(value: object, types: tuple[type, ...]) -> str:
 def _unset_empty_hub_variables() -> None:
     """Remove the variables that are set and empty before the Hub's client reads them.
 
-    It takes ``HF_ENDPOINT=`` for an address and ``HF_HOME=`` for the working folder. With ``HOME=``
-    Python takes the root folder for the user's own.
+    It reads ``HF_ENDPOINT=`` as an address and ``HF_HOME=`` as the working folder. With ``HOME=``
+    Python uses the root folder as the user's home.
     """
     names = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TQDM_", "XDG_CACHE_HOME")
     for name, text in list(os.environ.items()):

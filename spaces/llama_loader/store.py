@@ -104,7 +104,7 @@ class Store:
     ) -> Installed:
         """Return the runtime of any llama.cpp archive, wherever its ``llama-server`` lies.
 
-        With no pin it is fetched every time, and its digest told; ``hashed`` is that of ``find``.
+        Without a pin it is fetched every time, and a note has its digest. ``hashed``: see ``find``.
         """
         found = self.find(sha256, hashed=hashed) if sha256 is not None else None
         if found is None:

@@ -24,7 +24,7 @@ FOLDERS: Final = frozenset({"channels", "manifests", "partial", "runtimes", "sho
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 """The name of a runtime."""
 MARKER_MODE: Final = 0o755
-"""That of a program, although it is none: this shows whether the disk keeps modes of files."""
+"""A program's mode, on a text file: it shows whether the disk keeps the modes of files."""
 
 _MAX_MARKER: Final = 64
 _UNUSABLE: Final = re.compile(r"[:;$\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -7,7 +7,7 @@ goes back, and it expires. So a mirror can neither offer an old release nor hold
 The store keeps what was accepted of each project and channel in ``<serial>.json``. The highest
 name is the mark: processes that accept at the same time can only raise it.
 
-Where nothing says which release to run, or the key is none, that is a ``SettingError``. A manifest
+If no setting names a release, or the key is malformed, that is a ``SettingError``. A manifest
 that is not what is pinned, or not signed for this channel, has expired, is older than an accepted
 one, or another one of its serial is an ``IntegrityError``. So is a malformed ``release.json``: with
 neither a digest nor a key, with both, or with a channel that it does not name.

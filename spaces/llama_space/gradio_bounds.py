@@ -45,7 +45,7 @@ if not os.environ.get("GRADIO_TEMP_DIR"):  # gradio's own is one for all users o
         here = "no private folder for gradio's files, and GRADIO_TEMP_DIR is not set"
         sys.exit(StoreError("STORE_FAILED", root=here, why=reason(place, error)).render())
 os.environ.pop("GRADIO_NUM_WORKERS", None)  # such processes serve files of any address, unguarded
-logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it logs what a caller sends as it stands
+logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it logs what a caller sends, unescaped
 logging.getLogger().addFilter(lambda told: "/mcp/" not in told.pathname)  # by the root logger, too
 _described: Final = ContextVar[Any]("_described", default=None)
 # the description has the address of the client that asks: gradio would keep the first one's for all
@@ -59,7 +59,7 @@ _aside: Final = ThreadPoolExecutor()
 def _bounded(self: Any) -> Any:
     """Return gradio's MCP server with tools alone; it refuses a call while many are running.
 
-    Gradio takes a prompt that it does not know for a tool, and runs that beside the bound.
+    Gradio treats an unknown prompt as a tool, and would run it outside that bound.
     """
     server, places, kind = _mcp_server(self), asyncio.Semaphore(_TOOLS), self.types.CallToolRequest
     call, making = server.request_handlers[kind], asyncio.Lock()

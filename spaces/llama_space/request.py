@@ -4,7 +4,7 @@ ZeroGPU cuts off a call that takes longer than it asked for. A call that asks fo
 in the queue, and is refused where it asks for more than the visitor has left (docs/zerogpu.md). So
 the seconds are estimated from what this machine has shown.
 
-What cannot be sent as it is raises ``SettingError`` at once; its hint says what would be right.
+A malformed request raises ``SettingError`` at once; its hint tells what would be right.
 """
 
 import difflib

@@ -120,7 +120,7 @@ class Failure:
 
     @property
     def status(self) -> int:
-        """The exit status, by the name that it has in a ``Check``."""
+        """The exit status, under the name that a ``Check`` gives it."""
         return self.exit_status
 
     @classmethod

@@ -88,7 +88,7 @@ def _code(name: str) -> str:
 
 
 def _raise(update: Update) -> None:
-    """Only the text of a ``gr.Error`` reaches the caller."""
+    """Raise a failure as ``gr.Error``: only its text reaches the caller."""
     if isinstance(update, Refusal):
         raise _refused(update.text(texts.every()["en"]))
     if isinstance(update, Failure):
@@ -96,5 +96,5 @@ def _raise(update: Update) -> None:
 
 
 def _refused(sentence: str) -> gr.Error:
-    """A caller's mistake is no reason for a stack trace in the Space's log."""
+    """Return a caller's mistake as an error without a stack trace in the Space's log."""
     return gr.Error(sentence, print_exception=False)

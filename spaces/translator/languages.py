@@ -107,5 +107,5 @@ def _names() -> Mapping[str, str]:
 
 
 def _plain(name: str) -> str:
-    """Fold a name; only the beginning of a long one, which is none, so that it costs no time."""
+    """Fold a name for comparison; a text that is too long for a name is cut, to save time."""
     return unicodedata.normalize("NFC", name[:_LONGEST_NAME]).strip().replace("_", "-").casefold()

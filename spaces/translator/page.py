@@ -227,7 +227,7 @@ class Page:
             ]
 
     def _backstage(self) -> None:
-        """What only the owner needs, folded away under one line; the script opens it."""
+        """Make what only the owner needs, folded under one line; the script opens it."""
         gr.Button(self.i18n("owners"), size="sm", elem_classes="quiet", elem_id="owners")
         with gr.Column(elem_id="backstage"):
             self.colophon = gr.HTML(padding=False)
@@ -280,7 +280,7 @@ class Page:
         self._wire_files(quiet)
 
     def _wire_files(self, quiet: dict[str, Any]) -> None:
-        """The browser reads a file and saves its translation; the server keeps neither."""
+        """Have the browser read a file and save its translation; the server keeps neither."""
         name, content, made = (gr.Textbox(visible=False) for _ in range(3))
         held = gr.Button(visible="hidden", elem_id="file_held")  # the script presses it
         read = held.click(js="() => pages.file()", outputs=[name, content, self.status], **_HERE)
@@ -296,7 +296,7 @@ class Page:
         self.save.click(js="text => pages.save(text)", inputs=[self.target], **_HERE)
 
     def _wire_what_is_kept(self, demo: gr.Blocks) -> None:
-        """Texts and languages outlive a reload: in the visitor's browser, and nowhere else."""
+        """Keep texts and languages over a reload, in the visitor's browser and nowhere else."""
         kept: dict[str, gr.Textbox | gr.Dropdown] = {
             "source": self.source,
             "target": self.target,
@@ -311,7 +311,7 @@ class Page:
             )
 
     def _wire_in_the_browser(self) -> None:
-        """What needs no server: swap, clear, copy, examples, the counter."""
+        """Wire what needs no server: swap, clear, copy, examples, the counter."""
         both = [self.source, self.target, self.source_language, self.target_language]
         self.target_language.select(
             js="() => (pages.keep('chosen', 'yes'), 'yes')", outputs=[self.chosen], **_HERE

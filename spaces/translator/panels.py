@@ -20,7 +20,7 @@ _TENTH, _TEN = 0.1, 10.0
 
 
 def masthead(words: Mapping[str, str]) -> str:
-    """The seal, the name, one sentence."""
+    """Return the page's head: the seal, the name, one sentence."""
     return (
         '<header class="masthead"><span class="seal" aria-hidden="true">訳</span>'
         f"<div><h1>{escape(words['title'])}</h1><p>{escape(words['subtitle'])}</p></div></header>"
@@ -28,7 +28,7 @@ def masthead(words: Mapping[str, str]) -> str:
 
 
 def pill(state: Status, words: Mapping[str, str]) -> str:
-    """One line for visitors that opens the colophon: can it translate, is it verified."""
+    """Return the line that opens the colophon: can the page translate, is it verified."""
     parts, trust = [words[state.phase]], _trust(state)
     if state.phase == "ready":
         parts.append(words[trust])
@@ -55,7 +55,7 @@ def _trust(state: Status) -> str:
 
 
 def failure(found: Failure | None, words: Mapping[str, str]) -> str:
-    """What happened and what to do, apart for visitors and the owner; nothing where all is well."""
+    """Return what happened and what to do, for visitors and for the owner; empty if all is well."""
     if found is None:
         return ""
     what, hint, original = texts.say(found, words["locale"])
@@ -83,7 +83,7 @@ def _settings_link(words: Mapping[str, str]) -> str:
 
 
 def _original(original: str, words: Mapping[str, str]) -> str:
-    """The loader's own words under a translation: they are what can be searched for."""
+    """Return the loader's English text, for under a translation: people search for it."""
     if not original:
         return ""
     return (
@@ -93,7 +93,7 @@ def _original(original: str, words: Mapping[str, str]) -> str:
 
 
 def advices(names: Iterable[str], words: Mapping[str, str]) -> str:
-    """What to set, with the lines to copy."""
+    """Return which settings to change, with the lines to copy."""
     parts = []
     for name in names:
         title, text = words[f"advice_{name}_title"], words[f"advice_{name}"]
@@ -107,7 +107,7 @@ def advices(names: Iterable[str], words: Mapping[str, str]) -> str:
 
 
 def colophon(state: Status, words: Mapping[str, str]) -> str:
-    """What is running, and what it took."""
+    """Return the colophon: what is running, and how long each stage took."""
     facts = "".join(
         f'<div class="{name}"><dt>{escape(words[name])}</dt><dd>{value}</dd></div>'
         for name, value in _facts(state, words)
@@ -120,7 +120,7 @@ def colophon(state: Status, words: Mapping[str, str]) -> str:
 
 
 def status(kind: str, text: str, aside: str = "", source: str = "") -> str:
-    """The line under the right page. The script reads out how it begins and how it ends.
+    """Return the line under the right page; the script reads out its begin and its end.
 
     Args:
         kind: a class: waiting, working, done, stopped, failed.

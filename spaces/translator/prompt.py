@@ -66,7 +66,7 @@ def _chat(text: str, source: Language, target: Language) -> str:
 def _base(
     text: str, source: Language, target: Language, before: tuple[str, str] | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Examples in both languages, then the text; the answer ends with its line."""
+    """Return examples in both languages, then the text; the answer ends with its line."""
     examples = [(source.thanks, target.thanks)]
     if before is not None:
         examples.append((" ".join(before[0].split()), " ".join(before[1].split())))

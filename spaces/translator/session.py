@@ -87,7 +87,7 @@ class Answer:
 
     @property
     def whole(self) -> bool:
-        """It is the last one."""
+        """Whether this is the answer's last update."""
         return self.last is not None and self.last.finished
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LABEL: Final = "llama-farm"
 """The label of every container and image of ours: a person finds them with ``--filter label=…``."""
 CONFLICT: Final = 409
-"""The engine's answers if a container uses the thing, or another process is removing it."""
+"""The engine's answer if a container uses an object, or another process is removing it."""
 _LOST: Final = "the Docker engine went away in the middle of a step"
 _REMOVING_SECONDS: Final = 60
 _STDIN: Final = {"stdin": 1, "stream": 1}
