@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Final, cast
+from typing import IO, Any, BinaryIO, Final, cast
 
 import msgspec
 
@@ -232,17 +232,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
         remove(staging.parent)
 
 
-def require_own(folder: Path, code: str = "FOLDER_NOT_OWN", *, make: int | None = None) -> None:
+def require_own(
+    folder: Path, code: str = "FOLDER_NOT_OWN", *, make: int | None = None, **counts: Any
+) -> None:
     """Refuse a folder that another user can change, or whose way there.
 
-    What the farm finds in its cache it builds and runs. ``make`` is the mode of a missing folder,
-    which is made; None if it need not exist.
+    What the farm finds in its cache it builds and runs. ``code`` is the error's, ``make`` the mode
+    of a missing folder, which is made; None if it need not exist. ``counts`` are as for
+    ``disk.trusted``.
 
     Raises:
         BuildError: ``FOLDER_NOT_OWN``.
     """
     try:
-        disk.trusted(folder, make=make)
+        disk.trusted(folder, make=make, **{"sticky": False, **counts})
     except PermissionError as error:
         raise BuildError(code, folder=folder, why=error.strerror) from error
     except OSError:  # missing, through a file, or a circle: its next use reports that
@@ -253,18 +256,19 @@ def require_own(folder: Path, code: str = "FOLDER_NOT_OWN", *, make: int | None 
 def require_own_out(
     folder: Path, code: str = "FOLDER_NOT_OWN/out", *, make: int | None = None
 ) -> None:
-    """Refuse, or make, a folder as ``require_own`` does, if the checkout is this user's alone.
+    """Refuse, or make, a folder as ``require_own`` does.
 
-    Who can change the checkout can change the farm's code. ``code`` is the error's.
+    Who can change the checkout may change the folder, too: they can change the farm's code.
 
     Raises:
         BuildError: ``FOLDER_NOT_OWN``.
     """
-    try:
-        require_own(PROJECT_ROOT)
-    except BuildError:
-        return
-    require_own(folder, code, make=make)
+    owners, bits = set(), 0
+    for step in (PROJECT_ROOT, *PROJECT_ROOT.parents):
+        status = step.stat()
+        owners.add(status.st_uid)
+        bits |= 0 if status.st_mode & stat.S_ISVTX else status.st_mode & 0o022
+    require_own(folder, code, make=make, owners=frozenset(owners), bits=bits)
 
 
 def require_own_temporary() -> None:
@@ -276,7 +280,7 @@ def require_own_temporary() -> None:
     Raises:
         BuildError: ``FOLDER_NOT_OWN``.
     """
-    require_own(Path(tempfile.gettempdir()))
+    require_own(Path(tempfile.gettempdir()), sticky=True)
     os.environ["TMPDIR"] = tempfile.gettempdir()
 
 

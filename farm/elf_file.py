@@ -33,7 +33,7 @@ _VERNAUX: Final = struct.Struct("<IHHII")
 _MAX_TABLE: Final = 64 << 20
 """Bytes of one table that are read into memory; the largest seen (libtorch's strings) has 60 MB."""
 _MAX_NAME: Final = 4096
-_MAX_SECTIONS: Final = 8 << 20
+_MAX_SECTIONS: Final = 512 << 10
 """Bytes of the names of all sections."""
 _MAX_NAMES: Final = 64 << 10
 """Bytes of the names of all dynamic entries, and of those of all version needs."""

@@ -141,6 +141,7 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     """
     with opened(request, report) as ready:
         run_lock.use(pipeline.STATE)
+        durable.require_own_out(request.out, make=0o777)
         keys = [plan.key for plan in ready.plans]
         with (
             run_lock.held(keys, (pipeline.STATE / "locks", request.out)),

@@ -68,8 +68,9 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Packed:
         InspectError: a binary is not what its set and line say.
     """
     archive.require_format(archive_format)
+    durable.require_own_out(tree)
     try:
-        build_json = (tree / BUILD_RECORD).read_bytes()
+        build_json = durable.read_small(tree / BUILD_RECORD, follow=False)
     except OSError as error:
         raise UsageError("TREE_MISSING/record", tree=tree, strerror=error.strerror) from error
     record = build_record.decode(build_json, what=str(tree))
@@ -77,7 +78,10 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Packed:
         tree / "bin",
         out / _name(record, archive_format),
         asked=_asked(record),
-        licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
+        licences={
+            path.name: durable.read_small(path, follow=False)
+            for path in (tree / LICENCES).iterdir()
+        },
         build_json=build_json,
         programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
     )

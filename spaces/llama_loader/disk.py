@@ -315,36 +315,48 @@ def _is_own_file(status: os.stat_result) -> bool:
     return is_one and status.st_uid == os.geteuid()
 
 
-def trusted(path: Path, hops: int = 40, *, make: int | None = None) -> Path:
+def trusted(
+    path: Path,
+    hops: int = 40,
+    *,
+    make: int | None = None,
+    sticky: bool = True,
+    owners: frozenset[int] = frozenset(),
+    bits: int = 0,
+) -> Path:
     """Return a folder's real path if only this user and root can change what it leads to.
 
     Every folder on the way counts, also on the way of up to ``hops`` links that lead to one
     another. ``make`` is the mode of missing ones, each made and looked at before the next; None if
-    all must exist.
+    all must exist. ``sticky``: it may itself be one in which others make files of their own, such
+    as ``/tmp``. ``owners`` are other users, and ``bits`` those of a mode, that count as this user.
 
     Raises:
         PermissionError: a folder belongs to another user, or others can write to it, or this user
             may not look at it.
         OSError: the path leads through a file, in a circle, or to nothing.
     """
-    for step in (*reversed(path.absolute().parents), path.absolute()):
+    last = path.absolute()
+    for step in (*reversed(last.parents), last):
+        loose = sticky or step != last
         if make is not None and not os.path.lexists(step):
             with contextlib.suppress(FileExistsError):  # another user's is looked at like any other
                 step.mkdir(make)
         status = step.lstat()
-        if why := why_not(status, _bits_of_others(step, status)):
+        if why := why_not(status, _bits_of_others(step, status, sticky=loose) & ~bits, owners):
             raise PermissionError(errno.EPERM, f"{step} {why}", str(path))
         if stat.S_ISLNK(status.st_mode):
             if not hops:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-            trusted(step.parent / step.readlink(), hops - 1, make=make)
+            way = step.parent / step.readlink()
+            trusted(way, hops - 1, make=make, sticky=loose, owners=owners, bits=bits)
     return Path(os.path.realpath(path))
 
 
-def _bits_of_others(folder: Path, status: os.stat_result) -> int:
+def _bits_of_others(folder: Path, status: os.stat_result, *, sticky: bool) -> int:
     """Return the bits by which others may rename a folder's files; this user's own group may."""
     # With an access control list, whose users may be any, the group's bits are its mask (acl(5))
-    if not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_ISVTX:
+    if not stat.S_ISDIR(status.st_mode) or (sticky and status.st_mode & stat.S_ISVTX):
         return 0
     is_own_group = bool(status.st_mode & stat.S_IWGRP) and _is_alone_in(status.st_gid)
     if is_own_group:
@@ -366,12 +378,12 @@ def _is_alone_in(group: int) -> bool:
     return group == os.geteuid() and members <= own
 
 
-def why_not(status: os.stat_result, forbidden: int) -> str:
+def why_not(status: os.stat_result, forbidden: int, owners: frozenset[int] = frozenset()) -> str:
     """Return why a file or folder is not this user's or root's alone; empty if it is.
 
-    ``forbidden`` are the bits of a mode that let others change it.
+    ``forbidden`` are the bits of a mode that let others change it; ``owners`` may own it, too.
     """
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid(), *owners):
         return f"belongs to another user ({status.st_uid})"
     if status.st_mode & forbidden:
         return f"can be written by other users (mode {stat.S_IMODE(status.st_mode):04o})"

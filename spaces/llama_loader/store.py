@@ -200,7 +200,7 @@ class Store:
     def _open(self, *, make: bool) -> Folder:
         """Open it; a private one if this user cannot use it, or others can change it."""
         try:
-            place = disk.trusted(self.root, make=0o755 if make else None)
+            place = disk.trusted(self.root, make=0o755 if make else None, sticky=False)
             return store_folder.open_store(place, make=make)
         except OSError as error:
             if error.errno not in disk.NOT_WRITABLE or self._is_private:

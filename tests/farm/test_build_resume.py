@@ -145,12 +145,20 @@ def test_release_is_made_in_a_folder_that_nobody_else_can_change_and_nowhere_els
         lambda folder: gate.run(folder, print, start=False),
         lambda folder: own_space.publish(folder, place),
     )
-    for changed, folder in product((out, out.parent), (out, way)):
-        changed.chmod(0o777)
+    for (changed, mode), folder in product(
+        ((out, 0o777), (out.parent, 0o777), (out, 0o1777)), (out, way)
+    ):
+        changed.chmod(mode)
         for refusal in refusing:
             with refused("FOLDER_NOT_OWN", BuildError, str(changed)):
                 refusal(folder)
         changed.chmod(0o755)
+    out.parent.chmod(0o1777)  # as /tmp
+    assert release.write(out).artifacts
+    (tree := tmp_path / "tree").mkdir(0o777)
+    tree.chmod(0o777)
+    with refused("FOLDER_NOT_OWN", BuildError):
+        release.pack_tree(tree, tmp_path / "new", "tar.gz")
     make = Path.mkdir
     with monkeypatch.context() as patch:  # another user makes a missing one first
         patch.setattr(Path, "mkdir", lambda path, *_, **__: (make(path), path.chmod(0o777)))

@@ -232,6 +232,15 @@ def test_state_that_another_user_can_change_is_refused_by_each_verb(
     assert "error[FOLDER_NOT_OWN]: " in capsys.readouterr().err
     tmp_path.chmod(0o777)  # who can change the checkout can change the farm's code
     guarded(lambda: None)()
+    if os.geteuid() == 0:  # its owner, too, but no third user
+        tmp_path.chmod(0o755)
+        (tmp_path / "state").chmod(0o755)
+        for folder in (tmp_path, tmp_path / "state"):
+            os.chown(folder, 4321, 4321)
+        guarded(lambda: None)()
+        os.chown(tmp_path / "state", 4322, 4322)
+        with pytest.raises(Exit):
+            guarded(lambda: None)()
 
 
 @pytest.mark.parametrize("lacking", ["version_info = (3, 10, 13)", "modules['rich'] = None"])

@@ -12,7 +12,7 @@ from needs import must_or_skip
 def mounted(place: Path, size: str) -> Iterator[Callable[[str], None]]:
     """Mount one; gives what changes its size (``16m``)."""
     place.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    argv = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", str(place)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         must_or_skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
