@@ -90,6 +90,8 @@ class Prepared:
                     raise
                 self.repair()
                 installed.verify()
+            with disk.errors(installed.root):
+                disk.trusted(installed.root.parent)  # it may have been missing above
 
 
 def prepare(

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, SCRIPT, SERVER, Entry, compress, contents, link, names, tar
 from tests.rigs.fault_server import FaultServer
 from tests.rigs.refusals import refused
+from tests.rigs.releases import prepared
 
 BIG = Entry("runtime/libggml-cuda.so", random.Random(3).randbytes(600_000))
 ENTRIES = (*GOOD, BIG)
@@ -1207,6 +1209,26 @@ def test_runtime_that_is_not_hashed_is_what_its_receipt_says(release: Release, h
         found.verify()
     release.install()
     found.verify()
+
+
+def test_store_that_went_is_not_executed_through_a_link_of_another_user(
+    release: Release, tmp_path: Path
+) -> None:
+    """They make the folder above it while it is installed again, and later swap the link."""
+    release.root = tmp_path / "gone" / "store"
+    installed = release.install()
+
+    def repair() -> None:
+        release.root.parent.mkdir()
+        release.root.parent.chmod(0o777)
+        release.root.symlink_to(sound)
+
+    ready = replace(prepared(installed.folder), installed=installed, repair=repair)
+    ready.require_sound()
+    sound = release.root.rename(tmp_path / "private")
+    release.root.parent.rmdir()
+    with refused("STORE_FAILED", StoreError, "can be written by other users"):
+        ready.require_sound()
 
 
 @pytest.mark.parametrize("hashed", [False, True])
