@@ -19,6 +19,7 @@ def test_each_sentence_gets_exactly_its_values_where_an_error_is_made() -> None:
         if made.endswith(("Error", "super().__init__")):
             found += 1
             assert names <= SENTENCES.keys(), made
+            assert "hint" in given or all("hint" in SENTENCES[name] for name in names), names
             needed = [values(SENTENCES[name]) for name in names]
             assert set().union(*needed) == given - {"hint", "log"}, names
     assert found > 200
