@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
@@ -82,6 +82,15 @@ def cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
+
+
+def use_home(home: Path) -> None:
+    """Have the client keep all repositories under ``home``, unless HF_HUB_CACHE names a folder."""
+    with suppress(ImportError, ValueError):  # ``of`` tells of them
+        from huggingface_hub import constants
+
+        if constants.default_cache_path == constants.HF_HUB_CACHE:
+            constants.HF_HUB_CACHE = str(home / "hub")
 
 
 def answered(ask: Callable[[], Any]) -> Any:

@@ -36,7 +36,7 @@ _MAX_TOKEN_FILE: Final = 4096
 """Bytes of a file that can be a token; the Hub's have 37 characters."""
 _OLD_NAME: Final = "HUGGING_FACE_HUB_TOKEN"
 _OF_THE_HUB: Final = {
-    **dict.fromkeys(("HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME"), kinds.path),
+    **dict.fromkeys(("HF_TOKEN_PATH", "XDG_CACHE_HOME"), kinds.path),
     **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SPACES_ZERO_GPU"), kinds.flag),
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": kinds.flag,
 }
@@ -126,6 +126,8 @@ class Settings:
     cuda_arch: str | None = _setting("CUDA_ARCH", kinds.arch, None, "--arch")
     offline: bool = _setting("OFFLINE", kinds.flag, default=False, option="--offline")
     hf_token: str | None = _setting("HF_TOKEN", kinds.TOKEN, secret=True)
+    # None for the Hub's default; also where the store lies
+    hf_home: Path | None = _setting("HF_HOME", kinds.path)  # noqa: RUF009
     hf_endpoint: str = _setting("HF_ENDPOINT", kinds.web, HUB, secret=True)
     no_test_run: bool = _setting("", kinds.flag, default=False, option="--no-test-run")
     store: Path = _setting("", kinds.path, None, "--store")  # noqa: RUF009
@@ -209,7 +211,7 @@ def load(
     user = environ.get("HOME", "").strip() or os.path.expanduser("~")  # noqa: PTH111 - never raises
     if user == "~":  # no HOME and no entry in passwd; container engines take the root folder
         user = "/"
-    home, cache = hub["HF_HOME"], hub["XDG_CACHE_HOME"] or Path(user) / ".cache"
+    home, cache = values["hf_home"], hub["XDG_CACHE_HOME"] or Path(user) / ".cache"
     values["store"] = values["store"] or (home or cache) / "llama-loader"
     if not values["hf_token"]:  # the Hub's client still reads its old name
         values["hf_token"] = _of_environment(_Row(_OLD_NAME, kinds.TOKEN, secret=True), environ)
@@ -381,7 +383,7 @@ def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -
         raise SettingError(
             "SETTING_INVALID/text" if is_text else "SETTING_INVALID/value",
             source=source,
-            shown="not shown here" if row.secret else shown,
+            shown="a text that is not shown here" if row.secret else shown,
             accepts=accepts,
             types=f"{'an' if int in types else 'a'} {names}",
             usual="unset" if default is None else int(default) if default is False else default,

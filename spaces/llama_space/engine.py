@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from llama_loader import doctor, loader
+from llama_loader import doctor, hub_client, loader
 from llama_loader import settings as loader_settings
 from llama_loader.doctor import Examination
 from llama_loader.errors import LoaderError, ServerError
@@ -74,6 +74,8 @@ class Engine:
             if sys.excepthook is sys.__excepthook__:
                 sys.excepthook = _one_line
             raise
+        if "hf_home" in self.settings.keywords and self.settings.hf_home:
+            hub_client.use_home(self.settings.hf_home)
         self._decorated = None
         if self.settings.zerogpu and multiprocessing.parent_process() is None:  # not in a worker
             self._decorated = zerogpu.entry_point(self.settings.zerogpu_size)

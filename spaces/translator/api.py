@@ -89,6 +89,9 @@ def _code(name: str) -> str:
 
 def _raise(update: Update) -> None:
     """Raise a failure as ``gr.Error``: only its text reaches the caller."""
+    if isinstance(update, Refusal) and update.name == "same":  # the page's words name its pages
+        told = "the text is in the language of target_language already: name another one"
+        raise _refused(f"LANGUAGE_SAME: {told}")
     if isinstance(update, Refusal):
         raise _refused(update.text(texts.every()["en"]))
     if isinstance(update, Failure):

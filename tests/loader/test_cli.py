@@ -23,6 +23,7 @@ from llama_loader.manifest import Platform, dump
 from llama_loader.receipt import RECEIPT
 from tests.loader.test_model import MMPROJ
 from tests.loader.test_selection import RELEASE
+from tests.loader.test_server import OTHER_MACHINE
 from tests.rigs import archives, fake_nvml
 from tests.rigs.heard import heard
 from tests.rigs.impostor_archive import Impostor
@@ -211,6 +212,17 @@ def test_an_archive_by_url_wins_and_says_that_it_is_not_pinned(
     pinned = command(*options, "--sha256", digest)
     assert (pinned.returncode, pinned.stderr) == (0, "")
     refused(command(*options, "--sha256", "0" * 64), 4, "SHA256_MISMATCH")
+
+
+def test_artifact_of_another_architecture_under_the_right_name_is_refused(
+    command: Command, release: Path, impostor: Impostor, tmp_path: Path
+) -> None:
+    (impostor.folder / "llama-server").write_bytes(OTHER_MACHINE)
+    other = make_release(impostor, tmp_path / "other")
+    size = (release / NAME).stat().st_size
+    (release / NAME).write_bytes((other / NAME).read_bytes().ljust(size, b"\0"))
+    refused(command("fetch", *manifest_options(release), "--allow-cpu"), 4, "CHUNK_MISMATCH")
+    refused(command("fetch", *manifest_options(other), "--allow-cpu"), 5, "RUNTIME_NOT_EXECUTABLE")
 
 
 def test_verify_compares_with_the_manifest_that_is_given(

@@ -245,6 +245,7 @@ def test_keywords_are_typed_and_win_over_variables(tmp_path: Path) -> None:
         ("cuda_arch", "12.0", "cuda_arch", "120"),
         ("hf_token", "hf_x", "hf_token", "hf_x"),
         ("hf_endpoint", "https://hub.example/", "hf_endpoint", "https://hub.example"),
+        ("hf_home", tmp_path, "store", tmp_path / "llama-loader"),
         ("store", str(tmp_path), "store", tmp_path),
     ):
         assert getattr(load(None, environ, **{keyword: value}), field) == expected
@@ -308,7 +309,8 @@ def test_an_unknown_keyword_lists_near_ones() -> None:
 def test_a_token_that_no_header_can_carry_is_a_setting_and_never_shown(
     name: str, secret: str
 ) -> None:
-    with refused("SETTING_INVALID", SettingError, f"{name} is not shown here") as caught:
+    words = f"{name} is a text that is not shown here, which is not "
+    with refused("SETTING_INVALID", SettingError, words) as caught:
         load(environ={name: secret})
     assert secret not in caught.value.message + caught.value.hint
 

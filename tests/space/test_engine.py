@@ -19,10 +19,11 @@ from typing import IO, Any
 
 import impostor_archive
 import pytest
+from huggingface_hub import constants
 from verbs import PROJECT
 from waiting import comes
 
-from llama_loader import client, processes, self_test
+from llama_loader import client, hub_client, processes, self_test
 from llama_loader import server as server_module
 from llama_loader.errors import NetworkError, ServerError, SettingError
 from llama_loader.events import Event, Note, Stage
@@ -113,6 +114,16 @@ def test_an_answer_and_what_is_remembered_of_it(rig: Rig) -> None:
     engine.retry()  # leaves a good preparation alone
     assert rig.text() == "one two three"
     assert engine.status().server_pid == state.server_pid
+
+
+def test_keyword_hf_home_holds_the_store_and_the_models(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.default_cache_path)
+    del rig.given["store"]
+    rig.given["hf_home"] = tmp_path / "home"
+    assert rig.behaving().settings.store == tmp_path / "home/llama-loader"
+    assert hub_client.cache() == tmp_path / "home/hub"
 
 
 def test_what_fails_is_said_and_an_old_failure_is_no_answer_to_a_new_call(

@@ -140,7 +140,7 @@ def test_visitors_are_told_their_places_and_one_who_leaves_moves_the_others() ->
         (("猫", "auto"), "name a target_language"),
         (("猫", "en", 3), "TEXT_EXPECTED: source_language must be a text, not 3"),
         ((None, "en"), "TEXT_EXPECTED: text must be a text, not None"),
-        (("The cat is here.", "en"), "choose another language"),
+        (("The cat is here.", "en"), "LANGUAGE_SAME: the text is in the language of target_lang"),
         (("", "en"), "nothing to translate"),
         (("猫" * 21, "en"), "21 characters, 20 are allowed"),
         (("猫", "en"), "SERVER_CRASHED: it died; try again"),
