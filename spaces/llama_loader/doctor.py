@@ -18,19 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llama_loader import (
-    disk,
-    gpus,
-    host,
-    hub,
-    loader,
-    model,
-    model_file,
-    report,
-    selection,
-    self_test,
-    server,
-)
+from llama_loader import disk, gpus, host, hub, loader, model, model_file, report, selection
 from llama_loader.cuda_libraries import Library
 from llama_loader.devices import Listing
 from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
@@ -38,6 +26,8 @@ from llama_loader.events import Event, Note, Sink, Stage
 from llama_loader.gpus import Gpu
 from llama_loader.host import SUPPOSED, HostFacts
 from llama_loader.loader import Prepared
+from llama_loader.self_test import require_known
+from llama_loader.server import free_port
 from llama_loader.settings import Settings, named
 
 _ROOM: Final = 1_000_000_000
@@ -263,7 +253,7 @@ class _Visit:
         return f"the tiny model answered rightly on {where} in {done.seconds:.2f} s"
 
     def _port(self) -> str:
-        return f"{server.free_port(self.settings.server_port or 0)} is free"
+        return f"{free_port(self.settings.server_port or 0)} is free"
 
     def _model(self) -> str:
         """Say which model is set; one that is still to be fetched is no fault if the Hub has it."""
@@ -278,7 +268,7 @@ class _Visit:
                 model_file.require_as_named(path)
             if self.runs:
                 plan = loader.plan_server(settings, self.prepared, path, listing=self.listing)
-                self_test.require_known(self.prepared, plan)
+                require_known(self.prepared, plan)
             return name if settings.gguf_path else f"{name}, in {path.parent}"
         size = hub.size(model.named(settings))
         told = f"{size / 1e9:.1f} GB " if size else ""
