@@ -121,7 +121,7 @@ def pack(
         InspectError: a library is not what its name and line say.
     """
     with ExitStack() as stack:
-        opened = [(pin, stack.enter_context(open_wheel(path, pin.sha256))) for pin, path in wheels]
+        opened = [(pin, stack.enter_context(open_wheel(path))) for pin, path in wheels]
         libraries = _libraries(opened, line)
         taken = [(pin, [*libraries[pin.filename], *_licences(pin, w)]) for pin, w in opened]
         promised = LineRecord(line.name, line.toolkit, line.min_driver, line.glibc)

@@ -25,7 +25,7 @@ from typing import IO, Any, BinaryIO, Final, cast
 import msgspec
 
 from farm import PROJECT_ROOT
-from farm.errors import BuildError, PackError, SourceError, UsageError
+from farm.errors import BuildError, PackError, UsageError
 from llama_loader import disk
 
 SMALL: Final = 8 << 20
@@ -39,8 +39,7 @@ folder, and Python ends at 1,000 calls."""
 MOST_ENTRIES: Final = 100_000
 """Names of a folder, or of a server's list on all its pages."""
 MOST_ARCHIVE: Final = 8 << 30
-"""Bytes of a pinned archive that are copied, and of what is in a wheel. The largest wheel of CUDA
-has less than 1 GB."""
+"""Bytes of what is in a wheel. The largest wheel of CUDA has less than 1 GB."""
 
 
 class _FixedSizeFile(io.RawIOBase):
@@ -353,25 +352,6 @@ def sha256(path: Path, *, follow: bool = True, most: int | None = None) -> str:
     """Return the sha256 of a file's bytes; ``follow`` and ``most`` as for ``open_regular``."""
     with open_regular(path, follow=follow, most=most) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-@contextmanager
-def verified(path: Path, digest: str) -> Iterator[IO[bytes]]:
-    """Yield a private copy of a file that has this sha256: others may write to its folder.
-
-    Raises:
-        SourceError: ``SOURCE_CHANGED``: it has another one.
-        PackError: ``WRITE_FAILED``: the temporary folder's disk is full.
-        OSError: the file cannot be read, or is larger than ``MOST_ARCHIVE``.
-    """
-    with open_regular(path, most=MOST_ARCHIVE) as stream, tempfile.TemporaryFile() as copy:
-        with writing(Path(tempfile.gettempdir()), hint="TMPDIR names a folder with more space"):
-            shutil.copyfileobj(stream, copy)
-            copy.flush()
-        if sha256(opened(copy.fileno())) != digest:
-            raise SourceError("SOURCE_CHANGED", tree=path)
-        copy.seek(0)
-        yield copy
 
 
 def folder_digest(

@@ -192,8 +192,9 @@ def _tell_defined(plan: BuildPlan, report: BuildReport) -> None:
     )
     unknown = {name for name, _ in plan.defined if not name.startswith(("CMAKE_", "FARM_"))}
     for path in plan.source.files():
-        if (path.name == "CMakeLists.txt" or path.suffix == ".cmake") and path.is_file():
-            unknown -= {*re.findall(r"\w+", durable.head(path))}
+        if (path.name == "CMakeLists.txt" or path.suffix == ".cmake") and not path.is_symlink():
+            text = durable.head(path)
+            unknown = {name for name in unknown if not re.search(rf"\b{name}\b", text)}
     for name in sorted(unknown):
         report.say(f"note[DEFINE_UNKNOWN]: no CMake file of the source has {name}: is it right?")
 

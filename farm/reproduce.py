@@ -66,7 +66,7 @@ _Facts = tuple[str, str, str]
 _OF_PLAN: Final = ("line", "defines", "commands", "environment", "recipe_sha256")
 """The fields of a record that a plan decides."""
 _PYPI: Final = re.compile(
-    r"pypi:(?P<file>(?P<package>[^#/]+)-(?P<version>[^#/-]+\.(?P<build>[0-9]{1,6}))\.tar\.gz)#(?P<subdir>[\w./-]*\w)"
+    r"pypi:(?P<file>(?P<package>[\w.-]{1,99})-(?P<version>[\w.]{1,99}\.(?P<build>[0-9]{1,6}))\.tar\.gz)#(?P<subdir>[\w./-]*\w)"
 )
 _GIT: Final = re.compile(r"git\+(?P<remote>.+)@(?P<ref>[^@]+)")
 _OPTION: Final = re.compile(rf"(GGML|LLAMA)_\w+=[\w.]*|{patches.CPU_VARIANTS}=\w+(;\w+)*")

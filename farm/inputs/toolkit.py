@@ -86,7 +86,7 @@ def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
     if not folder.is_dir():
         with new_folder(folder) as staging:
             for pin in wheels:
-                extract_wheel(fetch_package(pin), staging, pin.sha256)
+                extract_wheel(fetch_package(pin), staging)
             _complete(_wheel_root(staging))
     return _asked(_wheel_root(folder))
 
@@ -140,8 +140,8 @@ def _asked(root: Path) -> Toolkit:
 
 
 def listed(told: str) -> tuple[int, ...]:
-    """Return the compute capabilities (times ten) in the output of ``nvcc --list-gpu-code``."""
-    return tuple(map(int, re.findall(r"\bsm_([0-9]{1,4})\b", told)))
+    """Return each compute capability (times ten) in the output of ``nvcc --list-gpu-code``."""
+    return tuple(dict.fromkeys(map(int, re.findall(r"\bsm_([0-9]{1,4})\b", told))))
 
 
 def _output(argv: tuple[str, ...]) -> str:

@@ -196,9 +196,9 @@ def survey(tree: Path, *, version: str | None = None) -> Survey:
     own = _licence_in(tree, _licence_files(tree), tree, texts)
     origin = "https://github.com/ggml-org/llama.cpp"
     found = [_part(tree, _files(tree), "llama.cpp", ".", own, version, origin)]
-    for folder in sorted(path for path in (tree / "vendor").glob("*") if path.is_dir()):
+    for folder in filter(Path.is_dir, _plain(tree / "vendor")):
         # of a folder of several parts, its folders
-        inner = sorted(path for path in folder.iterdir() if path.is_dir() and _sources(path))
+        inner = [path for path in _plain(folder) if path.is_dir() and _sources(path)]
         found += [_vendored(tree, one, upstreams, texts) for one in inner or [folder]]
     found += _single_files(tree, texts)
     return Survey(tuple(found), texts)
@@ -308,7 +308,12 @@ def _licence_files(folder: Path) -> list[Path]:
 
 
 def _sources(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix in SOURCE_SUFFIXES)
+    return [path for path in _plain(folder) if path.suffix in SOURCE_SUFFIXES]
+
+
+def _plain(folder: Path) -> list[Path]:
+    """Return what a folder has, without links: many may lead to one large file."""
+    return sorted(path for path in folder.glob("*") if not path.is_symlink())
 
 
 def _text_name(path: str) -> str:
@@ -334,7 +339,7 @@ def _upstreams(tree: Path) -> list[_Upstream]:
     script = tree / "scripts" / "sync_vendor.py"
     if not script.is_file():
         return []
-    text = durable.head(script)
+    text = durable.head(script, 1 << 16)  # each row may name many constants
     constants = dict(_SYNC_CONSTANT.findall(text))
     rows: list[_Upstream] = []
     for url, path in _SYNC_ROW.findall(text):

@@ -141,6 +141,7 @@ def test_release_is_made_in_a_folder_that_nobody_else_can_change_and_nowhere_els
         partial(build, built),
         lambda folder: release.pack_tree(pipeline.STATE / "trees" / "cpu-cpu", folder, "tar.gz"),
         release.write,
+        source.from_folder,
         lambda folder: list(gate.smoke(folder, release.load(folder))),
         lambda folder: gate.run(folder, print, start=False),
         lambda folder: own_space.publish(folder, place),

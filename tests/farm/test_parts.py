@@ -57,8 +57,10 @@ def test_source_s_texts_are_looked_through_at_once(tree: Path, variant: int) -> 
 def test_constants_that_name_each_other_make_no_address_without_end(tree: Path) -> None:
     lines = [f'A{n} = "{{A{n + 1}}}{{A{n + 1}}}"' for n in range(64)]
     lines += ['"https://github.com/{A0}/b/raw/c": "vendor/stb/stb_image.h"']
+    lines += ["\n" * (1 << 16), '"https://github.com/a/b/": "vendor/nlohmann/json.hpp"']
     (tree / "scripts/sync_vendor.py").write_text("\n".join(lines))
     assert by_path(tree)["vendor/stb"].origin == "https://github.com/{A1}{A1}/b"
+    assert by_path(tree)["vendor/nlohmann"].origin is None, "more than such a script has"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,12 @@ def test_each_part_is_read_from_where_the_tree_says_it(
 
 
 def test_nothing_else_is_a_part(tree: Path) -> None:
+    (tree / "vendor/linked").symlink_to("stb")
+    (tree / "vendor/stb/inner").symlink_to("../nlohmann")
+    (tree / "vendor/plain").mkdir()
+    (tree / "vendor/plain/a.h").symlink_to("../nlohmann/json.hpp")
+    assert by_path(tree).pop("vendor/plain").licence is None
+    shutil.rmtree(tree / "vendor/plain")
     assert len(by_path(tree)) == 8
 
 

@@ -91,10 +91,15 @@ def test_line_of_a_local_build_follows_from_this_host_s_toolkit(tmp_path: Path) 
     told = checked(replace(request, engine="dask", line="cu128"), Publication(to=str(tmp_path)))
     assert "note[HOSTS_NOT_CHECKED]" in told
     assert "note[RELEASE_NOT_NAMED]" in told
+    linked = Path(shutil.copytree(TINY, tmp_path / "linked"))
+    (linked / "text").write_text("LLAMA_BUILD_COMIT")
+    (linked / "a.cmake").symlink_to("text")
+    request = replace(request, source=linked)
     told = checked(
         replace(request, define=("LLAMA_BUILD_COMIT=1", "CMAKE_X=2", "LLAMA_VERSION_MINOR=3"))
     )
     assert "defined: CMAKE_X=2, LLAMA_BUILD_COMIT=1, LLAMA_VERSION_MINOR=3\n" in told
+    # not in what a link leads to, which many may do
     assert told.count("note[DEFINE_UNKNOWN]") == told.count("has LLAMA_BUILD_COMIT:") == 1
     error = refused(replace(request, archs="90;77-real"))  # between those that its nvcc has
     assert (error.code, "builds 75, 90;" in error.hint) == ("ARCH_NOT_IN_LINE", True)

@@ -199,6 +199,7 @@ def test_an_archive_is_fetched_by_the_recorded_digest(
         ("git+https://example.org/llama.cpp@b1", "SOURCE_NOT_PUBLISHED"),
         ("folder:mine", "SOURCE_NOT_PUBLISHED"),
         ("pypi:xllamacpp-2025.1.9000.tar.gz#.", "SOURCE_NOT_PUBLISHED"),
+        ("pypi:xllamacpp-\0.1.tar.gz#x", "SOURCE_NOT_PUBLISHED"),
     ],
 )
 def test_a_source_without_a_digest_is_not_to_be_had(

@@ -147,9 +147,7 @@ def pin_of(archive: Path, subdir: str) -> pins.SourcePin:
     )
 
 
-def test_an_archive_s_tree_is_kept_for_its_folder_and_looked_at_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_s_tree_is_kept_for_its_folder_and_looked_at_each_time(tmp_path: Path) -> None:
     archive = tmp_path / "x-1.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(TINY, "x-1/one")
@@ -165,14 +163,6 @@ def test_an_archive_s_tree_is_kept_for_its_folder_and_looked_at_each_time(
     (one.tree / "llama.cpp").write_bytes(b"")
     assert source.from_archive(pin_of(archive, "one")).note is None
     assert (one.tree / "llama.cpp").read_bytes() == (TINY / "llama.cpp").read_bytes()
-    shutil.rmtree(one.tree)
-    pin = pin_of(archive, "one")
-    with tarfile.open(archive, "w:gz") as tar:  # after the cached one was verified
-        tar.add(TINY / "CMakeLists.txt", "x-1/one/CMakeLists.txt")
-    monkeypatch.setattr(source, "fetch_package", lambda _: archive)
-    with refused("SOURCE_CHANGED", SourceError, str(archive)):
-        source.from_archive(pin)
-    assert not one.tree.exists()
 
 
 def test_a_commit_that_no_branch_or_tag_has_is_not_the_repository_s(upstream: Path) -> None:
@@ -236,6 +226,40 @@ def test_a_folder_with_history_brings_it(upstream: Path, hidden: str) -> None:
     git(upstream, "update-index", f"--{hidden}", "NUMBER")
     (upstream / "NUMBER").write_text("changed", "utf-8")
     assert source.from_folder(upstream).short_commit.endswith("-dirty")
+
+
+@pytest.mark.parametrize("hidden", ["replace", "object", "encoding", "ident"])
+def test_changed_code_does_not_pass_for_the_commit_of_head(upstream: Path, hidden: str) -> None:
+    """By an object in the place of HEAD's, or by what git makes of a file before it compares it."""
+    file, told = upstream / "tools" / "a.h", "/* $Id: */ int evil; /* $ */\n"
+    file.write_text("/* $Id$ */\n", "ascii")
+    (upstream / ".gitattributes").write_text("own.h ident\n*.txt eol=crlf\n", "ascii")
+    shutil.copy(file, upstream / "own.h")
+    git(upstream, "add", "--all")
+    git(upstream, "commit", "--quiet", "-m", "honest")
+    (upstream / "own.h").unlink()
+    (upstream / "CMakeLists.txt").unlink()
+    git(upstream, "checkout", "--quiet", ".")
+    assert "$Id: " in (upstream / "own.h").read_text("ascii")
+    head, whole = git(upstream, "rev-parse", "HEAD"), git(upstream, "rev-parse", "HEAD:tools")
+    assert source.from_folder(upstream).commit == head, "HEAD's own attributes count"
+    file.write_text(told if hidden == "ident" else "/+ACo- $Id$ */\n", "ascii")
+    if hidden in ("encoding", "ident"):
+        attribute = "ident" if hidden == "ident" else "working-tree-encoding=UTF-7"
+        (file.parent / ".gitattributes").write_text(f"a.h {attribute}\n", "ascii")
+    else:
+        git(upstream, "commit", "--quiet", "-am", "evil")
+        evil = git(upstream, "rev-parse", "HEAD:tools")
+        if hidden == "replace":
+            git(upstream, "replace", head, "HEAD")
+        git(upstream, "reset", "--quiet", "--soft", head)
+    if hidden == "object":
+        first, second = (upstream / ".git/objects" / one[:2] / one[2:] for one in (whole, evil))
+        second.replace(first)
+        with refused("GIT_UNREADABLE", SourceError, "a tree of HEAD has another digest"):
+            source.from_folder(upstream)
+    else:
+        assert source.from_folder(upstream).commit == f"{head}-dirty"
 
 
 def test_what_git_ignores_is_no_part_of_a_source(

@@ -18,7 +18,7 @@ from tests.rigs.refusals import refused
 NVCC = """#!/bin/sh
 case "$1" in
 --version) echo "Cuda compilation tools, release {version}, V{version}.99" ;;
---list-gpu-code) printf 'sm_75\\nsm_100\\n' ;;
+--list-gpu-code) printf 'sm_75\\nsm_100\\nsm_75\\n' ;;
 --dryrun) echo "#$ _SPACE_= " >&2; echo "#$ _HERE_={here}" >&2 ;;
 esac
 """
