@@ -10,12 +10,13 @@ import logging
 import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gradio import queueing, routes, utils
+from gradio import http_server, queueing, routes, server_messages, utils
 from gradio.mcp import GradioMCPServer
 from gradio.queueing import Queue
 from gradio.routes import App
@@ -53,6 +54,7 @@ _write: Any = lambda _, told: _described.set(told)  # noqa: E731
 App.api_info = property(lambda _: _described.get(), _write)  # type: ignore[assignment]
 _mcp_server: Final = GradioMCPServer.create_mcp_server
 _send: Final = Queue.send_message
+_close_server: Final[Any] = http_server.Server.close
 _aside: Final = ThreadPoolExecutor()
 
 
@@ -82,7 +84,8 @@ async def _result(self: Any, job: Any) -> list[Any]:
     try:
         return [await asyncio.wrap_future(job.future)]
     except asyncio.CancelledError as error:
-        if job.future.done() and not job.future.cancelled():  # the client's stream has ended
+        done = job.future.done() and not job.future.cancelled()
+        if done and isinstance(job.future.exception(), CancelledError):  # its stream has ended
             self._client_instance = None  # with the messages that it keeps of calls
             raise RuntimeError("the answer to this call was lost: send it again") from error
         _aside.submit(_cancel, job)  # it asks this server, in vain while that is being ended
@@ -109,6 +112,7 @@ def _keep(queue: Any, event: Any, message: Any) -> None:
         _forget(queue, event.session_hash)
     else:
         _send(queue, event, message)
+        event.alive = event.alive and message.msg != "process_completed"  # cancelled: sent once
 
 
 def _forget(queue: Any, session: str) -> None:
@@ -119,10 +123,22 @@ def _forget(queue: Any, session: str) -> None:
     queue.pending_messages_per_session.pop(session, None)
 
 
+def _end(server: Any) -> None:
+    """Take no more events; end their streams, all after their present step, then the server."""
+    queue = server.running_app.get_blocks()._queue  # noqa: SLF001
+    queue.max_size = 0
+    server.running_app.stop_event.set()  # its heartbeats would delay the end by 5 s
+    for event in [*queue.event_ids_to_events.values()]:
+        _keep(queue, event, server_messages.ProcessCompletedMessage(output={}, success=False))
+    for _ in range(100):  # at most 5 s; a later step could start llama-server anew
+        time.sleep(0.05 * any(queue.active_jobs))
+    _close_server(server)
+
+
 _GRADIOS: Any = GradioMCPServer
 _GRADIOS.create_mcp_server, _GRADIOS._execute_tool_without_progress = _bounded, _result  # noqa: SLF001
 queueing.safe_aclose_iterator = routes.safe_aclose_iterator = _close  # type: ignore[attr-defined]
-Queue.send_message = _keep  # type: ignore[method-assign, assignment]
+http_server.Server.close, Queue.send_message = _end, _keep  # type: ignore[method-assign, assignment]
 # A cancelled event ends after its present step (``require_read``). Gradio would cancel the tasks of
 # its session and function: one that has not begun then keeps its place for ever, one that closes
 # its generator keeps that, and a session whose name has gradio's separator is an error for all.
