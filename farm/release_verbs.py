@@ -53,20 +53,24 @@ def publish(
 
 @verb
 def gate(
-    _: object, folder: Path = Path("dist"), to: str | None = None, release: str | None = None
+    _: object, folder: Path | None = None, to: str | None = None, release: str | None = None
 ) -> None:
     """Run the checks that a promotion demands, and print the digest of what passed.
 
     Args:
-        folder: a release folder
+        folder: a release folder, dist if none is given
         to: instead of a folder: where the release is published
         release: for --to: its name, e.g. b11549-1
     """
     from farm.publish import gate as checking
     from farm.publish import places
 
+    if folder is not None:
+        options.one_of(
+            {"--folder": str(folder)}, {"--folder": ()}, {"--to": to, "--release": release}
+        )
     if to is None and release is None:
-        report = checking.run(folder, show.check)
+        report = checking.run(folder or Path("dist"), show.check)
     else:
         place = places.parse(to)
         name = places.require_given("release", release, place)

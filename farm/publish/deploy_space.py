@@ -139,6 +139,8 @@ def plan(
     space, hardware = wanted.to, wanted.hardware or ""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", space, re.ASCII) or ".." in space:
         raise UsageError("SPACE_INVALID", space=space)
+    if wanted.mount and wanted.model is None:
+        raise UsageError("OPTION_MISSING/mount")
     files, left_out = _files(root, release)
     asked = dict(_variable(*given) for given in enumerate(wanted.variable, 1))
     for name, value in asked.items():
@@ -278,6 +280,11 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
         if not deployment.replaced & _both(_OF_MODEL):  # no --model
             own = {name: one.value for name, one in present.items()} | dict(deployment.variables)
             deployment = _keeping(api, deployment, _named(own), head)
+        chosen = deployment.names_release or deployment.replaced & _both(_OF_RELEASE)
+        if "release.json" in there and not chosen:
+            own_pin = _content(api, deployment.space, "release.json", head)
+            files = {**deployment.files, "release.json": own_pin}
+            deployment = replace(deployment, files=files)
     if record is None and not adopt and there.keys() - _EMPTY_SPACE:
         theirs = ", ".join(sorted(there.keys() - _EMPTY_SPACE)[:5])
         raise PublishError("SPACE_NOT_OURS", space=deployment.space, theirs=theirs)
@@ -298,7 +305,8 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
 
 def _keeping(api: HfApi, deployment: Deployment, model: str, head: str | None) -> Deployment:
     """Keep a Space's own model, and what its README.md says of one that its variables name."""
-    files, told = dict(deployment.files), f"the Space's own: {model or deployment.model}"
+    files = dict(deployment.files)
+    told = f"the Space's own: {model}" if model else f"{deployment.model} (README.md's)"
     if model:
         theirs = _content(api, deployment.space, "README.md", head).decode("utf-8", "replace")
         own, readme = "".join(_LINES.findall(theirs)), files["README.md"].decode()

@@ -107,6 +107,23 @@ def test_model_becomes_variables_and_what_the_image_preloads(
     assert again.deployment.model == f"the Space's own: {repo} {file}"
 
 
+def test_space_that_has_its_release_keeps_it_until_another_one_is_named(
+    hub: hub_repository.Hub, space: Path
+) -> None:
+    pinned = {"manifest_url": "https://h.example/manifest.json"}
+    deploy_space.deploy(
+        deploy_space.compare(deploy_space.plan(Deploy("me/space"), space, release=pinned))
+    )
+    assert "release.json" in hub.repositories["me/space"].commits[-1]
+    for planned, deleted in (
+        (deploy_space.plan(Deploy("me/space"), space), ()),
+        (deploy_space.plan(Deploy("me/space"), space, release={}), ("release.json",)),
+    ):
+        changes = deploy_space.compare(planned)
+        assert (changes.deleted, changes.deployment.names_release) == (deleted, not deleted)
+        deploy_space.deploy(changes)
+
+
 def test_models_of_the_real_space_are_all_replaced() -> None:
     planned = deploy_space.plan(Deploy("me/space", model="12b"))
     front = planned.files["README.md"].decode().split("---")[1]

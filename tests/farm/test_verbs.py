@@ -165,6 +165,8 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("status --to nowhere", "DESTINATION_MISSING", "nowhere"),
         ("gate --release b1-1", "OPTION_MISSING", "--to"),
         ("gate --to .", "OPTION_MISSING", "--release was not given"),
+        ("gate --folder a --to b --release c", "OPTIONS_INVALID", "--to, --release"),
+        ("deploy-space --to me/space --mount", "OPTION_MISSING", "--model"),
         ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "begins with RW"),
         ("deploy-space --to a/b --hardware zero", "HARDWARE_UNKNOWN", "zero-a10g (ZeroGPU)"),
         ("deploy-space --to a/b --model 70b", "MODEL_INVALID", "4b, 12b, 27b"),
