@@ -10,10 +10,13 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 STATE_FOLDER = PROJECT_ROOT / ".farm"
 """Trees, logs and journal of this checkout; git ignores it."""
+MACHINE: Final = "x86_64"
+"""The processor that a line's binaries are for, where its row in targets.toml names no other."""
 
 if find_spec("llama_loader") is None:
     sys.path.append(str(PROJECT_ROOT / "spaces"))

@@ -124,7 +124,7 @@ def pack(
         opened = [(pin, stack.enter_context(open_wheel(path))) for pin, path in wheels]
         libraries = _libraries(opened, line)
         taken = [(pin, [*libraries[pin.filename], *_licences(pin, w)]) for pin, w in opened]
-        promised = LineRecord(line.name, line.toolkit, line.min_driver, line.glibc)
+        promised = LineRecord(line.name, line.toolkit, line.min_driver, line.glibc, line.machine)
         record = RuntimeRecord(promised, tuple(_in_wheel(pin, files) for pin, files in taken))
         name = file_name(record, archive_format)
         content: dict[str, _Taken | bytes] = {one.name: one for _, files in taken for one in files}
@@ -159,7 +159,8 @@ def _in_wheel(pin: PackagePin, taken: Sequence[_Taken]) -> Wheel:
 
 def file_name(record: RuntimeRecord, archive_format: str) -> str:
     """Return a tarball's name (contract: docs/manifest.md)."""
-    return f"{ROOT}-{record.version}-{record.line.name}-linux-x86_64.{archive_format}"
+    line = record.line
+    return f"{ROOT}-{record.version}-{line.name}-linux-{line.machine}.{archive_format}"
 
 
 def is_one(name: str) -> bool:
@@ -275,4 +276,4 @@ def _check_libraries(inventory: Inventory, line: LineRecord) -> None:
     for one in found.values():
         if one.soname != one.file:
             raise InspectError("SONAME_DIFFERS", name=inventory.name, found=one)
-        elf.check_glibc(one, line.glibc)
+        elf.check_line(one, line)

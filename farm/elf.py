@@ -203,17 +203,15 @@ def check(inspections: Sequence[Inspection], asked: Asked) -> None:
     Raises:
         InspectError: ``ARCH_MISSING``, ``ARCH_PARTIAL``, ``CODE_NOT_ASKED``, ``GLIBC_TOO_NEW``,
             ``RUNPATH_NOT_ORIGIN``, ``LIBRARY_NOT_ALLOWED``, ``DRIVER_SHIPPED`` or
-            ``MACHINE_MIXED``.
+            ``MACHINE_DIFFERS``.
     """
     for inspection in inspections:
         if inspection.rpath is not None or inspection.runpath not in (None, "$ORIGIN"):
             kind = "RUNPATH" if inspection.rpath is None else "RPATH"
             value = inspection.runpath if inspection.rpath is None else inspection.rpath
             raise InspectError("RUNPATH_NOT_ORIGIN", file=inspection.file, kind=kind, value=value)
-        check_glibc(inspection, asked.line.glibc)
+        check_line(inspection, asked.line)
     merged = merge(inspections)
-    if len(merged.machines) > 1:
-        raise InspectError("MACHINE_MIXED", machines=" and ".join(merged.machines))
     _check_libraries(inspections, merged, asked.line.toolkit)
     _check_code("machine code (SASS)", merged.sass, asked.sass)
     _check_code("PTX", merged.ptx, asked.ptx)
@@ -273,19 +271,19 @@ def _one(elf: ElfFile, dynamic: list[tuple[int, str]], tag: int) -> str | None:
     return values[0] if values else None
 
 
-def check_glibc(inspection: Inspection, promised: str) -> None:
-    """Refuse a binary that needs a newer glibc than its line promises.
+def check_line(inspection: Inspection, line: LineRecord) -> None:
+    """Refuse a binary for another machine or a newer glibc than its line promises.
 
     Raises:
-        InspectError: ``GLIBC_TOO_NEW``.
+        InspectError: ``MACHINE_DIFFERS`` or ``GLIBC_TOO_NEW``.
     """
+    if inspection.machine != line.machine:
+        raise InspectError("MACHINE_DIFFERS", found=inspection, needs=line.machine)
     unknown = [mark for mark in inspection.marks if mark not in _GLIBC_MARKS]
     if unknown:
         raise InspectError("GLIBC_TOO_NEW", file=inspection.file, unknown=unknown[0])
-    if inspection.glibc and version_key(inspection.glibc) > version_key(promised):
-        raise InspectError(
-            "GLIBC_TOO_NEW/line", file=inspection.file, glibc=inspection.glibc, promised=promised
-        )
+    if inspection.glibc and version_key(inspection.glibc) > version_key(line.glibc):
+        raise InspectError("GLIBC_TOO_NEW/line", found=inspection, promised=line.glibc)
 
 
 def _check_libraries(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from farm.inputs.images import ImageFacts
     from farm.source import SourceTree
+    from farm.tarball.build_record import LineRecord
     from farm.targets import ArchSet, Line
 
 TARGETS: Final = ("llama-server", "llama-cli")
@@ -132,9 +133,7 @@ class BuildPlan:
     @property
     def artifact_name(self) -> str:
         """The tarball's name."""
-        return artifact_name(
-            self.source.build, self.line.name, self.arch_set.name, self.arch_set.format
-        )
+        return artifact_name(self.source.build, self.line, self.arch_set.name, self.arch_set.format)
 
     def defines(self) -> tuple[tuple[str, str], ...]:
         """Return CMake's cache entries that contain no folder of the engine."""
@@ -230,9 +229,9 @@ class BuildPlan:
         }
 
 
-def artifact_name(build: int, line: str, arch_set: str, archive_format: str) -> str:
+def artifact_name(build: int, line: LineRecord | Line, arch_set: str, archive_format: str) -> str:
     """Return a tarball's name (a contract: docs/manifest.md)."""
-    return f"llama-server-b{build}-{line}-{arch_set}-linux-x86_64.{archive_format}"
+    return f"llama-server-b{build}-{line.name}-{arch_set}-linux-{line.machine}.{archive_format}"
 
 
 LineSink = Callable[[str], None]

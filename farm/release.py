@@ -428,4 +428,4 @@ def record_of(path: Path) -> BuildRecord:
 
 
 def _name(record: BuildRecord, archive_format: str) -> str:
-    return artifact_name(record.source.build, record.line.name, record.arch_set, archive_format)
+    return artifact_name(record.source.build, record.line, record.arch_set, archive_format)

@@ -15,7 +15,7 @@ import msgspec
 import tomllib
 from msgspec import Meta
 
-from farm import PROJECT_ROOT
+from farm import MACHINE, PROJECT_ROOT
 from farm.errors import UsageError
 from farm.tarball.archive import FORMATS
 from llama_loader.manifest import CUDA_RUNTIME
@@ -52,6 +52,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     newest: int = 0
     codes: tuple[int, ...] = ()
     name: str = ""
+    machine: str = MACHINE
 
     @property
     def span(self) -> str:

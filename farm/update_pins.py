@@ -18,7 +18,7 @@ import requests
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from farm import durable, source, targets
+from farm import MACHINE, durable, source, targets
 from farm.engines.docker.connection import connect
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import archives, packages, patches, pins
@@ -34,7 +34,7 @@ class _Kind(NamedTuple):
 
 SDIST: Final = _Kind(r"\.tar\.gz", pins.MOST_SOURCE >> 20)
 ANY_WHEEL: Final = _Kind(r"-py3-none-any\.whl", 512)
-LINUX_WHEEL: Final = _Kind(r"-py3-none-manylinux\S{1,99}_x86_64\.whl", 1024)
+LINUX_WHEEL: Final = _Kind(rf"-py3-none-manylinux\S{{1,99}}_{MACHINE}\.whl", 1024)
 SEEN_REGISTRY: Final = "registry"
 _BUILD_IN_VERSION: Final = r"(?P<version>[0-9]{4}\.[0-9]{1,2}\.(?P<build>[0-9]{4,6}))"
 """xllamacpp's versions: year, month, and the build number of the llama.cpp in it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -120,9 +121,12 @@ class LocalEngine:
         """Return the identity of the compilers, from their own version output.
 
         Raises:
-            EngineError: there is no C++ compiler, or one does not run.
+            EngineError: there is no C++ compiler, one does not run, or this host is another machine
+                than the line's.
         """
         _require_compiler()
+        if (machine := platform.machine()) != plan.line.machine:
+            raise EngineError("HOST_MACHINE", machine=machine, needs=plan.line.machine)
         programs = [shutil.which(name) for name in ("cc", "gcc", "c++", "g++", "ld")]
         if plan.line.is_cuda and self._cuda is not None:
             programs.append(str(self._cuda / "bin" / "nvcc"))

@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from farm import PROJECT_ROOT, durable
+from farm import MACHINE, PROJECT_ROOT, durable
 from farm.elf import version_key
 from farm.errors import EngineError, UsageError
 from farm.inputs import pins, toolkit
@@ -98,8 +98,6 @@ def names_digest(reference: str) -> bool:
     return _DIGEST.fullmatch(reference) is not None
 
 
-MACHINE: Final = "x86_64"
-"""The processor that the farm builds for."""
 _C23: Final = (2, 38)
 """The first glibc whose headers use the functions of C23."""
 PROBE: Final = r"""
@@ -211,8 +209,8 @@ def line_of_tools(table: Targets, tools: ImageTools) -> tuple[Line, tuple[str, .
 def contradictions(line: Line, tools: ImageTools) -> tuple[UsageError, ...]:
     """Return everything in a devel image that contradicts a line's promises."""
     found = []
-    if tools.machine != MACHINE:
-        found.append(UsageError("IMAGE_MACHINE", image=tools.image, machine=tools.machine))
+    if tools.machine != line.machine:
+        found.append(UsageError("IMAGE_MACHINE", tools=tools, needs=line.machine))
     if line.is_cuda and tools.cuda is None:
         found.append(UsageError("NVCC_MISSING", image=tools.image))
     elif line.is_cuda and not line.accepts_toolkit(str(tools.cuda)):
@@ -265,7 +263,8 @@ TAGS: Final = {
 INPUTS_LABEL: Final = "llama-farm.inputs"
 """The label with the digest of everything that decides the image, except the packages' versions."""
 
-DEBIAN: Final = ("--architectures=amd64", "bookworm")
+_DEBIAN_NAMES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+DEBIAN: Final = (f"--architectures={_DEBIAN_NAMES[MACHINE]}", "bookworm")
 """Debian 12: its glibc 2.36 gives binaries that need 2.34."""
 _ALWAYS: Final = (
     "--variant=minbase",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from farm import MACHINE
 from farm.errors import PackError
 from farm.inputs import patches
 from farm.plan import TARGETS, BuildPlan, Layout, Toolchain
@@ -37,13 +38,14 @@ _MOST: Final = 1_000
 """Parts, inputs and programs each; the largest record seen has fewer than a hundred."""
 
 
-class LineRecord(msgspec.Struct, frozen=True):
+class LineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The line's promises: checked again whenever the tarball is read."""
 
     name: str
     toolkit: schema.Version | None
     min_driver: schema.Version | None
     glibc: schema.Version
+    machine: schema.Name = MACHINE
 
 
 class BuildRecord(msgspec.Struct, frozen=True):
@@ -99,7 +101,7 @@ def of(
         source=source_of(plan.source),
         arch_set=plan.arch_set.name,
         archs=plan.arch_set.archs,
-        line=LineRecord(line.name, line.toolkit, line.min_driver, line.glibc),
+        line=LineRecord(line.name, line.toolkit, line.min_driver, line.glibc, line.machine),
         defines=dict(plan.defines()),
         toolchain=toolchain,
         recipe_sha256=patches.recipe_sha256(),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import small_disk
+from msgspec import structs
 from rich.console import Console
 from tiny_release import TINY
 from waiting import comes
@@ -35,11 +36,11 @@ from farm import (
 from farm.durable import folder_digest
 from farm.engines import local, shared_cache
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError
+from farm.errors import BuildError, EngineError
 from farm.inputs import patches
 from farm.kept import Journal, JournalEntry, KeptTree, digest
 from farm.options import BuildRequest
-from farm.plan import BuildPlan
+from farm.plan import BuildPlan, Toolchain
 from farm.publish import gate, places
 from farm.tarball import build_record
 from farm.targets import ArchSet
@@ -242,6 +243,17 @@ def test_the_folder_of_cmake_is_no_part_of_the_local_engines_identity(
         told.append(LocalEngine().identity(plan))
     assert told[0] == told[1]
     assert "cmake version 3.31.10" in told[0]
+
+
+def test_a_line_for_another_machine_is_refused_on_this_host_and_named_in_its_tarball() -> None:
+    line = structs.replace(TABLE.line("cpu"), machine="aarch64")
+    plan = BuildPlan(TABLE.sets["cpu"], line, source.from_folder(TINY))
+    with refused("HOST_MACHINE", EngineError, match="is x86_64, and its line is built for aarch64"):
+        LocalEngine().identity(plan)
+    made = build_record.of(plan, Toolchain("local", "gcc", "4", None))
+    record = build_record.decode(build_record.encode(made), what="it")
+    assert record.line.machine == "aarch64"
+    assert plan.artifact_name.endswith("-linux-aarch64.tar.zst")
 
 
 def test_a_ccache_that_is_installed_beside_python_is_used(

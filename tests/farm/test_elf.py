@@ -274,7 +274,7 @@ def test_code_in_some_objects_only(tmp_path: Path, objects: str, links: str, pro
         ({"glibc": "2.36"}, "GLIBC_TOO_NEW", "needs glibc 2.36"),
         ({"marks": ("GLIBC_PRIVATE",)}, "GLIBC_TOO_NEW", "GLIBC_PRIVATE"),
         ({"file": "libcuda.so.1"}, "DRIVER_SHIPPED", "libcuda.so.1"),
-        ({"machine": "m68k"}, "MACHINE_MIXED", "m68k"),
+        ({"machine": "m68k"}, "MACHINE_DIFFERS", "m68k"),
     ],
 )
 def test_file_beside_another_in_a_package(
