@@ -7,6 +7,10 @@
 from __future__ import annotations
 
 import os
+import random
+import re
+import shutil
+import sqlite3
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +29,7 @@ DOCS_LOCK = "requirements-docs.lock"
 CLUSTER_LOCK = "requirements-cluster.lock"
 LOADER_LOCK = "requirements-loader.lock"
 CI_LOCK = "requirements-ci.lock"
+MUTATION_LOCK = "requirements-mutation.lock"
 SOURCES = (
     *("farm", "spaces", "examples", "tests", "benchmarks", "docs/conf.py"),
     *("tasks.py", "noxfile.py"),
@@ -39,6 +44,16 @@ MODULE_PATH = {
 }
 PROCESSES = 1 + (os.cpu_count() or 1)
 """Of the fast tests: some wait for a clock, a disk or a program."""
+
+MUTATED = ("trust", "manifest", "receipt", "unpack", "disk", "fetch")
+"""Modules of the loader that verify."""
+MUTATION = """[cosmic-ray]
+module-path = "spaces/llama_loader/{0}.py"
+test-command = "python -m pytest -xq -p no:cacheprovider --timeout=30 tests/loader/test_{0}.py"
+timeout = 300.0
+excluded-modules = []
+distributor.name = "local"
+"""
 
 
 def _install(session: nox.Session, lock: str) -> None:
@@ -122,6 +137,48 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """Change verifying code, an operator, number or condition at a time: tests must notice 90 %.
+
+    Lists the mutants that survive. Takes modules, and how many mutants of each to draw:
+    ``-- trust unpack 150``. Runs may go side by side, each in a copy of this checkout.
+    """
+    _install(session, DEV_LOCK)
+    _install(session, MUTATION_LOCK)
+    most = max((int(one) for one in session.posargs if one.isdigit()), default=10**6)
+    low = []
+    for name in [Path(one).stem for one in session.posargs if not one.isdigit()] or MUTATED:
+        with tempfile.TemporaryDirectory() as folder:  # cosmic-ray changes the module's file
+            copy = Path(folder, "copy")
+            shutil.copytree(".", copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "dist"))
+            (copy / "its.toml").write_text(MUTATION.format(name))
+            with session.chdir(copy):
+                session.run("cosmic-ray", "baseline", "its.toml", env=MODULE_PATH)
+                session.run("cosmic-ray", "init", "its.toml", "its.db")
+                _draw(Path(f"spaces/llama_loader/{name}.py").read_text().splitlines(), most)
+                session.run("cosmic-ray", "exec", "its.toml", "its.db", env=MODULE_PATH)
+                session.run("cr-report", "--surviving-only", "--show-diff", "its.db")
+                count = "SELECT sum(test_outcome = 'KILLED'), count(test_outcome) FROM work_results"
+                noticed, of = sqlite3.connect("its.db").execute(count).fetchone()
+        session.log(f"{name}: {noticed} of {of} mutants noticed, {100 * noticed / of:.1f} %")
+        low += [name] if noticed < 0.9 * of else []
+    if low:
+        session.error(f"under 90 %: {', '.join(low)}")
+
+
+def _draw(source: list[str], most: int) -> None:
+    """Keep ``most`` mutants, the same each time; none of ``|`` in a type or ``*`` in parameters."""
+    with sqlite3.connect("its.db") as found:
+        columns = "operator_name, occurrence, start_pos_row, start_pos_col, job_id"
+        every = found.execute(f"SELECT {columns} FROM mutation_specs ORDER BY 1, 2").fetchall()  # noqa: S608
+        random.Random(1).shuffle(every)  # noqa: S311
+        none = re.compile(r"\*,|\| \w+\b(?!\.)")
+        kept = [(job,) for *_, row, at, job in every if not none.match(source[row - 1], at)]
+        found.execute("DELETE FROM work_items")
+        found.executemany("INSERT INTO work_items VALUES (?)", kept[:most])
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The site, into site/: a broken link or a page that no other names is an error."""
     _install(session, DOCS_LOCK)
@@ -202,6 +259,8 @@ def lock(session: nox.Session) -> None:
     session.run(*ours, "-c", DEV_LOCK, "-o", FARM_LOCK)
     session.run(*ours, "--group=cluster", "-c", DEV_LOCK, "-o", CLUSTER_LOCK)
     session.run(*ours, "--group=docs", "-o", DOCS_LOCK)
-    session.run(*compile_, "--python-version=3.11", "--group=ci", "-c", DEV_LOCK, "-o", CI_LOCK)
+    for group, file in {"ci": CI_LOCK, "mutation": MUTATION_LOCK}.items():
+        alone = ("--python-version=3.11", f"--group={group}", "-c", DEV_LOCK)
+        session.run(*compile_, *alone, "-o", file)
     loader = ("--python-version=3.10", "spaces/requirements.txt", "--group=loader-test")
     session.run(*compile_, *loader, "-o", LOADER_LOCK)
