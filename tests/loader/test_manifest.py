@@ -62,8 +62,16 @@ def test_a_cuda_runtime_goes_round() -> None:
     parsed = manifest.parse(libraries())
     found = parsed.artifacts[0]
     assert (found.kind, found.provides) == ("cuda-runtime", ("libllama.so.0",))
+    assert manifest.parse(libraries(backend="cuda", cuda=CUDA)).artifacts[0].cuda is not None
     assert found.library_folder == "runtime"
     assert manifest.parse(manifest.dump(parsed)) == parsed
+
+
+def test_what_was_parsed_cannot_be_changed_and_is_made_by_keyword() -> None:
+    for kind in manifest._Frozen.__subclasses__():
+        assert kind.__struct_config__.frozen
+        with pytest.raises(TypeError, match="positional"):
+            kind("x")
 
 
 @pytest.mark.parametrize("path", ["x", "source.x", "artifacts.0.x", "artifacts.0.files.0.x"])
@@ -150,6 +158,8 @@ def test_a_bad_value_is_named_by_its_place(path: str, value: object) -> None:
         ("artifacts.0.backend", "cuda", "cuda: must be given"),
         ("artifacts.0.files.0.chunks", ["0" * 64] * 9, "do not follow from its size"),
         ("artifacts", [GOOD["artifacts"][0]] * 2, "two have the same name"),
+        ("artifacts.0.size", (1 << 40) + 1, f"<= {1 << 40}"),
+        ("source.patches", [{"name": "x", "sha256": "0" * 64}] * 101, "<= 100"),
     ],
 )
 def test_values_that_contradict_one_another(path: str, value: object, match: str) -> None:
@@ -195,6 +205,7 @@ def one_file(**fields: Any) -> bytes:
     artifact = tree["artifacts"][0]
     artifact["files"] = artifact["files"][:1]
     artifact["files"][0]["size"] = fields.pop("file_size", artifact["files"][0]["size"])
+    artifact["files"][0]["chunks"] = ["0" * 64] * fields.pop("file_chunks", 0)
     artifact["unpacked_size"] = artifact["files"][0]["size"]
     artifact.update(fields)
     return json.dumps(tree).encode()
@@ -245,6 +256,16 @@ LIMITS = {
         one_file(size=2, chunk_size=0, chunks=["0" * 64] * 2),
     ),
     "file size": (one_file(file_size=1 << 40), one_file(file_size=(1 << 40) + 1)),
+    "few pieces": (
+        one_file(file_size=65537, file_chunks=2),
+        one_file(file_size=65537, file_chunks=1),
+    ),
+    "pieces": (
+        one_file(file_size=12, file_chunks=3, file_chunk_size=4),
+        one_file(file_size=12, file_chunks=4, file_chunk_size=4),
+    ),
+    "piece size": (one_file(file_chunk_size=1 << 30), one_file(file_chunk_size=(1 << 30) + 1)),
+    "least piece size": (one_file(file_chunk_size=0), one_file(file_chunk_size=-1)),
     "files": (many_files(10_000), many_files(10_001)),
     "folders": (many_files(645, "a/" * 29), many_files(646, "a/" * 29)),
     "parts of a path": (many_files(1, "a/" * 30), many_files(1, "a/" * 31)),
@@ -347,6 +368,7 @@ def loads(data: bytes, max_bytes: int = 1 << 20) -> object:
         (b"[" * 10_000 + b"]" * 10_000, "JSON_TOO_DEEP", "deep|levels"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "JSON_TOO_DEEP", "deep|levels"),
         (b"[" * 66 + b"]" * 66, "JSON_TOO_DEEP", "64 levels"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "JSON_TOO_DEEP", "64 levels"),
         (b"1" * 5000, "JSON_MALFORMED", "is not JSON"),
     ],
 )
@@ -359,7 +381,13 @@ def test_refused(text: bytes, code: str, match: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['"\\ud83d\\ude00"', '"é"', "[1.5, -0, 1e3, true, null]", "[" * 65 + "]" * 65],
+    [
+        '"\\ud83d\\ude00"',
+        '"é"',
+        "[1.5, -0, 1e3, true, null]",
+        "[" * 65 + "]" * 65,
+        '{"a":' * 64 + "1" + "}" * 64,
+    ],
 )
 def test_plain_json_is_read_as_ever(text: str) -> None:
     assert loads(text.encode()) == json.loads(text)
