@@ -49,6 +49,8 @@ def test_a_good_manifest_goes_round_and_says_nothing_that_older_releases_did_not
     assert set(GOOD["artifacts"][0]["files"][0]) == {"path", "size", "sha256", "executable"}
     told = manifest.parse(changed("artifacts.0.kind", "llama-server"))
     assert told.artifacts == (ARTIFACT,)
+    for field, value in (("kind", "a-later-one"), ("backend", "vulkan")):
+        assert manifest.parse(changed(f"artifacts.0.{field}", value)).release == "b1-1"
 
 
 def libraries(**changes: Any) -> bytes:
@@ -68,7 +70,7 @@ def test_a_cuda_runtime_goes_round() -> None:
 
 
 def test_what_was_parsed_cannot_be_changed_and_is_made_by_keyword() -> None:
-    for kind in manifest._Frozen.__subclasses__():
+    for kind in (manifest._Frozen, *manifest._Frozen.__subclasses__()):
         assert kind.__struct_config__.frozen
         with pytest.raises(TypeError, match="positional"):
             kind("x")
@@ -152,6 +154,8 @@ def test_a_bad_value_is_named_by_its_place(path: str, value: object) -> None:
         ("artifacts.0.chunks", [], "chunks: their number"),
         ("artifacts.0.chunks", ["0" * 64] * 9, "chunks: their number"),
         ("artifacts.0.unpacked_size", 1, "unpacked_size: is not the sum"),
+        ("artifacts.0.unpacked_size", 1 << 30, "unpacked_size: is not the sum"),
+        ("artifacts.0.files.3.path", "runtime", "'runtime' is a file and a folder"),
         ("artifacts.0.files.3.path", "runtime/LLAMA-server", "differ in case only"),
         ("artifacts.0.files.3.path", "runtime/llama-server", "equal or differ"),
         ("artifacts.0.cuda", CUDA, "cuda: must be given"),
@@ -252,7 +256,7 @@ LIMITS = {
         one_file(chunk_size=(1 << 23) + 1),
     ),
     "small chunk size": (
-        one_file(size=2, chunk_size=1, chunks=["0" * 64] * 2),
+        one_file(size=300, chunk_size=1, chunks=["0" * 64] * 300),
         one_file(size=2, chunk_size=0, chunks=["0" * 64] * 2),
     ),
     "file size": (one_file(file_size=1 << 40), one_file(file_size=(1 << 40) + 1)),
@@ -267,7 +271,10 @@ LIMITS = {
     "piece size": (one_file(file_chunk_size=1 << 30), one_file(file_chunk_size=(1 << 30) + 1)),
     "least piece size": (one_file(file_chunk_size=0), one_file(file_chunk_size=-1)),
     "files": (many_files(10_000), many_files(10_001)),
-    "folders": (many_files(645, "a/" * 29), many_files(646, "a/" * 29)),
+    "folders": (
+        many_files(645, "a/" * 29, files=[f"x{n}" for n in range(5)]),
+        many_files(645, "a/" * 29, files=[f"x{n}" for n in range(6)]),
+    ),
     "parts of a path": (many_files(1, "a/" * 30), many_files(1, "a/" * 31)),
     "file and folder": (many_files(1, "f1/"), many_files(2, "f1/", files=["d0/f1"])),
     "artifacts": (many_artifacts(1000), many_artifacts(1001)),
@@ -326,6 +333,7 @@ def test_manifest_of_empty_objects_takes_bounded_memory() -> None:
         (("x/libllama.so.0", "y/other"), None),
         (("x/libllama.so.0",), None),
         (("x/llama-server",), None),
+        (("x/zlibllama.so.0", "x/zother"), None),
         (("x/libllama.so.0", "x/other", "y/libllama.so.0", "y/other"), None),
     ],
 )
