@@ -75,15 +75,12 @@ def errors() -> str:
     for name, words in _SENTENCES.items():  # some are chosen where they are raised
         code, told = name.partition("/")[0], _told(words)
         places = [said for (_, known), said in found.items() if known == code]
-        if told[0].strip("… :().,") and not any(told in said for said in places):
+        if not any(told in said for said in places):
             (places or [found.setdefault((0, code), set())])[0].add(told)
-    known = {code for (_, code), said in found.items() if said}
-    found.update({(0, code): set() for code in _CODES if code not in known})
     sections = dict.fromkeys(_STATUSES, "")
     for (status, code), said in sorted(found.items()):
-        if said or (status == 0 and code not in known):
-            sentences = sorted(said) or [("the sentence names the case", "")]
-            sections[status] += f"`{code}`\n" + "".join(map(_definition, sentences)) + "\n"
+        if said:
+            sections[status] += f"`{code}`\n" + "".join(map(_definition, sorted(said))) + "\n"
     return "".join(
         f"## {_STATUSES[status]}\n\n{section}" for status, section in sections.items() if section
     )
@@ -113,6 +110,8 @@ def _raised(package: str) -> Iterator[tuple[int, str, str, str]]:
                     kind = function.id if isinstance(function, ast.Name) else ""
                     hints = [one.value for one in named if one.arg == "hint"]
                     yield from _row(kind, [*given, *hints])
+                    wrong = [one.value for one in named if one.arg == "wrong"]  # of a download
+                    yield from _row("IntegrityError", wrong)
                 case ast.Tuple(elts=given):
                     yield from _row("", given)
 
@@ -132,7 +131,7 @@ def _row(kind: str, given: list[ast.expr]) -> Iterator[tuple[int, str, str, str]
 def _told(words: dict[str, str]) -> tuple[str, str]:
     """Return a sentence and its hint, with ``…`` for what is filled in when it is raised."""
     what, cure = (re.sub(r"{\w[^}]*}", "…", words.get(name, "")) for name in ("what", "hint"))
-    return what, cure
+    return what, cure.replace("{{", "{").replace("}}", "}")
 
 
 def _words(said: ast.expr) -> str:

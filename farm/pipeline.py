@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -190,7 +190,7 @@ def settled(
         notes: tuple[str | None, ...] = (table.unchecked(line),)
         line = promise_of_this_host(line, report)
     else:
-        tools = _tools(engine, request, line)
+        tools = _tools(engine, line, sets)
         report.say(f"image: {tools}")
         if line is None or (request.image and request.line is None):
             line, notes = images.line_of_tools(table, tools)
@@ -204,19 +204,33 @@ def settled(
     return line
 
 
-def _tools(engine: DockerEngine, request: BuildRequest, line: Line | None) -> images.ImageTools:
-    """Return the tools of the engine's image; if it is out of reach, the hint names this line's."""
+def _tools(engine: DockerEngine, line: Line | None, sets: tuple[ArchSet, ...]) -> images.ImageTools:
+    """Return the tools of the engine's image; if it is out of reach, the hint names another."""
     try:
         return engine.tools()
     except EngineError as error:
-        if line and error.code == "IMAGE_UNAVAILABLE" and not (request.image and line.is_cuda):
-            name, more = (line.name, "") if line.name in images.TAGS else ("cu130", "--line cu130 ")
+        name = _line_from_packages(line, sets) if error.code == "IMAGE_UNAVAILABLE" else None
+        if name:
+            more = "" if line and line.name == name else f"--line {name} "
             error.hint = (
                 f"is its name right, and its registry in reach? Without one: invoke base-image"
                 f" --line {name};"
                 f" then the same command with {more}--image {images.TAGS[name]}"
             )
         raise
+
+
+def _line_from_packages(line: Line | None, sets: tuple[ArchSet, ...]) -> str | None:
+    """Return this line, or the newest other, that has an image from packages and builds the sets.
+
+    None: there is none.
+    """
+    for name in ([line.name] if line else []) + [*reversed(images.TAGS)]:
+        if name in images.TAGS:
+            with suppress(UsageError):
+                require_buildable(targets.load().line(name), sets)
+                return name
+    return None
 
 
 def _reference(request: BuildRequest, line: Line | None, report: BuildReport) -> str:

@@ -13,7 +13,7 @@ def respond(message, history):  # streams the answer: with the page below the wh
         for piece in engine.chat(asked, max_tokens=engine.settings.max_new_tokens or 512):
             yield (text := text + piece)
     except LoaderError as error:  # its code, hint and paths are for the log, where gradio prints it
-        raise gr.Error("No answer now: try again in a minute, or begin a new chat.") from error
+        raise gr.Error(error.for_visitors) from error
 
 
 page = gr.ChatInterface(respond).queue(default_concurrency_limit=3, max_size=20)

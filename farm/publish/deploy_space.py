@@ -14,6 +14,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -28,7 +29,6 @@ from llama_loader import gguf_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from farm.options import Deploy
 
@@ -265,18 +265,21 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
     Raises:
         PublishError: ``SPACE_NOT_OURS``: the Space holds files and no record of an earlier
             deployment; or the Hub refuses.
+        UsageError: ``VARIABLE_INVALID``: the Space will not have the model's file.
     """
     api = hub.api()
     with hub.hub_errors(f"Space {deployment.space}"):
         try:
             head = api.space_info(deployment.space).sha
         except RepositoryNotFoundError:
+            _require_model(deployment, ())
             return Changes(deployment, None, tuple(deployment.files), (), (), ())
         listed = hub.tree(api, deployment.space, head or "main", repo_type="space")
         there = {path: one.lfs.oid if one.lfs else one.oid for path, one in listed.items()}
         record = _record(api, deployment.space, head) if _RECORD in there else None
         present = api.get_space_variables(deployment.space)
         runtime = api.get_space_runtime(deployment.space)
+        _require_model(deployment, runtime.volumes or (), data=bool(runtime.storage))
         if not deployment.replaced & _both(_OF_MODEL):  # no --model
             own = {name: one.value for name, one in present.items()} | dict(deployment.variables)
             deployment = _keeping(api, deployment, _named(own), head)
@@ -301,6 +304,23 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
         unset=tuple(sorted((present.keys() & deployment.replaced) - deployment.variables.keys())),
         hardware=str(runtime.requested_hardware or runtime.hardware or ""),
     )
+
+
+def _require_model(
+    deployment: Deployment, volumes: Iterable[Volume], *, data: bool = False
+) -> None:
+    """Refuse a model's path that is neither a file of the Space nor below a volume.
+
+    ``data``: the Space has persistent storage, which the Hub mounts at ``/data``.
+    """
+    mounted = [one.mount_path for one in (*volumes, deployment.volume) if one]
+    folders = [*mounted, *(["/data"] if data else [])]
+    for name in sorted(_both(("GGUF_PATH",)) & deployment.variables.keys()):
+        path = PurePosixPath(deployment.variables[name])
+        is_there = str(path) in deployment.files or any(map(path.is_relative_to, folders))
+        if deployment.variables[name] and not is_there:
+            there = ", ".join(folders) or "none"
+            raise UsageError("VARIABLE_INVALID/path", name=name, path=path, there=there)
 
 
 def _keeping(api: HfApi, deployment: Deployment, model: str, head: str | None) -> Deployment:

@@ -62,6 +62,18 @@ class LoaderError(Exception):
         """The exit status of its kind."""
         return self.exit_status
 
+    @property
+    def is_owners(self) -> bool:
+        """Whether only the app's owner can remove the cause: a setting, trust, the host, a disk."""
+        return self.exit_status in {2, 4, 5, 6} and not self.code.startswith("ZEROGPU_")
+
+    @property
+    def for_visitors(self) -> str:
+        """What a page tells its visitors: no code, path or setting is in it."""
+        if self.is_owners:
+            return "No answer: the owner must correct this app; its log names the error."
+        return "No answer now: try again in a minute, or begin a new chat."
+
     def __str__(self) -> str:
         return f"{self.code}: {self.message}{self.hint and f'; {self.hint}'}"
 

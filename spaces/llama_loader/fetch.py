@@ -228,12 +228,7 @@ class Mirrors:
     def _error(self) -> LoaderError:
         reasons = "; ".join(dict.fromkeys(self._reasons))
         if self._code:
-            return IntegrityError(
-                self._code,
-                f"{self._name} is not what was published: {reasons}",
-                hint="the file behind the URL is not the one that the manifest describes, or a "
-                "page that asks for a login: open the URL in a browser",
-            )
+            return IntegrityError(self._code, file=self._name, reasons=reasons)
         answered = self._refusals and not self._left and 0 not in self._refusals
         code = "UNREACHABLE/answered" if answered else "UNREACHABLE"
         error = NetworkError(code, file=self._name, reasons=reasons)
@@ -303,7 +298,7 @@ def _each(artifact: Artifact, mirrors: Mirrors, kept: IO[bytes] | None) -> Itera
                     continue
                 if index == count - 1 and body.read(1):
                     told = f"it is longer than {artifact.size} bytes"
-                    raise AttemptError(told, wrong="FILE_TOO_LARGE")
+                    raise AttemptError(told, wrong="FILE_TOO_LARGE/published")
                 if kept and isinstance(mirror.place, Web):
                     # Other processes may do the same: a place only ever gets what belongs there.
                     kept.seek(index * size)

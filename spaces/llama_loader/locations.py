@@ -41,7 +41,7 @@ def resolve(url: str, *, endpoint: str = HUB, token: str | None = None) -> Web |
         return _on_hub(url, match, endpoint, token)
     parts = _split(url)
     if parts is not None and "@" in parts.netloc:  # errors quote URLs, and a Space's log is public
-        raise _refused(url, "has a user name or password in it")
+        raise _refused(url, "it has a user name or password in it")
     if parts is not None and parts.scheme == "file" and parts.hostname in (None, "localhost"):
         path = unquote(parts.path)
         if path and "\0" not in path:
@@ -126,7 +126,7 @@ def _split(url: str) -> SplitResult | None:
     return parts if usable else None
 
 
-def _refused(url: str, why: str = "is not a URL to load from") -> SettingError:
+def _refused(url: str, why: str = "it is not a URL to load from") -> SettingError:
     return SettingError("URL_REFUSED", url=mistyped(url), why=why)
 
 

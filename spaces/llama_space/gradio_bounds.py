@@ -43,7 +43,7 @@ if not os.environ.get("GRADIO_TEMP_DIR"):  # gradio's own is one for all users o
         os.environ["GRADIO_TEMP_DIR"] = str(make_private_folder("gradio"))
     except OSError as error:
         place = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108 - only a name
-        here = "no private folder for gradio's files, and GRADIO_TEMP_DIR is not set"
+        here = "the private folder of gradio's files (GRADIO_TEMP_DIR is not set)"
         sys.exit(StoreError("STORE_FAILED", root=here, why=reason(place, error)).render())
 os.environ.pop("GRADIO_NUM_WORKERS", None)  # such processes serve files of any address, unguarded
 logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it logs what a caller sends, unescaped

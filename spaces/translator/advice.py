@@ -39,14 +39,12 @@ class Advice:
 ADVICES: Final[Mapping[str, Advice]] = {
     name: Advice(**row) for name, row in texts.read("advice.json").items()
 }
-_OWNERS: Final = frozenset({2, 4, 5, 6})
-"""Exit statuses of what only the owner can change: a setting, trust, the machine, its disk."""
 _SPACE: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_owners(failure: Failure) -> bool:
     """Tell whether only the Space's owner can do something about a failure."""
-    return failure.exit_status in _OWNERS or bool(of_code(failure.code))
+    return failure.error().is_owners or bool(of_code(failure.code))
 
 
 def settings_page() -> str:

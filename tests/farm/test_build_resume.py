@@ -410,7 +410,8 @@ def test_a_disk_that_is_full_while_a_tree_is_kept_fails_that_set_alone(
         _, told = build_two(big, tiny, tmp_path / "out")
     (said,) = (line for line in told.splitlines() if "error[" in line)
     tree = pipeline.STATE / "trees" / "cpu-first"
-    assert said.startswith(f"error[WRITE_FAILED]: {tree}: [Errno 28] No space left on device")
+    told = f"error[WRITE_FAILED]: {tree} cannot be written: [Errno 28] No space left on device"
+    assert said.startswith(told)
 
 
 def test_the_time_of_another_plan_is_kept_and_nothing_else_of_it(tmp_path: Path) -> None:

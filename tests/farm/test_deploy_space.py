@@ -160,6 +160,14 @@ def test_mounted_model_is_a_read_only_volume_and_a_path_and_not_in_the_image(
     again = deploy_space.compare(deploy_space.plan(Deploy("me/space"), space))
     assert (again.changed, again.unset) == ((), ())
     assert again.deployment.model == "the Space's own: /models/q4/small.gguf"
+    for path in ("/models/b.gguf", "/data/c.gguf", "app.py"):
+        assert compared(space, f"LLAMA_SPACE_GGUF_PATH={path}").changed == ()
+    with refused("VARIABLE_INVALID", UsageError, r"\(the Space's volumes: /data, /models\)"):
+        compared(space, "LLAMA_SPACE_GGUF_PATH=/home/me/a.gguf")
+    with refused("VARIABLE_INVALID", UsageError, hint="--model OWNER/REPO:FILE"):
+        deploy_space.compare(
+            deploy_space.plan(Deploy("me/new", variable=("LLAMA_SPACE_GGUF_PATH=a.gguf",)), space)
+        )
 
 
 def test_model_and_variable_that_contradict_another_are_refused(space: Path) -> None:

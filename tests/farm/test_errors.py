@@ -6,7 +6,7 @@ from pathlib import Path
 
 from farm import errors
 from farm.errors import FarmError, UsageError
-from tests.rigs.sentences import uses, values
+from tests.rigs.sentences import says_nothing, uses, values
 
 SENTENCES = errors._SENTENCES
 SOURCES = sorted(Path(errors.__file__).parent.rglob("*.py"))
@@ -28,11 +28,13 @@ def test_each_sentence_gets_exactly_its_values_where_an_error_is_made() -> None:
 def test_each_sentence_is_said_somewhere() -> None:
     source = "".join(path.read_text("utf-8") for path in SOURCES)
     assert [name for name in SENTENCES if f'"{name}"' not in source] == []
+    assert [name for name, told in SENTENCES.items() if says_nothing(told)] == []
 
 
 def test_case_is_no_part_of_the_code_and_an_error_can_be_sent_to_another_host() -> None:
     error = UsageError("KEY_MISSING/file", file="a.key", strerror="No such file")
-    assert error.render().startswith("error[KEY_MISSING]: a.key: No such file\nhint: ")
+    assert error.render().startswith("error[KEY_MISSING]: key file a.key cannot be read: No such")
+    assert "\nhint: --key takes" in error.render()
     again = copy.copy(error)  # as pickle does
     assert (type(again), again.render()) == (UsageError, error.render())
     assert FarmError("KEY_MISSING", hint="find it").hint == "find it"

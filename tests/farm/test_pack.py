@@ -311,7 +311,7 @@ def test_file_that_may_not_grow(tree: Path, archive_format: str, limit: int) -> 
     with files_up_to(limit), pytest.raises(PackError) as caught:
         pack.pack(**vars(asked))
     lines = caught.value.render().splitlines()
-    assert lines[0].startswith(f"error[WRITE_FAILED]: {asked.out}: ")
+    assert lines[0].startswith(f"error[WRITE_FAILED]: {asked.out} cannot be written: ")
     assert lines[1].startswith("hint: name folders with more space")
     assert len(lines) == 2
     # The one that was there is still there, and nothing else is.

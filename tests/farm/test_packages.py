@@ -292,7 +292,7 @@ def test_products_that_no_build_leaves_are_one_error(
     entry = Entry("bin/pipe", kind=tarfile.FIFOTYPE)
     archive = tar([entry if kind == "FIFO" else link("bin/two", "bin/one", hard=True)])
     monkeypatch.setattr(container, "_MOST_PRODUCTS", 600 if kind == "no end" else 1 << 20)
-    with refused("ARCHIVE_UNSAFE", SourceError, "/farm/build/bin: "):
+    with refused("ARCHIVE_UNSAFE", SourceError, "/farm/build/bin is not unpacked: "):
         collect(archive[:500] if kind == "cut off" else archive, tmp_path / "bin")
     assert list((tmp_path / "bin").iterdir()) == []
 

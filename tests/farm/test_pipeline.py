@@ -9,7 +9,7 @@ from rich.console import Console
 from farm import pipeline, source, targets
 from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, EngineError
-from farm.inputs import images, pins
+from farm.inputs import pins
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.terminal.progress import BuildReport
@@ -42,11 +42,18 @@ def test_an_image_without_a_pin_is_taken_as_it_is_named_and_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "image"),
-    [("cpu", None), ("cpu", "typo"), ("cu124", None), ("cu128", None), ("cu124", "typo")],
+    ("line", "image", "archs", "told"),
+    [
+        ("cpu", "typo", "", "--line cpu; then the same command with --image bookworm"),
+        ("cu124", None, "90", "--line cu124; then the same command with --image bookworm-cu124"),
+        ("cu128", "typo", "90", "then the same command with --line cu130 --image bookworm-cu130"),
+        ("cu128", None, "70", "then the same command with --line cu124 --image bookworm-cu124"),
+        (None, "typo", "70", "then the same command with --line cu124 --image bookworm-cu124"),
+        ("cu128", None, "70;120", "then build with --line LINE --image NAME"),
+    ],
 )
-def test_the_hint_of_an_image_out_of_reach_names_the_line_that_was_asked_for(
-    line: str, image: str | None, monkeypatch: pytest.MonkeyPatch
+def test_the_hint_of_an_image_out_of_reach_names_a_line_that_builds_what_was_asked_for(
+    line: str | None, image: str | None, archs: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tools(_: object) -> None:
         raise EngineError("IMAGE_UNAVAILABLE", reference="x", error="no registry")
@@ -54,10 +61,10 @@ def test_the_hint_of_an_image_out_of_reach_names_the_line_that_was_asked_for(
     monkeypatch.setattr(DockerEngine, "tools", tools)
     engine, report = DockerEngine.__new__(DockerEngine), BuildReport(Console(quiet=True))
     with refused("IMAGE_UNAVAILABLE", EngineError) as caught:
-        pipeline.settled(engine, BuildRequest(line=line, image=image), TABLE.line(line), report, ())
-    own = images.TAGS.get(line, images.TAGS["cu130"])
-    told = f"command with --image {own}" if line in images.TAGS else f"--line cu130 --image {own}"
-    assert caught.value.hint.endswith(told) is (image is None or line == "cpu")
+        request, named = BuildRequest(line=line, image=image), TABLE.line(line) if line else None
+        sets = (TABLE.custom(archs) if archs else TABLE.sets["cpu"],)
+        pipeline.settled(engine, request, named, report, sets)
+    assert caught.value.hint.replace("llama-farm-base:", "").endswith(told)
 
 
 def plan(line: str, tree: Path) -> BuildPlan:

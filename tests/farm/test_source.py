@@ -427,7 +427,7 @@ def test_what_no_source_has_is_refused_by_its_path(
             folder_digest(tree)  # neither waits nor fails
     named = {"name": r"n\udcff", "deep": "d/" * 30 + "d", "nested": "nested/0"}
     shown = f"{tree}/tools/" + named.get(kind, kind)
-    assert caught.value.message.startswith(f"{shown}: ")
+    assert f": {shown}: " in caught.value.message
 
 
 def test_a_folder_without_history_has_no_build_number(tmp_path: Path) -> None:

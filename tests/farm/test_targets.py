@@ -105,7 +105,7 @@ def test_what_nvcc_cannot_build_is_refused_by_name(line: str, archs: str) -> Non
         ("x = " + "[" * 3000, "targets.toml"),
         ("[sets.a]\narchs = '121a-rael'", r"^targets\.toml: sets\.a\.archs: '121a-rael'"),
         ("[sets.a]\narchs = '90;121-real'", r"sets\.a\.archs: .*GB10"),
-        ("[sets.a]\narchs = '80'\nfmt = 'zip'", r"^targets\.toml: sets\.a: .*fmt"),
+        ("[sets.a]\narchs = '80'\nfmt = 'zip'", r"targets\.toml: sets\.a: .*fmt"),
         ("[sets.a]\narchs = '80'\nformat = 'zip'", "sets.a.format"),
         ("[groups]\ng = ['nowhere']", "nowhere"),
         ("[lines", "targets.toml"),

@@ -85,7 +85,7 @@ def test_example_tells_a_visitor_one_sentence_and_the_log_the_error(
     with space.serving(tmp_path / "home", python=python, root=root) as app:
         with pytest.raises(AppError) as caught:
             Client(app.url, verbose=False).predict("Hello", api_name="/respond")
-        assert "try again in a minute" in str(caught.value)
+        assert "the owner must correct this app" in str(caught.value)
         assert "release.json" not in str(caught.value)
         assert "RELEASE_NOT_CHOSEN: nothing says which release to run" in app.said()
 

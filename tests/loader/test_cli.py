@@ -428,7 +428,7 @@ def test_a_host_without_gpu(command: Command, release: Path, home: dict[str, str
         assert "; set without the prefix YAKULINGO_SPACES_: ALLOW_CPU\n" in hint
     page = command("doctor", *manifest_options(release))
     assert page.returncode == 5
-    assert "FAIL gpu: no NVIDIA GPU found" in page.stdout
+    assert "FAIL gpu: no GPU can be used now: no NVIDIA GPU found" in page.stdout
     assert "hardware is ZeroGPU" in page.stdout
 
 
@@ -785,7 +785,10 @@ def test_a_defect_is_one_line_with_its_place() -> None:
     told = heard([sys.executable, "-c", script], cwd=SPACES)
     assert told.returncode == 1
     lines = told.stderr.splitlines()
-    assert lines[0] == "error[UNEXPECTED]: ZeroDivisionError: x y (<string>:2)"
+    assert (
+        lines[0]
+        == "error[UNEXPECTED]: an unexpected exception: ZeroDivisionError: x y (<string>:2)"
+    )
     assert len(lines) == 2
 
 

@@ -14,7 +14,7 @@ from llama_loader import errors, selection, server_log, settings
 from llama_loader.console import Console
 from llama_loader.errors import LoaderError, SettingError, mistyped, without_secrets
 from llama_loader.events import Downloading
-from tests.rigs.sentences import uses, values
+from tests.rigs.sentences import says_nothing, uses, values
 
 SECRET = "s3cret"
 
@@ -130,6 +130,7 @@ def test_each_sentence_is_said_somewhere() -> None:
     computed = {name for name in SENTENCES if name.endswith("/release")}  # selection._nothing
     assert [name for name in SENTENCES.keys() - computed if f'"{name}"' not in source] == []
     assert [name for name, told in SENTENCES.items() if not told.get("hint")] == []
+    assert [name for name, told in SENTENCES.items() if says_nothing(told)] == []
     assert {name.partition("/")[0] for name in computed} == {*selection._CHECKS}
 
 

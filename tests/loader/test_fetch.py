@@ -565,7 +565,7 @@ def test_error_of_a_download_has_the_refusal_of_every_url(
     assert ("does this machine reach it" in error.hint) == (0 in refusals)
     assert ("not of a page about it" in error.hint) == (0 not in refusals)
     for other, told, refusal in (
-        ("foo", "is not a URL to load from", 0),
+        ("foo", "it is not a URL to load from", 0),
         ("file:///", "it is not a file; a release's manifest in it is file:///manifest.json", 0),
         ("file:///missing", "file:///missing: No such file or directory", 404),
         ("file:///dev/null/x", "file:///dev/null/x: Not a directory", 0),

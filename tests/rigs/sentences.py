@@ -13,6 +13,11 @@ def values(told: Mapping[str, str]) -> set[str]:
     return {re.split(r"[.[]", field)[0] for field in fields if field}
 
 
+def says_nothing(told: Mapping[str, str]) -> bool:
+    """Return whether a sentence has no word of its own, such as ``{path}: {why}``."""
+    return not re.search("[a-z]", re.sub("{.*?}", "", told["what"]))
+
+
 def uses(paths: Iterable[Path]) -> Iterator[tuple[ast.Call, set[str], set[str]]]:
     """Yield each call that has a sentence's name alone, the names, and its values' names."""
     for path in paths:

@@ -336,7 +336,7 @@ def test_without_a_private_folder_nothing_is_served(
     with pytest.raises(SystemExit) as ended:
         importlib.reload(gradio_bounds)
     line, _ = str(ended.value.code).splitlines()
-    assert line.startswith("error[STORE_FAILED]: no private folder for gradio's files")
+    assert line.startswith("error[STORE_FAILED]: the private folder of gradio's files")
 
 
 ALONE = """

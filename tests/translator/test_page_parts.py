@@ -132,7 +132,7 @@ def test_an_owner_s_failure_says_what_to_set_and_links_to_the_settings(
     assert 'href="https://huggingface.co/spaces/someone/translator/settings"' in shown
     assert "YAKULINGO_SPACES_ALLOW_CPU=1" in shown
     assert WORDS["for_owner"] in shown
-    visitors = panels.failure(Failure("ZEROGPU_QUOTA", "no seconds left", "come back", 7), WORDS)
+    visitors = panels.failure(Failure("ZEROGPU_QUOTA", "no seconds left", "come back", 5), WORDS)
     assert "href" not in visitors
     assert WORDS["for_owner"] not in visitors
 
