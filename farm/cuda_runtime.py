@@ -164,7 +164,7 @@ def file_name(record: RuntimeRecord, archive_format: str) -> str:
 
 
 def is_one(name: str) -> bool:
-    """Whether a tarball's name says that it holds CUDA's libraries."""
+    """Return whether a tarball's name is that of CUDA's libraries."""
     return name.startswith(f"{ROOT}-")
 
 
@@ -175,7 +175,7 @@ def read_with_record(
     chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
     most: int = archive.MAX_BYTES,
 ) -> tuple[Artifact, RuntimeRecord]:
-    """Read a tarball again, and check that it holds what its record says, unmodified.
+    """Read a tarball again, and check that it holds the files of its record, unmodified.
 
     ``sass`` and ``ptx`` stay empty: which GPUs cuBLAS serves is the toolkit's promise, and a
     reader that does not know the artifact's kind finds nothing to run in it.

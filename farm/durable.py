@@ -74,7 +74,7 @@ class _FixedSizeFile(io.RawIOBase):
 def writing(place: Path, *, hint: str = "") -> Iterator[None]:
     """Turn an error of the disk (full, not writable) into a one-line error.
 
-    ``hint`` says what to do about it.
+    ``hint`` is that of the error.
 
     Raises:
         PackError: ``WRITE_FAILED``, instead of the block's ``OSError``.
@@ -174,7 +174,7 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 def new_file(path: Path) -> io.FileIO:
-    """Open a new file in the place of an earlier one, or of a link that another user left there."""
+    """Replace a file, or a link that another user left, by a new file, and open it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     return path.open("xb", buffering=0)

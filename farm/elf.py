@@ -39,7 +39,7 @@ _SYSTEM: Final = re.compile(
     r"lib(?:c|m|dl|pthread|rt|util)\.so\.[0-9]+|libstdc\+\+\.so\.6|libgcc_s\.so\.1"
     r"|ld-linux-[a-z0-9-]+\.so\.[0-9]+"
 )
-"""glibc, libstdc++ and libgcc: their versions are what ``platform`` says."""
+"""glibc, libstdc++ and libgcc: their versions are those in ``platform``."""
 _ALLOWED: Final = re.compile(rf"(?:{_SYSTEM.pattern}|libgomp\.so\.1)")
 _DRIVER: Final = "libcuda.so.1"
 _TURNED_BY_GGML: Final = re.compile("12[0-9]")

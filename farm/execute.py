@@ -137,7 +137,7 @@ def execute(
     """Run ``plan`` on ``engine``; the full log is ``<plan.key>.log`` in the folder ``logs``.
 
     The products are in a private folder that is removed when the context is left. ``abandoned`` is
-    called twice a second; true if the caller has gone, which ends the step.
+    called twice a second; true if the caller has ended, which ends the step.
 
     Raises:
         BuildError: a step failed; shows the failing file and the compiler's last lines.

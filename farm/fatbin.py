@@ -128,7 +128,7 @@ def read(
 
 
 def read_registration(data: bytes) -> Registered:
-    """Read ``.nvFatBinSegment``, which stands apart from the code and survives its loss."""
+    """Read ``.nvFatBinSegment``, a section of its own, which remains if the code is lost."""
     whole = len(data) - len(data) % _WRAPPER.size
     of_a_link = (_WRAPPER_MAGIC, _WRAPPER_OF_A_LINK)
     return Registered(

@@ -2,7 +2,7 @@
 
 A tarball contains ``llama-server``, ``llama-cli`` and the programs of ``--also``, ggml's plugins,
 and the libraries of the tree that these need; each library once, as a real file under the name that
-the system's loader asks for. Everything else that CMake left is not packed.
+the system's loader needs. Everything else that CMake left is not packed.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Inventory:
     """The content of a tarball, read from its bytes.
 
     Attributes:
-        name, format: the file's name, and the format that the name tells.
+        name, format: the file's name, and the format that follows from it.
         digests: of the tarball.
         files: its members, in order.
         inspections: of its programs and libraries.

@@ -176,7 +176,7 @@ def settled(
 
     Raises:
         UsageError: the image or toolkit cannot make what the line promises; the error lists every
-            contradiction. Or the farm knows no line for it, or its nvcc cannot build one of the
+            contradiction. Or the farm has no line for it, or its nvcc cannot build one of the
             sets.
         EngineError: the image cannot be pulled, or no program can be started in it.
     """

@@ -327,7 +327,7 @@ def require_release(request: BuildRequest, publication: Publication, report: Bui
         pins.require_no_advisory(source.build)
     findings.found += publication_findings(publication, source)
     for one in (one for first in findings.found for one in (first, *first.others)):
-        if one.code == "IMAGE_UNAVAILABLE":  # no other image stands in for that of a line
+        if one.code == "IMAGE_UNAVAILABLE":  # no other image can replace that of a line
             one.hint = UsageError("OPTIONS_INVALID/release").hint
     raise_all(findings.found)
 

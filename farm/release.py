@@ -97,7 +97,7 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         UsageError: the folder has no tarballs of llama-server.
         PackError: the tarballs are of different sources, or one is not ours.
         BuildError: ``FOLDER_NOT_OWN``; ``FOLDER_LOCKED``: another run writes it for too long.
-        InspectError: a tarball's binaries are not what its ``BUILD.json`` says.
+        InspectError: a tarball's binaries differ from its ``BUILD.json``.
     """
     durable.require_own_out(out)
     tarballs(out)  # without one there is nothing to wait for
@@ -222,7 +222,7 @@ def verify_artifact(
 
     Raises:
         PackError: as ``verify``.
-        InspectError: its binaries are not what its record says.
+        InspectError: its binaries differ from its record.
     """
     chunking = Chunking(listed.chunk_size, max(listed.piece_size, _LEAST_PIECE))
     tarball = folder / listed.name
@@ -343,7 +343,7 @@ def read(
 
     Raises:
         PackError: it cannot be read, or is not ours.
-        InspectError: its binaries are not what its record says.
+        InspectError: its binaries differ from its record.
     """
     if cuda_runtime.is_one(path.name):
         entry, wheels = cuda_runtime.read_with_record(path, chunking=chunking, most=most)

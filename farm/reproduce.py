@@ -153,7 +153,7 @@ def rebuild(asked: RebuildRequest, report: BuildReport) -> None:
     Raises:
         UsageError: the release has no such artifact, or not one alone.
         SourceError: the release or the source is missing, or is not the recorded one.
-        PackError: the release is not what its manifest says.
+        PackError: the release differs from its manifest.
         EngineError: the image or the compiler is missing.
         BuildError: ``NOT_IDENTICAL``, ``RECIPE_DIFFERS``, ``COMPILER_DIFFERS``, or a step failed.
     """
@@ -329,7 +329,7 @@ def plan_of(record: BuildRecord, tree: SourceTree, archive_format: str) -> Build
 
 
 def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> str | None:
-    """Return the devel image under a name that the engine knows.
+    """Return the devel image under a name that the engine has.
 
     The record alone chooses one that ``build/pins.toml`` pins or this user's farm made, no other.
     """
@@ -383,7 +383,7 @@ def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -
         BuildError: diffoscope failed, or took more than ten minutes.
         OSError: a file cannot be read or written.
     """
-    # another user may have put anything in the place of one that was verified
+    # another user may have replaced a verified one
     if durable.sha256(first, follow=False, most=archive.MAX_BYTES) == durable.sha256(second):
         return ()
     durable.remove(kept)

@@ -23,7 +23,7 @@ IN_USE: Final = ".in-use"
 PATIENCE: Final = 600.0
 """Seconds to wait for another run, which may be packing a tarball of a GB meanwhile."""
 _TOLD: Final = 0.1
-"""Seconds after which a note says who is awaited."""
+"""Seconds after which a note names the process that holds the lock."""
 _PAUSE: Final = 0.02
 _USED: Final[dict[Path, int]] = {}
 """These files of this process, by folder."""

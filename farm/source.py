@@ -149,7 +149,7 @@ def from_archive(pin: SourcePin) -> SourceTree:
 
 
 def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> SourceTree:
-    """Fetch a tag, branch or commit of a repository; it is resolved anew each time.
+    """Fetch a tag, branch or commit of a repository; it is resolved again each time.
 
     Objects of one repository are never used for another one.
 

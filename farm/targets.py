@@ -194,7 +194,7 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(rows)
 
     def resolve(self, name: str) -> tuple[ArchSet, ...]:
-        """Return the sets that ``name`` (a set, or a group of sets) stands for.
+        """Return the sets that ``name`` (a set, or a group of sets) means.
 
         Raises:
             UsageError: neither a set nor a group is called so.
@@ -204,7 +204,7 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (_look_up("arch set", name, self.sets, others=self.groups),)
 
     def custom(self, archs: str) -> ArchSet:
-        """Return the set that ``--archs`` asks for: the table's own, else one named after the list.
+        """Return the set of ``--archs``: the table's own, else one named after the list.
 
         Raises:
             UsageError: ``archs`` cannot be parsed.

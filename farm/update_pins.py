@@ -60,7 +60,7 @@ def main(
     Args:
         path: the file to write.
         say: takes one line of progress at a time.
-        digest_of: an image's name → its digest; asks the registry when None.
+        digest_of: an image's name → its digest; None: from the registry.
         newest: take the newest source archive, too, instead of the version in the file.
         tags_of: gives the build numbers that llama.cpp's repository has tags for.
 
@@ -109,7 +109,7 @@ def main(
 def compared(remote: str = source.GIT_REMOTE) -> tuple[str, ...]:
     """Return in which files the pinned archive differs from llama.cpp's own tag of that build.
 
-    The lines are a pull request's text: what a file's name would hide there stands in a fence.
+    The lines are a pull request's text; files' names are in a fence, so that none is markup.
 
     Raises:
         SourceError: llama.cpp's repository or the package index cannot be reached.

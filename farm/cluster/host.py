@@ -70,7 +70,7 @@ def _farm_digest() -> str:
 
 
 FARM: Final = _farm_digest()
-"""Computed when this process began, so it is of the running code even if the checkout changes."""
+"""Computed when this process began, so it is the running code's, even if the checkout changes."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def build(job: BuildJob) -> Outcome:
 
 
 class _Telling:
-    """A reporter on a worker that informs the client; knows whether the client still waits."""
+    """A reporter on a worker that informs the client; tells whether the client still waits."""
 
     def __init__(self, key: str) -> None:
         self._worker = get_worker()

@@ -55,7 +55,7 @@ def remote() -> str | None:
     """Return the shared storage, None where there is none.
 
     Raises:
-        UsageError: ``CCACHE_REMOTE_INVALID``: it is not an address that ccache knows.
+        UsageError: ``CCACHE_REMOTE_INVALID``: ccache does not accept the address.
     """
     address = os.environ.get(VARIABLE)
     if not address:

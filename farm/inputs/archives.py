@@ -30,7 +30,7 @@ _MOST_HEADERS: Final = 1 << 20
 
 One for each of 5,000 files' times has 30 bytes, in all 150 kB."""
 _LARGEST_HEADER: Final = 8 << 10
-"""Bytes of each; before Python 3.11.10 ``tarfile`` looks through it anew at each digit."""
+"""Bytes of each; before Python 3.11.10 ``tarfile`` scans it again at each digit."""
 _MOST_DIRECTORY: Final = 4 << 20
 """Bytes of a wheel's list of members, which ``zipfile`` reads whole: of 30,000 members or so."""
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

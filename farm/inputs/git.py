@@ -71,7 +71,7 @@ def foreign(tree: Path) -> Iterator[tuple[str, ...]]:
         lines = ["[core]\nrepositoryformatversion = 1\n"]
         lines += ["[{}]\n{} = {}\n".format(*one.groups()) for one in told if one]
         (own / "config").write_text("".join(lines), "ascii")
-        # by these two changed code can read as HEAD's: only HEAD says which files have them
+        # with these two, changed code can look like HEAD's: only HEAD's own attributes count
         given = run("cat-file", "blob", "HEAD:.gitattributes", at=at).stdout
         (own / "info" / "attributes").write_bytes(_PLAIN + given.encode(errors="surrogateescape"))
         call("read-tree", "--prefix=", "HEAD", at=at)  # with a prefix it keeps no tree's digest

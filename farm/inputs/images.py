@@ -6,7 +6,7 @@
 the ``cpu`` image is a bare Debian 12; the CUDA ones put a toolkit on top of it, under
 ``/usr/local/cuda``, so that the glibc floor is the same everywhere. The compilers come with
 ``build/images/builder.Dockerfile``, as on NVIDIA's images. ``mmdebstrap`` makes the bare Debian: it
-knows the distribution's mirror, checks its signatures, and writes a tar that is the same for the
+has the distribution's mirror, checks its signatures, and writes a tar that is the same for the
 same packages.
 """
 

@@ -48,7 +48,7 @@ _BLOCK: Final = 1 << 20
 _TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and between two reads."""
 ANSWER: Final = 300.0
-"""Seconds for a whole answer, repetitions included: a server that drips is not awaited longer."""
+"""Seconds for a whole answer, retries included, also if bytes drip."""
 DEADLINE: Final = 3600.0
 """Seconds for a file that is fetched or sent."""
 _LARGEST: Final = 16 << 20
@@ -58,7 +58,7 @@ _LARGEST_PAGE: Final = 4 << 20
 """Bytes of a project's page, and of its files' addresses; the largest page has 0.5 MB."""
 _LINK: Final = re.compile(rb"""\bhref\s*=\s*["']([^"']*)""", re.IGNORECASE)
 _RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
-"""Waits 0.5, 1 and 2 seconds, or as long as Retry-After asks for."""
+"""Waits 0.5, 1 and 2 seconds, or the time in Retry-After."""
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ class _Session(requests.Session):
         """Send a request, and follow redirects.
 
         Raises:
-            RequestException: as ``requests`` says; ``InvalidURL``, too, where it and urllib3 raise
+            RequestException: as ``requests``; ``InvalidURL``, too, where it and urllib3 raise
                 a bare ``ValueError`` for what a server redirects to.
         """
         try:
@@ -201,7 +201,7 @@ def received(ask: Callable[[], requests.Response], *, streamed: bool) -> request
         body = io.BytesIO()
         answer.encoding = "utf-8"  # a server names others, for which Python has odd errors
         for piece in _raw(answer, decoded=True):
-            if not answer.ok and body.tell() >= _SHOWN:  # the beginning of a refusal tells enough
+            if not answer.ok and body.tell() >= _SHOWN:  # enough for an error
                 answer.close()
                 break
             if body.tell() + len(piece) > _LARGEST:

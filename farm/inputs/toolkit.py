@@ -51,7 +51,7 @@ class Toolkit:
 def locate(request: str | None = None) -> Toolkit:
     """Return the toolkit that ``--toolkit`` names, a folder or NVIDIA's wheels (``pypi``).
 
-    None looks at ``CUDA_PATH``, then at nvcc on PATH, then at ``/usr/local/cuda``.
+    None means ``CUDA_PATH``, else nvcc on PATH, else ``/usr/local/cuda``.
 
     Raises:
         UsageError: there is no toolkit, or the folder or ``CUDA_PATH`` is not one.

@@ -140,7 +140,7 @@ class Channel:
         begin from that.
 
         A promotion that was cut off between two files leaves a manifest and a signature that do
-        not belong together. The numbered pair was written before them, and tells whose the channel
+        not belong together. The numbered pair was written before them, and shows whose the channel
         is.
         """
         serials = self.place.channel_serials(self.name)
@@ -222,7 +222,7 @@ class Channel:
     def _elsewhere(self) -> Iterator[Manifest]:
         """Yield the newest that this key signed for the place's other channels.
 
-        A channel that is damaged, or another key's, tells nothing, and stops no promotion here.
+        A channel that is damaged, or signed by another key, is skipped: it stops no promotion here.
         """
         for name in self.place.channels():
             other = replace(self, name=name)

@@ -324,7 +324,7 @@ def _require_model(
 
 
 def _keeping(api: HfApi, deployment: Deployment, model: str, head: str | None) -> Deployment:
-    """Keep a Space's own model, and what its README.md says of one that its variables name."""
+    """Keep a Space's own model, and README.md's lines about a model that its variables name."""
     files = dict(deployment.files)
     told = f"the Space's own: {model}" if model else f"{deployment.model} (README.md's)"
     if model:
@@ -337,7 +337,7 @@ def _keeping(api: HfApi, deployment: Deployment, model: str, head: str | None) -
 def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
     """Apply the changes as one commit and return the address of the Space once it is built.
 
-    The Hub tells the address, ``https://OWNER-NAME.hf.space``; until then it is the Space's page.
+    The Hub reports the address, ``https://OWNER-NAME.hf.space``; until then it is the Space's page.
     If another commit came in between, the Hub refuses. ``hardware`` is the Hub's name of it; None
     means ZeroGPU for a new Space, and no change for an existing one.
 
@@ -463,7 +463,7 @@ class _Model:
         return Volume(type=self.mounted, source=self.repo, mount_path=_MOUNT, read_only=True)
 
     def lines(self) -> str:
-        """Return what README.md says of it; a mounted one is not put into the image."""
+        """Return README.md's lines about the model; a mounted one is not put into the image."""
         models = "" if self.mounted == "bucket" else f"models:\n  - {self.repo}\n"
         image = "" if self.mounted else f"preload_from_hub:\n  - {self.repo} {self.file}\n"
         return models + image

@@ -89,7 +89,7 @@ def run(folder: Path, tell: Callable[[GateCheck], None], *, start: bool = True) 
     """Check a release folder.
 
     ``tell`` is told of every check as it is made. With ``start`` its programs are started, too, if
-    they are what the manifest says.
+    they match the manifest.
 
     Raises:
         UsageError: the folder is no release.
@@ -161,7 +161,7 @@ def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
     CUDA; ``nox -s gpu`` does. Gives a line for each.
 
     Raises:
-        FarmError: ``SMOKE_FAILED``: names the tarball, and what the loader said.
+        FarmError: ``SMOKE_FAILED``: names the tarball, and the loader's error.
     """
     durable.require_own_out(folder)
     for artifact in manifest.artifacts:
@@ -252,7 +252,7 @@ def opened(
         UsageError: the URL is of another kind, or a local release does not exist.
         SourceError: something cannot be fetched.
         PackError: ``RELEASE_MISMATCH``: the manifest is not the pinned one, or a file is longer
-            than the manifest says.
+            than the manifest lists.
         IntegrityError: the manifest is malformed.
     """
     address, parts = _address(named)

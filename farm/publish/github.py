@@ -40,7 +40,7 @@ _UNTOLD: Final = 60.0
 
 
 class _UnansweredError(PublishError):
-    """GitHub did not answer; ``pause``: the seconds that it asks to wait, or None.
+    """GitHub did not answer; ``pause``: the seconds to wait by its answer, or None.
 
     GitHub may have carried the request out.
     """
@@ -110,7 +110,7 @@ class Api:
         self._session.headers["X-GitHub-Api-Version"] = "2022-11-28"
 
     def call(self, method: str, path: str, **options: Any) -> None:
-        """Make a request whose answer says nothing more."""
+        """Make a request whose answer has no content to read."""
         self._patiently(partial(self._once, method, self._root + path, **options)).close()
 
     def get(self, path: str, kind: type[T]) -> T:
@@ -228,7 +228,7 @@ def _content(answer: requests.Response) -> Iterator[bytes]:
 
 def _require_success(method: str, url: str, answer: requests.Response) -> None:
     if answer.ok or (method, answer.status_code) == ("DELETE", _GONE):
-        return  # what is removed a second time, because the first answer was lost, is gone
+        return  # a second removal, after the first answer was lost, finds nothing
     try:
         told = str(answer.json().get("message", ""))
     except (ValueError, AttributeError, RecursionError):
@@ -266,7 +266,7 @@ class GitHub(Destination):
 
         Raises:
             PublishError: ``ATTESTATION_UNAVAILABLE``: the repository is private, and no request
-                tells whether its plan allows it; ``FARM_ATTEST_PRIVATE=1`` states that it does.
+                reports whether its plan allows it; ``FARM_ATTEST_PRIVATE=1`` states that it does.
         """
         private = self._api.get("", Repository).private
         attests = os.environ.get("GITHUB_ACTIONS") == "true"  # release.yml does, after the build

@@ -79,7 +79,7 @@ def api() -> HfApi:
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
-    # else it asks the server which of this user's variables it shall look for, and tells it
+    # else it looks for variables that the server lists, and reports which of them are set
     constants.HF_HUB_DISABLE_TELEMETRY = True
     address = endpoint("HF_ENDPOINT", HUB)  # the library reads both only once
     set_client_factory(partial(_client, httpx2.URL(address)))
@@ -304,7 +304,7 @@ def content(
 ) -> Iterator[bytes]:
     """Yield a file's bytes as the Hub has them.
 
-    The Hub's client is not used: it names files on this machine as the Hub's answer tells it to.
+    The Hub's client is not used: it writes to file names that come from the Hub's answer.
 
     Raises:
         FileNotFoundError: the Hub has no such repository, revision or file.

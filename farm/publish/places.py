@@ -227,7 +227,7 @@ def listed(
     Args:
         kind: of an entry.
         first: the address of the first page.
-        ask: asks for a page.
+        ask: requests a page.
         own: as for ``require_own``.
 
     Raises:

@@ -100,7 +100,7 @@ def prepare(
 
     Raises:
         UsageError: it is no release folder, or its name cannot be published.
-        PackError: a tarball is not what the manifest says.
+        PackError: a tarball differs from the manifest.
         PublishError: its llama.cpp has a known vulnerability, or other bytes are published already.
     """
     content = folder_of.content(folder)

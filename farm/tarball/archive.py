@@ -192,7 +192,7 @@ def members(
                 raise PackError("ARCHIVE_UNSOUND", what=what, name=info.name, problem=problem)
             content = cast("BinaryIO", tar.extractfile(info))
             yield TarMember(info.name, info.size, info.mode, content, int(info.mtime))
-        # The compressor's checksum stands at the very end: read up to it. tarfile has read ahead.
+        # The compressor's checksum is at the very end: read up to it. tarfile has read ahead.
         rest = cast("BinaryIO", tar.fileobj)
         if rest.read(BLOCK).strip(b"\0") or rest.read(1):
             raise PackError("ARCHIVE_UNSOUND/end", what=what)
@@ -204,7 +204,7 @@ def require_format(asked: str) -> None:
 
 
 def format_of(name: str) -> str:
-    """Return the format that a file's name tells, or raise ``FORMAT_UNKNOWN``."""
+    """Return the format that a file's name ends with, or raise ``FORMAT_UNKNOWN``."""
     for archive_format in FORMATS:
         if name.endswith(f".{archive_format}"):
             return archive_format

@@ -52,7 +52,7 @@ class BuildRecord(msgspec.Struct, frozen=True):
     """Everything in ``BUILD.json``.
 
     Attributes:
-        source: where llama.cpp came from, as the manifest says it.
+        source: where llama.cpp came from, as in the manifest.
         arch_set, archs, line: what was requested.
         defines: CMake's definitions that name no folder.
         defined: those of them that a person added (``--define``, ``--also``).

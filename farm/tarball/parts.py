@@ -32,7 +32,7 @@ COMPILED: Final = (
 """The folders of llama.cpp that an x86-64 build uses; single files there are of other authors."""
 _LICENCE_FILES: Final = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 _HEAD: Final = 4096
-"""Characters at a file's beginning in which a licence text of its own stands."""
+"""Characters at a file's beginning in which the farm looks for a licence text."""
 _MOST_TEXTS: Final = 32 << 20
 """Bytes of all licence texts of a tree; those of b11549's CPU release have 15 kB (``tar -tv``)."""
 _TITLE: Final = 512

@@ -1,4 +1,4 @@
-"""From what was typed to a process's exit status. Nothing else knows exit statuses."""
+"""Turns a command line into an exit status. No other module sets exit statuses."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _Arguments = ParamSpec("_Arguments")
 _HELP: Final = re.compile(r"^    (\w+): (.+)$", re.MULTILINE)
 """A line under ``Args`` or ``Attributes`` of a docstring."""
 _MISSING: Final = re.compile(r"'(\S+)' did not receive required positional arguments: (.+)")
-"""How invoke says that a verb was given without what it cannot do without."""
+"""invoke's message for a verb that lacks a required argument."""
 _NO_FOLDER: Final = "arguments: 'folder'"
-"""A release folder may be left out; an option with a default would be none that stands alone."""
+"""Verbs with an optional release folder: invoke takes an option with a default as named only."""
 
 
 def guarded(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
@@ -243,7 +243,7 @@ def _near(program: Program, error: ParseError) -> list[str]:
 
 
 def _with_options(words: list[str], verb: Any) -> list[str]:
-    """Return the command with an option before each value that stands alone, if there is one."""
+    """Return the command with an option before each value without one, if it has such a value."""
     words = words[words.index(str(verb.name)) :]
     taken = [one for one in verb.args.values() if one.takes_value]
     taking = {f"--{one.name.replace('_', '-')}": one.positional for one in taken}

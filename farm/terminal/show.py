@@ -150,7 +150,7 @@ def check(made: GateCheck) -> None:
 def gate(report: Report, to: str | None = None) -> None:
     """Print the end of the gate; its last word is the digest, which workflows read.
 
-    ``to`` is where the release is published, if the gate knows it.
+    ``to`` is where the release is published; None if the gate read a folder.
 
     Raises:
         PublishError: a check failed.

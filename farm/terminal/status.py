@@ -109,7 +109,7 @@ def caches() -> Iterator[str]:
         if lines is not None:
             told = _figures(shared_cache.counted(lines), f"volume {CACHE_VOLUME}")
     except EngineError as error:
-        told = error.message.partition(": ")[0]  # the rest is a system's words: a build says them
+        told = error.message.partition(": ")[0]  # the rest is the system's message
     yield f"compiler cache, docker engine: {told}"
 
 
@@ -257,7 +257,7 @@ def size_of(folder: Path) -> int:
     """Return the bytes that a folder's files take on the disk; links are not followed."""
     total, folders = 0, [str(folder)]
     while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as found:  # gone meanwhile, or too deep
+        with suppress(OSError), os.scandir(folders.pop()) as found:  # removed, or too deep
             for entry in found:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)

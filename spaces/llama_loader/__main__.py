@@ -67,12 +67,12 @@ _OPTIONS = (
     ("--offline", "offline", "", "never open a connection"),
     ("--no-test-run", "no_test_run", "", "do not try it with a tiny model"),
 )
-"""Option, field of ``Settings``, what it takes (nothing: it stands for ``1``) and its help."""
+"""Option, field of ``Settings``, what it takes (nothing: it means ``1``) and its help."""
 _MISPLACED = "comes before the command"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says usage errors in the words of all other errors."""
+    """Prints usage errors in the form of all other errors."""
 
     def error(self, message: str) -> NoReturn:
         """Print the error line, with a name that is near to a wrong one, and end with status 2."""
@@ -257,13 +257,13 @@ def _serve(options: argparse.Namespace, console: "Console") -> None:
         console(note)
     extra = server_plan.with_whole_paths(options.extra, Path.cwd())
     if settings.server_port is not None:
-        server.free_port(settings.server_port)  # said before anything is fetched
+        server.free_port(settings.server_port)  # refused before anything is downloaded
     prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
     loader.require_libraries(settings, prepared)
     with prepared.timeline.stage("model"):
         path = model.get(settings, sink=console)
     console.stage(f"starting llama-server on {path.name}")
-    # one key for this command: clients keep working when the server is started anew
+    # one key for this command: clients keep working when the server is restarted
     key = None if options.no_key or server_plan.has_key(extra) else server.new_key()
     running = loader.start(settings, prepared, path, extra, key=key, sink=console)
     try:

@@ -53,7 +53,7 @@ class Client:
     """
 
     port: int
-    api_key: str | None = field(repr=False)  # None where the server asks for none
+    api_key: str | None = field(repr=False)  # None if the server requires none
     timeout: float = 60.0  # seconds for each whole answer, and for each event of a stream
     # called when connected, before anything is sent; what it raises prevents that
     require_ours: Callable[[], None] = lambda: None
@@ -66,7 +66,7 @@ class Client:
     def health(self, *, timeout: float = 2.0) -> int | None:
         """Return the status of ``/health``: 200 ready, 503 loading; None without an answer.
 
-        200 says that the model was loaded once; only a completion proves life. No key is sent.
+        200 means that the model was loaded once; only a completion proves an answer. Sends no key.
         """
         try:
             return Client(self.port, None).status("/health", timeout)
@@ -194,7 +194,7 @@ class Connection(socket.socket):
             self.shutdown(socket.SHUT_RDWR)
 
     def renew(self) -> None:
-        """Start the time anew, and the count of bytes."""
+        """Reset the time and the count of bytes."""
         self._deadline = time.monotonic() + self._seconds
         self._room = _MOST_SENT
 
@@ -212,9 +212,9 @@ class Connection(socket.socket):
 
 
 def _body(*, max_tokens: int, temperature: float = 0.0, **others: Any) -> dict[str, Any]:
-    """Return a request's body, which tells llama-server how to pick the next token.
+    """Return a request's body, with the settings by which llama-server picks the next token.
 
-    At temperature 0 it is the likeliest, but the usual chain of samplers looks at other things
+    At temperature 0 it is the likeliest, but the usual chain of samplers computes other things
     first, and Gemma's vocabulary has 262,144 tokens: with the last of the chain alone the answer
     is the same and llama-server takes its greedy short cut (common/sampling.cpp), on the GPU where
     the logits are (``backend_sampling``; docs/gpu.md has what that brings).

@@ -58,7 +58,7 @@ def clean_up_when_told() -> None:
     outside. Errors of half-initialised objects are suppressed while the process is interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    # also where a shell's `&` had it ignored: a signal that is sent to this process is meant
+    # also if a shell's `&` had it ignored: this process handles each signal that it gets
     signal.signal(signal.SIGINT, _interrupt)
 
 

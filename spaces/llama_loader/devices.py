@@ -105,7 +105,7 @@ def by_the_driver(host: HostFacts) -> Listing | None:
     Listing costs 0.4 s on an H200 and 0.9 s on two H100s, because it makes a context on every GPU.
     One visible GPU is always ``CUDA0``; several equal ones are listed as NVML lists them, where
     CUDA counts as it does (docs/decisions/0044-several-equal-gpus.md). None where only the program
-    knows: no GPU, different ones, or an amount that is unknown.
+    lists: no GPU, different ones, or an amount that is unknown.
     """
     if host.visible_count == 1:
         name = host.visible[0].name if len(host.visible) == 1 else "by CUDA_VISIBLE_DEVICES"
@@ -128,7 +128,7 @@ def with_code(
     """Leave out devices for which an artifact has no code: hosts may mix GPUs.
 
     The listing has names alone, so the host's GPUs of that name tell the capability. A device whose
-    capability is unknown or ambiguous stays, and so do all where none would: the server says why.
+    capability is unknown or ambiguous stays; if none would, all stay: the server's error has why.
     """
     may_have = {gpu.name for gpu in gpus if gpu.capability in {None, *capabilities}}
     lack = {gpu.name for gpu in gpus} - may_have

@@ -1,7 +1,7 @@
 """Access to folders that hold verified files: relative to an open folder, never through a link.
 
 ``Folder`` is the one door: it reads only regular files up to a limit, replaces a file in one step,
-and removes nothing outside itself. ``trusted`` says whether only this user can change a path. What
+and removes nothing outside itself. ``trusted``: whether only this user can change a path. What
 is stored where is not decided here (``store``).
 """
 
@@ -138,25 +138,25 @@ class Folder:
         return sorted(os.listdir(self.handle))  # noqa: PTH208 - a descriptor is no path
 
     def status(self, name: str) -> os.stat_result | None:
-        """Return what stands under a name (a link is not followed); None if nothing does."""
+        """Return the facts of a name (a link is not followed); None if there is nothing."""
         try:
             return os.stat(name, dir_fd=self.handle, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def has_folder(self, name: str) -> bool:
-        """Whether a folder, and no link to one, stands under a name."""
+        """Return whether a name is a folder, and no link to one."""
         status = self.status(name)
         return status is not None and stat.S_ISDIR(status.st_mode)
 
     def open_file(self, path: str) -> int:
-        """Open what stands at a path below to read it; no link on the way is followed."""
+        """Open a file at a path below to read it; no link on the way is followed."""
         with self._holding(path) as (place, name):
             return os.open(name, _AS_FILE, dir_fd=place.handle)
 
     @contextmanager
     def _holding(self, path: str) -> Iterator[tuple[Folder, str]]:
-        """Open the folder that holds what stands at a path below; give it and the last name."""
+        """Open the parent folder of a path below; return it and the last name."""
         *folders, name = path.split("/")
         with contextlib.ExitStack() as opened:
             place = self
@@ -212,7 +212,7 @@ class Folder:
             os.unlink(name, dir_fd=self.handle)
 
     def renew(self, path: str, *, staging: Folder) -> None:
-        """Put a copy in the place of a file below, completed in ``staging`` on the same disk.
+        """Replace a file below by a copy, completed in ``staging`` on the same disk.
 
         A program that opened the old file for writing cannot write to the new one.
         """
@@ -225,7 +225,7 @@ class Folder:
             half_done.rename(name, place)
 
     def rename(self, name: str, into: Folder, new: str | None = None) -> None:
-        """Move what stands under a name to another folder of the same disk, in one step."""
+        """Move a file or folder to another folder of the same disk, in one step."""
         os.rename(name, new or name, src_dir_fd=self.handle, dst_dir_fd=into.handle)
 
     def unlink(self, name: str) -> None:
@@ -248,7 +248,7 @@ class Folder:
                             with contextlib.suppress(OSError):  # an empty one of another user
                                 os.rmdir(inner, dir_fd=inside.handle)
                                 continue
-                            left.append(f"inner.{os.urandom(8).hex()}.tmp")  # the sweep knows it
+                            left.append(f"inner.{os.urandom(8).hex()}.tmp")  # the clean-up has it
                             inside.rename(inner, self, left[-1])
                         else:
                             inside.unlink(inner)
@@ -282,7 +282,7 @@ class Folder:
         return [name for name, status in found.items() if status and status.st_mtime <= latest]
 
     def lock(self) -> bool:
-        """Lock it against everybody who opens it anew; return False while another has it locked."""
+        """Lock it against every later opener; return False while another process has it locked."""
         try:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -280,7 +280,7 @@ class _Visit:
 class Supposition:
     """What a supposed machine would fetch of a release, and why each other artifact not.
 
-    ``failure`` tells why nothing could be served there; None where a model could.
+    ``failure`` is why nothing could be served there; None if a model could.
     """
 
     release: str

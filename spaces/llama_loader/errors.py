@@ -25,7 +25,7 @@ _URL: Final = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]{0,32})://(?P<rest>\S+)")
 _CLOSING: Final = ")]}>'\",;:."
 """What a sentence may put right behind a URL."""
 _UNTRUSTED: Final = "certificate verify failed"
-"""What OpenSSL says, and so the message of whichever library asked."""
+"""OpenSSL's words, which the messages of all libraries contain."""
 _TRUSTING: Final = (
     "this machine trusts no authority that vouches for the certificate: behind a proxy that makes"
     " its own, name the file with its authority's certificate in SSL_CERT_FILE and"
@@ -178,7 +178,7 @@ def _without_secrets(url: re.Match[str]) -> str:
 
 
 def tell(stream: TextIO, text: str, end: str = "\n") -> None:
-    """Write at once; a reader that has gone (``| head``) gets nothing, and ends nothing."""
+    """Write at once; a reader that has ended (``| head``) gets nothing, and stops nothing."""
     try:
         stream.write(text + end)
         stream.flush()

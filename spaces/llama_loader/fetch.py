@@ -67,7 +67,7 @@ class Fetcher:
     def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
         """Fetch a file of unknown size and digest into ``target``; return its sha256 and size.
 
-        After a cut it starts over: nothing tells whether what has come is right.
+        After a cut it starts over, because nothing can verify the bytes that have come.
         """
         self.resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
         name = locations.shown(url)
@@ -310,7 +310,7 @@ def _each(artifact: Artifact, mirrors: Mirrors, kept: IO[bytes] | None) -> Itera
 
 
 def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
-    """Read and verify a chunk that begins where ``body`` stands."""
+    """Read and verify the chunk that begins at the position of ``body``."""
     start = index * artifact.chunk_size
     length = min(artifact.chunk_size, artifact.size - start)
     begun = BytesIO()  # hands its buffer over without a copy

@@ -172,7 +172,7 @@ class _Tree:
 
 
 class _Bounded:
-    """What zipfile needs of a file, with a bound: it believes all sizes and places of a zip."""
+    """What zipfile needs of a file, with a bound: zipfile checks no size or offset."""
 
     def __init__(self, archive: IO[bytes], name: str) -> None:
         self._archive = archive

@@ -57,7 +57,7 @@ _SPLIT: Final = re.compile(r"-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf\
 
 
 class Header(NamedTuple):
-    """What a header says, by its keys without the first word: ``block_count``, ``architecture``.
+    """A header's values, by their keys without the first word: ``block_count``, ``architecture``.
 
     ``end``: where in the file the tensors' data end, in bytes, or, where the last one is of a type
     that is newer than this table of types, where it begins; 0 without tensors. ``keys``: where in

@@ -83,7 +83,7 @@ def visible(
     ``CUDA_VISIBLE_DEVICES`` is read as CUDA's driver reads it, after the CUDA C++ programming guide
     ("CUDA Environment Variables") and, for what that leaves open, torch's reading of it
     (``torch.cuda._parse_visible_devices``): the first entry that names no GPU, or several, ends the
-    list; a GPU named twice empties it. Where only the driver knows which GPUs are meant, as with
+    list; a GPU named twice empties it. Where only the driver can tell which GPUs are meant, as with
     MIG devices, all are returned, and the number is an upper bound. ``there`` is in PCI order;
     ``order`` is CUDA_DEVICE_ORDER: indices count in NVML's order alone.
     """

@@ -132,7 +132,7 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class DriverReport:
-    """What NVML or nvidia-smi says: the driver's version, the usable GPUs in PCI order.
+    """The answer of NVML or nvidia-smi: the driver's version, the usable GPUs in PCI order.
 
     ``complaints`` has a sentence for each failure; ``source`` is the one that named the GPUs.
     """
@@ -188,13 +188,13 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
 def begin(settings: Settings, known: HostFacts | None = None) -> Background[HostFacts]:
     """Begin to ``detect``: the driver and ldconfig take 50 ms that other work can use.
 
-    ``known`` is what a process that this one was forked from found: the driver alone is asked anew.
+    ``known`` are the facts of the process that forked this one: only the driver is asked again.
     """
     return Background(lambda: _renewed(known, settings) if known else detect(settings))
 
 
 def _renewed(known: HostFacts, settings: Settings) -> HostFacts:
-    """Return the facts with the GPUs that this process sees; all anew where it sees none."""
+    """Return the facts with the GPUs that this process sees; all facts again if it sees none."""
     seen = settings.inherited
     told = DriverReport() if settings.cpu_chosen else ask(known.driver_folders, seen)
     if not (told.gpus or settings.cpu_chosen):
@@ -211,7 +211,7 @@ def _renewed(known: HostFacts, settings: Settings) -> HostFacts:
 
 
 def _gpus_of_proc(root: Path) -> tuple[Gpu, ...]:
-    """Return the GPUs that the kernel's module names; it tells neither capability nor memory."""
+    """Return the GPUs that the kernel's module names; it has neither capability nor memory."""
     found = []
     for information in sorted((root / _PROC).glob("gpus/*/information")):
         # GPU-????????-…: the driver has not asked this GPU yet
@@ -241,7 +241,7 @@ def ask(folders: Sequence[Path], inherited: Mapping[str, str]) -> DriverReport:
     The driver's libraries are looked for in ``folders`` first; nvidia-smi sees ``inherited``.
     """
     asking = Background(lambda: nvml(folders))
-    if not asking.wait(_NVML_TIMEOUT):  # nvidia-smi asks NVML, and would hang too
+    if not asking.wait(_NVML_TIMEOUT):  # nvidia-smi uses NVML, and would hang too
         return DriverReport(complaints=(f"NVML did not answer within {_NVML_TIMEOUT:g} s",))
     told = asking.result()
     if told.gpus:

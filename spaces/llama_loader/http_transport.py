@@ -3,7 +3,7 @@
 ``requests`` does TLS, proxies and certificates. Redirects are followed here and nothing is decoded:
 what is hashed is what was sent. Retries, mirrors and digests are in ``fetch``.
 
-Every wait has an end: a socket's own timeout begins anew with every byte, so each read from a
+Every wait has an end: a socket's own timeout restarts with every byte, so each read from a
 connection is given the time that is left for all of them. What fails is an ``AttemptError``.
 """
 
@@ -159,7 +159,7 @@ class _TimedAdapter(HTTPAdapter):
 
     @contextmanager
     def waiting(self, until: float, reason: str) -> Iterator[None]:
-        """Wait for the server until then or the deadline; ``reason`` says that it was too long."""
+        """Wait for the server until then or the deadline; ``reason`` is the error's text."""
         late = AttemptError(reason)
         if self._deadline < until:
             until = self._deadline

@@ -1,9 +1,9 @@
 """Fetch a model from the Hugging Face Hub, or find it in the Hub's cache.
 
 The Hub's own client asks, keeps the cache and fetches by Xet. Without Xet, and after a download
-that was cut off, the loader downloads by itself, because that client begins anew.
+that was cut off, the loader downloads by itself, because that client starts over.
 
-What asks the Hub raises ``NetworkError`` (it cannot be reached, or has nothing for this token),
+Requests to the Hub raise ``NetworkError`` (it cannot be reached, or has nothing for this token),
 ``SettingError`` (no such repository, revision or file; huggingface_hub is not installed) and
 ``StoreError`` (the model cannot be written, or has no room).
 """
@@ -235,7 +235,7 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
 
     That is a cache which cannot be written, or where another user has put a link: the client would
     write to what it leads to. Or a list of a commit's files, which the client takes paths from, or
-    a folder in the place of a lock or of a file that is begun.
+    a folder in place of a lock or of a begun download.
 
     A link of this user's that leads nowhere is a ``StoreError``.
     """
@@ -266,7 +266,7 @@ def _require_own_cache(settings: Settings, sink: Sink) -> None:
 
 
 def _ref(settings: Settings) -> Path:
-    """Return the file of the Hub's cache with the commit that a revision's name stands for."""
+    """Return the file of the Hub's cache with the commit that a revision's name points to."""
     return _folder(settings) / "refs" / (settings.gguf_revision or "main")
 
 
@@ -292,7 +292,7 @@ def _require_room(settings: Settings, remote: list[_Remote]) -> None:
 
 @dataclass
 class _Transfer:
-    """One part of a model on its way; tells ``sink`` how far all parts are."""
+    """Downloads one part of a model; reports the progress of all parts to ``sink``."""
 
     name: str  # of the model
     before: int  # bytes of the parts before this one
@@ -310,7 +310,7 @@ class _Transfer:
         self.sink(Downloading(self.name, self.before + self.furthest, self.total or size))
 
     def bar(self) -> type:
-        """Return a class of progress bars for the Hub's client that draws nothing, and tells."""
+        """Return a progress bar class for the Hub's client that draws nothing and reports bytes."""
         from tqdm import tqdm
 
         tell = self.tell
@@ -407,7 +407,7 @@ def _go_on(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
 
 
 def _watched(download: Callable[[], str], what: str, transfer: _Transfer) -> Path:
-    """Download a file and return its path; a note tells each time that no byte of it comes."""
+    """Download a file and return its path; a note reports each time that no byte arrives."""
     downloading = Background(partial(hub_client.downloaded, download, what))
     before = transfer.furthest
     while not downloading.wait(_SILENCE):

@@ -1,6 +1,6 @@
 """The Hub's own client: how it is made, how long it may take, and its errors as sentences.
 
-It is huggingface_hub from version 1.1 on, which asks through a client of httpx or httpx2.
+It is huggingface_hub from version 1.1 on, which sends its requests by a client of httpx or httpx2.
 """
 
 import re
@@ -22,7 +22,7 @@ from llama_loader.errors import LoaderError, NetworkError, SettingError
 from llama_loader.settings import Settings, bound_xet, certificate_file
 
 _ANSWERED: Final = 60.0
-"""Seconds until the whole answer is here: the client's own time begins anew with every byte."""
+"""Seconds for the whole answer: the client's own timeout restarts with every byte."""
 _LONGEST_ANSWER: Final = 4 << 20
 """Bytes of an answer that is no file; the list of a repository of 10,000 files has some 2 MB."""
 _LONG_WAIT: Final = re.compile(r"\d{3,}|[6-9]\d")
@@ -33,7 +33,7 @@ whether it downloads a file."""
 _told: Final[dict[str, tuple[int | str | None, ...]]] = {}
 """What the Hub answered of each URL when the loader asked."""
 _downloads: Final[list[str]] = []
-"""Those that run: they may take long, but not the questions that the client asks meanwhile."""
+"""Running ones: they may take long, but not the client's other requests meanwhile."""
 _NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
 """An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
 XET_PLACE: Final = "/xet-read-token"
@@ -65,7 +65,7 @@ def of(settings: Settings) -> ModuleType:
         raise SettingError("HUB_CLIENT_MISSING") from error
     if huggingface_hub.__version__.startswith("1.0."):  # its hf_hub_download has no tqdm_class
         raise SettingError("HUB_CLIENT_MISSING")
-    # else it asks the server which of this user's variables it shall look for, and tells it
+    # else it looks for variables that the server lists, and reports which of them are set
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     # version 2.4 began a store of all repositories; ``hub`` does not look whose its files are
     huggingface_hub.constants.HF_HUB_DISABLE_SHARED_BLOBS = True
@@ -112,7 +112,7 @@ def answered(ask: Callable[[], Any]) -> Any:
 def downloaded(download: Callable[[], str], what: str) -> str:
     """Return what ``download`` does. What is asked meanwhile is bounded.
 
-    Xet asks in threads of its own, at an address that the Hub names.
+    Xet sends its requests in its own threads, to an address that the Hub names.
     """
     _asking.downloads = True  # the thread ends with it
     _downloads.append(what)
@@ -214,7 +214,7 @@ def _plain_names(response: Any) -> dict[str, str | None]:
 
 
 def _require_same(response: Any, named: dict[str, str | None]) -> None:
-    """Refuse another file than the loader saw: that client asks again after ``hub`` has asked."""
+    """Refuse another file than the loader saw: the client asks again after ``hub`` did."""
     headers, status = response.headers, response.status_code
     if status >= HTTPStatus.BAD_REQUEST and status != HTTPStatus.NOT_FOUND:
         return  # it cannot tell now
@@ -286,7 +286,7 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
 
 
 def failure(name: str, settings: Settings, reason: str = "", how: str = "") -> NetworkError:
-    """Return the error of a Hub that does not give a model; ``how`` says how to try again."""
+    """Return the error of a Hub that does not give a model; ``how`` ends the hint."""
     if settings.hf_endpoint != locations.HUB:
         how += ", or correct HF_ENDPOINT"
     named = "" if settings.model_named else " (the default, as no model is named)"

@@ -1,6 +1,6 @@
 """The façade of the loader: settings → a verified runtime (``prepare``) → a server (``start``).
 
-This module decides the order in which the others are called; it knows no bytes, processes or HTTP.
+This module decides the order in which the others are called; it has no bytes, processes or HTTP.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ class Prepared:
 
     @property
     def uploads(self) -> bool:
-        """The build knows how to upload weights with several threads."""
+        """The build can upload weights with several threads."""
         applied = self.released[0].source.patches if self.released else ()
         return any(patch.name == server_plan.PARALLEL_UPLOAD for patch in applied)
 
@@ -196,7 +196,7 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
 def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
     """Return what the runtime's programs may see: the allow-list and the libraries' folders.
 
-    The program's own folder comes first (``$ORIGIN``, which also stands for a path with a colon): a
+    The program's own folder comes first (``$ORIGIN``, which also works for a path with a colon): a
     folder of CUDA libraries may hold another build's ``libggml-base.so``, and LD_LIBRARY_PATH is
     searched before RUNPATH. GPUs are counted as nvidia-smi counts them, unless
     ``CUDA_DEVICE_ORDER`` says otherwise. A folder that the dynamic linker cannot be given, because

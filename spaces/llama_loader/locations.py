@@ -142,7 +142,7 @@ class Patience:
     rate: int = 16 * 1024
     window: float = 20.0
     attempts: int = 4  # how often one URL may fail with nothing gained in between
-    longest_wait: float = 60.0  # a server that asks for more is left for the next mirror
+    longest_wait: float = 60.0  # after a longer Retry-After the next mirror is used
     deadline: float = 3600.0  # for a whole file, all attempts and all mirrors together
 
 
@@ -152,7 +152,7 @@ class AttemptError(Exception):
 
     reason: str
     _: KW_ONLY
-    wait: float | None = None  # seconds that the server asks to wait
+    wait: float | None = None  # seconds to wait, by the server's answer
     final: bool = False
     refusal: int = 0  # the status of an answer that will not change
     wrong: str = ""  # the error's code where the bytes are not those that were published
@@ -164,7 +164,7 @@ class RangeError(AttemptError):
 
 @dataclass(frozen=True)
 class Body:
-    """A file's bytes, as they come: from ``start`` on, ``size`` of them where the server says it.
+    """A file's bytes, as they arrive: from ``start`` on, ``size`` of them if the server states it.
 
     ``read`` returns 1 to n bytes, or none at the end; raises ``AttemptError``.
     """

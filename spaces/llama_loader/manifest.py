@@ -79,7 +79,7 @@ class Patch(_Frozen, frozen=True, kw_only=True):
 class Source(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     """Where the llama.cpp came from. ``sha256`` is the archive's, null for a git ref or folder.
 
-    ``build_assumed`` tells that the builder gave the build number, because the source had none.
+    ``build_assumed``: the builder gave the build number, because the source had none.
     ``patches`` were applied to the source, in this order; a reader ignores those it does not know.
     """
 
@@ -153,7 +153,7 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     platform: Platform
     needs: Annotated[tuple[Name, ...], Meta(max_length=100)]
     files: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=10_000)]
-    # A factory, because omit_defaults leaves those in: releases have always said "sbom": null.
+    # A factory, because omit_defaults leaves those in: releases have always had "sbom": null.
     sbom: Sbom | None = msgspec.field(default_factory=lambda: None)
     kind: Text = LLAMA_SERVER
     provides: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
@@ -310,7 +310,7 @@ def resolve(manifest_url: str, url: str) -> str:
 
 @dataclass
 class _Rejected:
-    """Stands in the parsed tree where the text has something that is refused."""
+    """Marks a place in the parsed tree where the text has something that is refused."""
 
     problem: str
 

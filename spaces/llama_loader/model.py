@@ -1,6 +1,6 @@
 """Find the model: a local file, or one of a repository on the Hugging Face Hub.
 
-``model_file`` refuses what cannot be served. What asks the Hub raises the errors of ``hub``.
+``model_file`` refuses what cannot be served. Requests to the Hub raise the errors of ``hub``.
 """
 
 from dataclasses import replace

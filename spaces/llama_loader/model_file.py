@@ -1,6 +1,6 @@
 """Refuses files that are no model: by name, parts, header, size or digest.
 
-Whether llama-server knows the architecture, it alone can say. Errors are ``SettingError``, and
+Only llama-server can tell whether it supports the architecture. Errors are ``SettingError``, and
 ``IntegrityError`` for a file whose bytes are not those of its digest.
 """
 
@@ -98,7 +98,7 @@ def require_as_named(path: Path) -> None:
 
 
 def require_digest(path: Path, sha256: str, name: str = "MODEL_SHA256_MISMATCH") -> None:
-    """Hash a file; ``name`` is that of the error's sentence, which tells whose the sha256 is."""
+    """Hash a file; ``name`` is the error's sentence, which names the source of the sha256."""
     digest = hashlib.sha256()
     with _reading(path), path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -264,7 +264,7 @@ def lives(pid: int) -> bool:
 def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
     """Return whether a process of this user listens on a port; None where that is not known.
 
-    A table of sockets that is empty or has no inodes, as some sandboxes show it, tells nothing.
+    A table of sockets that is empty or has no inodes, as in some sandboxes, proves nothing.
     """
     try:
         rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]

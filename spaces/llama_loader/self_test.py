@@ -1,6 +1,6 @@
 """The self test: does this runtime compute on this machine, with a tiny model of the loader's own?
 
-It tells apart what a failed start leaves open: is the runtime at fault, or the user's model? The
+It answers what a failed start leaves open: is the runtime at fault, or the user's model? The
 tiny model (``tiny.gguf``, made by ``tests/rigs/tiny_model.py``) is a real llama in the
 quantisations of a Q4_K_M file, and its answer is known, so a library that computes wrongly is found
 too. ``fetch`` and ``doctor`` run it, and keep nothing of it (docs/decisions/0012-test-run.md).
@@ -32,7 +32,7 @@ ANSWER: Final = "!"
 TIMEOUT: Final = 30.0
 """Seconds for the start and the tokens. They take less than 1 s on an H200."""
 _UNKNOWN: Final = re.compile(r"unknown (model arch|(pre-)?tokenizer)|key not found in model")
-"""What llama-server says of a model that is newer than itself, before it looks for tensors."""
+"""llama-server's message for a model that is newer than itself, before it looks for tensors."""
 _SKIP: Final = "--no-test-run skips the test run"
 _REPORT: Final = f"please report it with this text: this runtime does not work here; {_SKIP}"
 
@@ -91,7 +91,7 @@ def require_known(prepared: Prepared, plan: ServerPlan) -> None:
     """Refuse a model whose architecture, or vocabulary, this llama-server does not know.
 
     The server is given the model's keys without its tensors, which may be many gigabytes, on the
-    CPU: it ends at the first missing tensor if it knows the rest. ``ServerError`` if it does not.
+    CPU: it ends at the first missing tensor if the rest is right. ``ServerError`` if it does not.
     """
     with tempfile.NamedTemporaryFile(prefix=f"{plan.model.stem[:50]}-", suffix=".gguf") as file:
         file.write(gguf_header.without_tensors(plan.model))

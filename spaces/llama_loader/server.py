@@ -5,7 +5,7 @@ own socket gets, so no other user of the machine can use it. It is ready when a 
 has come back: ``/health`` alone stays 200 even after CUDA has hung. It dies with this process,
 however that ends (see ``processes``), and leaves nothing on the disk.
 
-One that has died or hangs is started anew, until a restart is of no use. A caller that sends
+A server that died or hangs is restarted, until restarts no longer help. A caller that sends
 requests calls ``ensure`` before each, and ``suspect`` when no answer came.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
 _POLL: Final = 0.01
-"""Seconds between two looks at a server that is loading."""
+"""Seconds between two checks of a server that is loading."""
 _SETTLED: Final = 0.5
 """Seconds: a connection breaks a moment before the process's end can be seen."""
 _TRIES: Final = 4
@@ -44,7 +44,7 @@ TRANSIENT: Final = frozenset({"SERVER_KILLED", "SERVER_CRASHED", "SERVER_ENDED",
 _PAUSE: Final = 0.25
 """Seconds before a new start; doubled each time within the window."""
 PROBE_EVERY: Final = 15.0
-"""Seconds between two looks at whether the server's main loop answers ``/slots``."""
+"""Seconds between two checks whether the server's main loop answers ``/slots``."""
 PROBE_DEADLINE: Final = 120.0
 """Seconds. One step of a long prompt may take tens of seconds on a CPU."""
 TOKEN_DEADLINE: Final = 20.0

@@ -93,7 +93,7 @@ class ServerLog:
         self._ended.wait(timeout)
 
     def _read(self, output: IO[bytes]) -> None:
-        begins = True  # a line's beginning says whose it is
+        begins = True  # a line's beginning shows who wrote it
         with output:
             while piece := output.readline(_LINE):
                 if begins:
@@ -106,7 +106,7 @@ class ServerLog:
         self._ended.set()
 
     def _learn(self, line: str) -> None:
-        """Take the server's report of where the weights are, and nothing that the model says.
+        """Take the server's report of where the weights are, and ignore all text of the model.
 
         llama-server prints texts of the model's file, line breaks included. Its own messages have
         a stamp in all builds that stamp any, and none is older than the one before. A text with

@@ -1,4 +1,4 @@
-"""Plans a start of ``llama-server``: command line, memory, what a second try changes and tells.
+"""Plans a start of ``llama-server``: command line, memory, changes and notes of a second try.
 
 A person's argument that cannot be taken raises ``SettingError``, which names it.
 """
@@ -27,7 +27,7 @@ _PROMPTS_MIB: Final = 1024
 _PROMPTS_SHARE: Final = 16
 """One part in so many of main memory, at most; none where its size is not known."""
 _TRACE: Final = "4"
-"""``-lv``: the level at which libllama says where the weights went (common/log.cpp)."""
+"""``-lv``: the level at which libllama logs where the weights are (common/log.cpp)."""
 _LOOKUP_THREADS: Final = "1"
 """``--threads`` where all layers are on the GPU.
 
@@ -79,16 +79,16 @@ class ServerPlan:
     port: int | None = None  # None for a free one
     startup_timeout: float = 120.0  # seconds until the first token
     # what each request must carry, unless it carries a key of ``extra``; empty for a random one at
-    # each start, None for a server that asks for none
+    # each start, None for a server that requires none
     key: str | None = field(default="", repr=False)
     allow_cpu: bool = False  # a model that lands on the CPU is fine although devices were chosen
-    pinned_build: bool = False  # the build is one of ours, so it knows the newer options
+    pinned_build: bool = False  # the build is one of ours, so it has the newer options
     keeps_port: bool = True  # the server shares its port with a socket of this process (``server``)
     main_memory: int = 0  # bytes of it; what does not fit on the GPU must fit here
     # that compute on the CPU; None for one per core of the machine, as llama-server counts: it
-    # asks neither its affinity nor its control groups (common/common.cpp)
+    # reads neither its affinity nor its control groups (common/common.cpp)
     threads: int | None = None
-    # weights on the CPU may be laid out anew for its instructions (AMX, AVX-512)
+    # weights on the CPU may be repacked for its instructions (AMX, AVX-512)
     repacked: bool = True
     extra: tuple[str, ...] = ()  # arguments from the person, last, so that they win
 
@@ -136,7 +136,7 @@ class ServerPlan:
         return [str(self.runtime / "llama-server"), *pairs, *flags, *self.extra]
 
     def eased(self, error: LoaderError) -> ServerPlan | None:
-        """Return the plan of another start, where that may cure ``error``: one that asks for less.
+        """Return the plan of another start, if a smaller one may cure ``error``.
 
         A free port that another program took before the server could is no fault of the plan.
         """

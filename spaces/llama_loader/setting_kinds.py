@@ -105,7 +105,7 @@ def path(text: str) -> Path:
 
 
 digest = like("(?:sha256:)?([0-9a-f]{64})", "a sha256 of 64 hexadecimal digits", lower=True)
-link = like(  # the fetcher says what it can open
+link = like(  # ``locations`` decides what can be opened
     r"(?:https?://|hf://|file:/)\S+",
     "a URL: https://…, http://127.0.0.1:PORT/…, file:///… or hf://OWNER/REPO[@REV]/PATH",
 )

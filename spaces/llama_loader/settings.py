@@ -73,7 +73,7 @@ def _setting(
 class Settings:
     """Everything that a person can set: one table, of which each row is a field.
 
-    docs/settings.md says what each variable means.
+    docs/settings.md explains each variable.
     """
 
     zerogpu: bool
@@ -164,7 +164,7 @@ _KEYWORDS: Final[Mapping[str, str]] = {
 }
 """The names of fields, by those of keywords."""
 _MEANT: Final[Mapping[str, str]] = {
-    **{  # reversed, as --hf stands for the repository first
+    **{  # reversed, as --hf means the repository first
         _FIELDS[name].option.strip("-").replace("-", "_") or keyword: keyword
         for keyword, name in reversed(list(_KEYWORDS.items()))
     },
@@ -234,7 +234,7 @@ def load(
 def named(text: str, settings: Settings | None = None) -> str:
     """Return a message that names settings as their owner did: by keyword, or with that prefix.
 
-    It tells, too, which of the variables that it names are set, but without a prefix. Without
+    It also reports variables that are set without a prefix. Without
     ``settings``, which cannot be read or are not at hand, the variables alone tell.
     """
     prefix, told = settings.prefix if settings else _prefix(os.environ), prefixed(text, settings)

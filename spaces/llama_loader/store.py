@@ -219,7 +219,7 @@ class Store:
             root.folder("staging") as probe,
         ):
             try:
-                # a lock that works keeps out who opens the folder anew, this process too
+                # a working lock refuses a second opener, also this process
                 is_alone = self._locks(staging) and not probe.lock()
                 staging.sweep(0.0 if is_alone else disk.STALE_SECONDS)
                 yield root, staging

@@ -63,7 +63,7 @@ between: a promotion replaces two files, one after the other."""
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``release.json`` says: one release (``manifest_sha256``), or a signed channel."""
+    """The content of ``release.json``: one release (``manifest_sha256``), or a signed channel."""
 
     manifest_url: schema.Text
     manifest_sha256: schema.Sha256 | None = None
@@ -124,7 +124,7 @@ def read(path: Path) -> Pin:
 
 
 def signed_for(project: str, channel: str, serial: int, release: str) -> str:
-    """Return the trusted comment of a channel's signature: it says what the signature is for."""
+    """Return the trusted comment of a channel's signature: it names what the signature is for."""
     return f"project {project} channel {channel} serial {serial} release {release}"
 
 

@@ -47,7 +47,7 @@ _BITE: Final = 1 << 16
 WINDOW_LOG: Final = 23
 """zstd windows of at most 8 MiB: what the farm writes (docs/manifest.md), and little memory."""
 XZ_MEMORY: Final = 80 << 20
-"""Bytes; xz -9 asks for 65 MiB."""
+"""Bytes; xz -9 needs 65 MiB."""
 
 MAGIC: Final = {
     b"\x1f\x8b": "tar.gz",
@@ -275,7 +275,7 @@ class Reader:
         return Member(path, kind, size, self._number(header[100:108]), target)
 
     def _extended(self, flag: bytes, size: int) -> dict[str, str]:
-        """Read what an extended header says about the next member."""
+        """Read an extended header's values for the next member."""
         if size > MAX_EXTENDED:
             raise refused(self._name, f"an extended header has {size} bytes")
         self._extensions += BLOCK + size

@@ -1,4 +1,4 @@
-"""The engine: prepares a runtime and a model, streams answers, tells what is running.
+"""The engine: prepares a runtime and a model, streams answers, reports its status.
 
 It works in three places. In the app's process on ZeroGPU every call borrows a GPU: the answer comes
 out of a worker. In a ZeroGPU worker, inside the owner's own ``@spaces.GPU`` function, a call uses
@@ -163,7 +163,7 @@ class Engine:
 
         Args:
             work: called with ``ask``, which takes and yields what ``events`` does, and ``enough``,
-                which tells before a further request whether the GPU's seconds allow one. It runs
+                which returns before a further request whether the GPU's seconds allow one. It runs
                 where the GPU is, on ZeroGPU in a worker, so it must be picklable.
             texts: what it is about to send, to estimate seconds by.
         """
@@ -176,7 +176,7 @@ class Engine:
     def server(self) -> Iterator[Address]:
         """Return this process's server for any OpenAI client, as a context manager.
 
-        Enter it for each use: a server that ended and was started anew has another ``api_key``.
+        Enter it for each use: a restarted server has another ``api_key``.
 
         Raises:
             ServerError: this is ZeroGPU's main process, which has no GPU and so no server.
@@ -195,7 +195,7 @@ class Engine:
     def close(self) -> None:
         """End this process's server, also one that is being started; safe to call twice.
 
-        A later call starts a server anew.
+        A later call starts a new server.
         """
         self._closed.set()
         self._record.change(phase="closed", server_pid=None)

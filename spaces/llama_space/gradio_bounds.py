@@ -88,7 +88,7 @@ async def _result(self: Any, job: Any) -> list[Any]:
         if done and isinstance(job.future.exception(), CancelledError):  # its stream has ended
             self._client_instance = None  # with the messages that it keeps of calls
             raise RuntimeError("the answer to this call was lost: send it again") from error
-        _aside.submit(_cancel, job)  # it asks this server, in vain while that is being ended
+        _aside.submit(_cancel, job)  # it sends requests to this server, which is being ended
         raise
 
 
@@ -130,7 +130,7 @@ def _end(server: Any) -> None:
     server.running_app.stop_event.set()  # its heartbeats would delay the end by 5 s
     for event in [*queue.event_ids_to_events.values()]:
         _keep(queue, event, server_messages.ProcessCompletedMessage(output={}, success=False))
-    for _ in range(100):  # at most 5 s; a later step could start llama-server anew
+    for _ in range(100):  # at most 5 s; a later step could restart llama-server
         time.sleep(0.05 * any(queue.active_jobs))
     _close_server(server)
 
@@ -148,7 +148,7 @@ routes.cancel_tasks = lambda _: asyncio.sleep(0, [])  # type: ignore[attr-define
 def require_read(scope: Scope, asked: Any) -> None:
     """Refuse a further event of a session that fetches no answers: gradio keeps all of them.
 
-    What it still knows of a session without any is forgotten here. When there are too many answers,
+    gradio's data of a session without any is removed here. When there are too many answers,
     the oldest are that are whole, else those of the session with the most unread messages. A
     cancellation that ends no running event would be one more answer.
     """

@@ -230,7 +230,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
 
 
 def _parsed(body: bytes, most: dict[str, int]) -> Any:
-    """Return what a body's JSON says, None for an empty one."""
+    """Return a body's parsed JSON, None for an empty one."""
     try:
         asked = json.loads(body or b"null")
         json.dumps(asked, ensure_ascii=False).encode()  # gradio could not send it back

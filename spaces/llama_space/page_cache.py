@@ -1,7 +1,7 @@
 """Keeps a model's files in the page cache, so that a worker loads them from main memory.
 
 The kernel drops pages that nothing has used for a while. While the app runs, one thread looks which
-are gone (mincore(2)) and reads them again, after everything else that wants the processor or disk.
+were dropped (mincore(2)) and reads them again, at the lowest priority for processor and disk.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from llama_loader import cgroups, gguf_header
 from llama_space.values import Ready, log
 
 EVERY, _SELDOM = 30.0, 3600.0
-"""Seconds between two looks; longer each time that something was gone, which memory is short of."""
+"""Seconds between two checks; longer after each one that found dropped pages: memory is short."""
 _SHARE: Final = 0.6
 """Of main memory: a model that takes more would push itself out of the page cache."""
 _WINDOW, _PIECE = 64 << 20, 1 << 20
@@ -28,7 +28,7 @@ _libc: Final = ctypes.CDLL(None)
 
 
 def keep(ready: Ready, over: threading.Event) -> None:
-    """Look again and again, and read what is gone, until ``over`` is set; needs its own thread."""
+    """Check repeatedly, and read dropped pages, until ``over`` is set; needs its own thread."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)
     pause = EVERY
     while not over.wait(pause):
@@ -57,7 +57,7 @@ def fill(ready: Ready, *, again: bool = False) -> int:
 def lacking(path: Path) -> Iterator[int]:
     """Yield where the pieces of a file begin of which the page cache lacks a part.
 
-    The kernel tells it only to who may write to the file; for others nothing is lacking.
+    The kernel reports it only to users who may write to the file; others see none missing.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -22,7 +22,7 @@ PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{%
 
 
 def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
-    """Fetch and verify what is not in the store yet; return it, and what it tells of the status.
+    """Fetch and verify what is not in the store yet; return it, and its part of the status.
 
     Raises:
         LoaderError: any of ``prepare``'s and ``model.get``'s.

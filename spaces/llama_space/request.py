@@ -1,10 +1,10 @@
-"""One request: what a caller asks llama-server for, and the GPU seconds that it reserves.
+"""One request: what is sent to llama-server, and the GPU seconds that it reserves.
 
-ZeroGPU cuts off a call that takes longer than it asked for. A call that asks for more waits longer
-in the queue, and is refused where it asks for more than the visitor has left (docs/zerogpu.md). So
+ZeroGPU cuts off a call that takes longer than it reserved. A call that reserves more waits longer
+in the queue, and is refused if it reserves more than the visitor has left (docs/zerogpu.md). So
 the seconds are estimated from what this machine has shown.
 
-A malformed request raises ``SettingError`` at once; its hint tells what would be right.
+A malformed request raises ``SettingError`` at once; its hint names what is accepted.
 """
 
 import difflib
@@ -63,7 +63,7 @@ MARGIN, _SPARE = 1.2, 3.0
 _KEPT: Final = 5
 """Starts and answers that are remembered; the slowest counts."""
 _MEASURABLE: Final = 16
-"""Tokens of the shortest answer whose speed tells anything."""
+"""Tokens of the shortest answer whose speed counts."""
 _MAX_BYTES: Final = 4096
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 _Speed = Annotated[float, Meta(gt=0, le=1e6)]

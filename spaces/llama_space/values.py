@@ -1,7 +1,7 @@
 """The engine's values, progress as lines of text, and the record that collects what is known.
 
 The values are frozen and picklable, because workers send them to the app's process. A ZeroGPU
-worker is a process that the app cannot look into: what it knows arrives as a ``Status`` in the
+worker is a process that the app cannot inspect: its facts arrive as a ``Status`` in the
 stream of each call, before the first piece.
 """
 
@@ -50,7 +50,7 @@ _OF_A_SERVER: Final = (
     *("release", "architecture", "digest"),
     *("devices", "memory", "server_pid", "timeline", "notes"),
 )
-"""What a worker knows: its runtime is another one than was prepared where its GPU is another."""
+"""A worker's facts: its runtime differs from the prepared one if its GPU differs."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Ready:
     # the (first) file of the model, and the bytes of all its files
     model: Path
     size: int = 0
-    # this machine's; a worker asks the driver for its GPU, and looks for nothing else
+    # this machine's; a worker only asks the driver for its GPU
     facts: HostFacts | None = field(default=None, compare=False)
     told: tuple[str, ...] = ()  # what llama-server must be told about the model
 
 
 class Reserved(NamedTuple):
-    """GPU seconds: what a call asks ZeroGPU for, and the least that can be enough for it.
+    """GPU seconds: what a call reserves on ZeroGPU, and the least that can be enough for it.
 
     ``left`` is what the visitor had left, where ZeroGPU has reported it.
     """
@@ -131,7 +131,7 @@ class Failure:
         return cls(error.code, error.message, error.hint, error.exit_status)
 
     def error(self) -> LoaderError:
-        """Return the error that this value stands for, to be raised."""
+        """Return this value as an error, to be raised."""
         kinds = {kind.exit_status: kind for kind in LoaderError.__subclasses__()}
         return kinds.get(self.exit_status, LoaderError)(self.code, self.message, hint=self.hint)
 
@@ -172,11 +172,11 @@ class Address:
 
 @dataclass(frozen=True)
 class Status:
-    """What is running, as far as this process knows.
+    """What is running, by the facts of this process.
 
     Attributes:
         phase: ``ready`` once everything that needs no GPU is done; ``closed`` after
-            ``Engine.close``, until a call starts the server anew; ``failure`` tells why ``failed``.
+            ``Engine.close``, until a call restarts the server; ``failure`` is why it is ``failed``.
         release, digest: None for an archive by URL; the tarball's sha256.
         architecture: what its binaries were compiled for (``90``, ``cpu``), None for unknown.
         verified: a pin or a signature vouches for the tarball.

@@ -4,7 +4,7 @@ On ZeroGPU this process is a worker, a fork that lives for several calls, each i
 own. All calls share the server, whose life ``llama_loader.processes`` ties to the worker's.
 
 A generator of answers yields something every ``BEAT`` seconds, also from a silent server: a ZeroGPU
-worker notices only at a ``yield`` that the visitor has gone.
+worker notices only at a ``yield`` that the visitor has left.
 """
 
 import multiprocessing
@@ -251,7 +251,7 @@ def shared(ready: Ready) -> SharedServer:
                 return _shared
             _shared.stop()
         _shared = SharedServer(ready)
-        # runs where a worker ends by SIGTERM, too, unlike atexit's functions; a fork forgets it
+        # runs where a worker ends by SIGTERM, too, unlike atexit's functions; not in a fork
         util.Finalize(None, stop, exitpriority=100)
         return _shared
 

@@ -1,4 +1,4 @@
-"""ZeroGPU: the one function that asks for a GPU, and the worker processes that it runs in.
+"""ZeroGPU: the one function that reserves a GPU, and the worker processes that it runs in.
 
 A worker is a fork of the app's process. Each decorated function has workers of its own, and each
 worker a server: a second function would hold the model twice.

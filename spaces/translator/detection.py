@@ -2,7 +2,7 @@
 
 Hangul, Greek, Thai and ten more scripts stand for one language. Japanese and Chinese are told apart
 by kana and by which characters each of the two writes. For the rest ``eld`` compares groups of
-letters. It knows neither Indonesian, Swahili nor Zulu, and little of a greeting: the frequent words
+letters. It detects neither Indonesian, Swahili nor Zulu, and few greetings: the frequent words
 of ``languages.json`` count beside its score.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from translator.languages import Language
 
 _LOOKED_AT: Final = 2000
-"""Characters: the beginning of a text tells its language, and a longer text costs no more."""
+"""Characters: the beginning of a text shows its language, and a longer text costs no more."""
 _WORD, _PART = 0.8, 0.6
 """What a known word and a typical group of letters weigh beside eld's 0 to 1."""
 _KANA_SHARE: Final = 0.05
@@ -64,7 +64,7 @@ def pair(
         text: what is to be translated.
         automatic: the visitor did not choose the target. A text certain to be in it goes to its
             counterpart: English for all languages but English, which goes to Japanese. A single
-            word says too little for that. A target that was chosen is never replaced.
+            word is too little for that. A target that was chosen is never replaced.
     """
     ranked = _ranked(text) if source == languages.AUTO else [Guess(source, 1.0)]
     guess = ranked[0] if ranked else Guess("en", 0.0)

@@ -53,7 +53,7 @@ class Document:
 
     @property
     def text(self) -> str:
-        """What is to be translated; an empty line stands between two subtitles."""
+        """What is to be translated; an empty line separates two subtitles."""
         return "\n".join(
             "" if at is None else self.lines[at].rstrip("\r\n") for at in self._order()
         )
@@ -85,10 +85,10 @@ class Document:
 
 
 def read(name: str, content: str, max_chars: int) -> Document | Refusal:
-    """Read a file; a refusal says that it is too large, of another kind, no text, or has no words.
+    """Read a file; refuse one that is too large, of another kind, no text, or has no words.
 
     Args:
-        name: as the visitor's machine calls it; its end tells the kind.
+        name: on the visitor's machine; its ending decides the kind.
         content: its bytes in base64; ``guard`` and the browser bound them.
         max_chars: the most characters that are to be translated.
     """

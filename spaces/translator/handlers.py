@@ -1,4 +1,4 @@
-"""What happens when something is pressed, and what the page says then."""
+"""Handlers of the page's buttons, and the texts that they show."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Handlers:
         end the translated file as JSON, with its ``name`` and, in base64, its ``content``.
         """
         words = _words(request)
-        if not name or not content:  # the browser has refused it, and said why
+        if not name or not content:  # the browser has refused it, and shown why
             yield [gr.skip(), gr.skip(), ""]
             return
         document = documents.read(name, content, self._settings.max_chars)
@@ -135,7 +135,7 @@ class Handlers:
         return gr.Button(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
-        """End what a visitor who has gone is waiting for, and forget the visitor."""
+        """End the requests of a visitor who left, and remove the visitor's data."""
         self.end(request)
         self._unfinished.pop(str(request.session_hash), None)
 

@@ -63,13 +63,13 @@ _BYTES_EACH: Final = 8
 _SAID: Final = (
     '<p id="lost" role="alert" hidden></p><p id="spoken" role="status" class="unseen"></p>'
 )
-"""What the script says: that the server is not there, and how a translation begins and ends."""
+"""The script's texts: the server does not answer; a translation begins, or ends."""
 _HERE: Final[Mapping[str, Any]] = {"fn": None, "queue": False, "api_visibility": "private"}
 """For events that the browser alone handles."""
 
 
 class RefusingEngine(Engine):
-    """Stands for an engine whose settings cannot be read: the page shows which one and why."""
+    """Replaces an engine whose settings cannot be read: the page shows which one and why."""
 
     def __init__(self, error: LoaderError) -> None:  # starts nothing, unlike its base
         self._failure = Failure.of(error)
@@ -146,7 +146,7 @@ class Page:
         )
 
     def _state(self, _: Request) -> JSONResponse:
-        """Tell a page that asks again and again whether there is something new to show.
+        """Return whether there is something new to show; the page polls it.
 
         ``start`` is another one after a restart of the app, ``seen`` where the engine's state is.
         """
@@ -271,7 +271,7 @@ class Page:
         # a text that was cleared while it was being translated stays cleared
         shown = [self.target, self.status]
         run.then(js="(...all) => pages.over(...all)", inputs=shown, outputs=shown, **_HERE)
-        # not gradio's own `cancels`: a press within 0.1 s of it is lost (6.31), or says "Error"
+        # not gradio's own `cancels`: a press within 0.1 s of it is lost (6.31), or shows "Error"
         self.stop.click(react.end, None, [self.stop], queue=False, **quiet)
         report = [self.advice, self.report, self.copy_report]
         self.examine.click(react.diagnose, None, report, concurrency_limit=_ALL, **quiet)

@@ -51,7 +51,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line: what to translate, and what stands before and after it."""
+    """A line: the text to translate, and the characters before and after it."""
 
     head: str
     body: str

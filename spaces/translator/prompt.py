@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 Format = Literal["translategemma", "chat", "base"]
 
 _MARKS: Final = ("[source_lang_code]", "[target_lang_code]")
-"""By these llama-server knows TranslateGemma's template (common/chat.cpp), and so do we."""
+"""llama-server recognises TranslateGemma's template by these (common/chat.cpp), and so do we."""
 
 
 def format_of(template: str | None) -> Format:
-    """Tell what kind of model carries this chat template; None stands for no template."""
+    """Return the kind of model that has this chat template; None means no template."""
     if template is None:
         return "base"
     return "translategemma" if all(mark in template for mark in _MARKS) else "chat"

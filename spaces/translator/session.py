@@ -1,6 +1,6 @@
 """One translation, from what a person asked for to what is shown: checks, turn, pieces.
 
-First come, first served: ``VisitorQueue`` knows who has the model now, and who waits for it.
+First come, first served: ``VisitorQueue`` holds who has the model now, and who waits for it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ Update = Union[Progress, InLine, Answer, Refusal, Failure]  # noqa: UP007 - eval
 
 @final
 class VisitorQueue:
-    """Visitors in the order in which they came; gradio's own queue tells no visitor's place.
+    """Visitors in the order in which they came; gradio's own queue has no visitor's place.
 
     A visitor who leaves, however that happens, moves all others. Safe to use from threads.
 
@@ -347,7 +347,7 @@ class _Run:
 
 
 def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
-    """Wait until the model is here: its header says how it wants to be asked."""
+    """Wait until the model is downloaded: its header decides the form of the prompt."""
     while (state := engine.status()).phase == "preparing":
         yield state.progress or Progress("prepare")
         time.sleep(BEAT)

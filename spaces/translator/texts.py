@@ -1,7 +1,7 @@
-"""What a person reads, in English and Japanese; the browser says which. Pure.
+"""The page's texts in English and Japanese; the browser decides which. No side effects.
 
 The loader speaks English. ``sentences_ja.json`` has a Japanese sentence and what to do for each of
-its codes. The English of an error, with its values, stands beneath.
+its codes. The English of an error, with its values, is shown beneath.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def say(one: Failure | Note, locale: str) -> tuple[str, str, str]:
 
 
 def patience(one: Progress, locale: str) -> str:
-    """Return the line that tells a visitor what the page waits for: no file's or program's name."""
+    """Return the line about what the page waits for, without names of files and programs."""
     words = every()[locale]
     line, event = words[f"wait_{one.stage}"], one.event
     if isinstance(event, Downloading) and event.total:

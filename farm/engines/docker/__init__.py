@@ -110,7 +110,7 @@ class DockerEngine:
         volume = f"{CACHE_VOLUME}-{owner}" if owner else CACHE_VOLUME
         make_volume(self._client, volume)
         volumes = {volume: {"bind": str(CACHE_FOLDER), "mode": "rw"}}
-        # in the container alone it would take everything, and be gone with it
+        # in the container alone it would grow without limit, and be removed with it
         return volumes | ({shared: {"bind": shared, "mode": "rw"}} if shared else {})
 
     def close(self) -> None:

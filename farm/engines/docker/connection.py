@@ -36,7 +36,7 @@ from farm.errors import EngineError
 from farm.inputs import packages
 
 _DEFAULT: Final = "default"
-"""The context's name that stands for the variables or the usual socket."""
+"""The name of the context that means the variables or the usual socket."""
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class DockerWorkspace(Workspace):
         return int(status)
 
     def collect(self, products: PurePath, into: Path) -> None:
-        """Copy a folder out of the container, links as links. The container stands still from now.
+        """Copy a folder out of the container, links as links. The container is paused from now on.
 
         Raises:
             EngineError: ``ENGINE_LOST``: the engine or the container went away.

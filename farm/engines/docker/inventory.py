@@ -76,7 +76,7 @@ class Stored:
         name: with its kind, such as ``image llama-farm-base:bookworm``.
         size: in bytes; of a builder image, what it adds to the image below it.
         kept: why it stays; empty if it can be removed.
-        delete: removes it; returns why it stays, empty where it is gone.
+        delete: removes it; returns why it stays, or an empty text if it was removed.
     """
 
     name: str
@@ -168,7 +168,7 @@ class DockerImages:
         """Pull an image from its registry.
 
         Raises:
-            EngineError: it cannot be pulled; the hint tells what to do without it.
+            EngineError: it cannot be pulled; the hint names another way.
         """
         try:
             for event in self._client.api.pull(reference, stream=True, decode=True):
