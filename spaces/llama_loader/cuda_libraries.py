@@ -1,6 +1,6 @@
 """Find the CUDA libraries of this machine: their folders, versions and the packages on PyPI.
 
-A ``cu124`` server needs ``libcublas.so.12``, a ``cu130`` one for ``libcublas.so.13``. On a
+A ``cu124`` server needs ``libcublas.so.12``, a ``cu130`` one ``libcublas.so.13``. On a
 Space they come with torch, in ``site-packages/nvidia``, which the dynamic linker does not search:
 the server gets ``LD_LIBRARY_PATH`` with exactly the folders that it needs.
 """

@@ -105,7 +105,7 @@ def by_the_driver(host: HostFacts) -> Listing | None:
     Listing costs 0.4 s on an H200 and 0.9 s on two H100s, because it makes a context on every GPU.
     One visible GPU is always ``CUDA0``; several equal ones are listed as NVML lists them, where
     CUDA counts as it does (docs/decisions/0044-several-equal-gpus.md). None where only the program
-    lists: no GPU, different ones, or an amount that is unknown.
+    can tell: no GPU, different ones, or an amount that is unknown.
     """
     if host.visible_count == 1:
         name = host.visible[0].name if len(host.visible) == 1 else "by CUDA_VISIBLE_DEVICES"

@@ -349,7 +349,7 @@ def test_a_set_that_fails_keeps_its_log_and_its_cache_and_uploads_no_tarball(
     steps = github.steps("sets")
     assert "error[ENGINE_NOT_RUNNING]" in steps["build/Build for GPUs"].said
     assert [one.where for one in github.done if not one.ok] == ["sets/build/Build for GPUs"]
-    assert {"build/Bound the compiler cache", "build/Keep the log"} <= steps.keys()
+    assert {"build/Limit the compiler cache", "build/Keep the log"} <= steps.keys()
     assert {"build/Upload", "build/Start llama-server"}.isdisjoint(steps)
     assert steps["prune/Remove all but the newest of each kind"].ok
 
@@ -517,7 +517,7 @@ def test_a_space_is_built_published_and_deployed_with_a_secret_that_no_command_h
 def test_ci_and_pages(github: workflows.GitHub, base_image: str) -> None:
     """CI's own tests are this one among others, so nox only lists them here."""
     github.instead = {
-        "ci/tests/Install what the tests need of the distribution": (
+        "ci/tests/Install system packages for the tests": (
             ("apt-get install", "apt-get install --simulate"),
         ),
         "ci/tests/Run everything": (("-m nox", "-m nox --list"),),
@@ -533,8 +533,7 @@ def test_ci_and_pages(github: workflows.GitHub, base_image: str) -> None:
     assert github.run("ci.yml"), github.failures()
     succeeded(github, "ci")
     ran = github.steps("ci")
-    assert "Inst debian-archive-keyring" in ran["tests/Install what the tests need of the "
-                                                "distribution"].said  # fmt: skip
+    assert "Inst debian-archive-keyring" in ran["tests/Install system packages for the tests"].said
     assert "* tests -> " in ran["tests/Run everything"].said
     assert github.run("pages.yml"), github.failures()
     succeeded(github, "pages")
