@@ -142,7 +142,7 @@ def test_file_that_is_changed_after_it_was_hashed_is_found(
         return found
 
     monkeypatch.setattr(receipt, "_problems", changed_at_once)
-    with pytest.raises(IntegrityError, match=rf"libbig\.so {why}; `fetch`"):
+    with pytest.raises(IntegrityError, match=rf"libbig\.so {why}; `python3 -m llama_loader fetch`"):
         check(place, entries(), PIECE)
 
 
@@ -163,7 +163,9 @@ def test_file_that_is_changed_while_another_is_hashed_again_is_found(
         return found
 
     monkeypatch.setattr(receipt, "_problems", changed_at_once)
-    with pytest.raises(IntegrityError, match=r"libllama\.so\.0 changed; `fetch`"):
+    with pytest.raises(
+        IntegrityError, match=r"libllama\.so\.0 changed; `python3 -m llama_loader fetch`"
+    ):
         check(place, entries(), PIECE)
     assert hashed == [len(entries()), 1, 1]
 
@@ -177,7 +179,9 @@ def test_modes_that_cannot_be_set_and_let_others_write(
     path.chmod(0o755)  # runs nothing, and nobody else can change it
     check(place, entries(), PIECE)
     path.chmod(0o666)
-    told = r"libbig\.so can be written by other users \(mode 0666\); `fetch`"
+    told = (
+        r"libbig\.so can be written by other users \(mode 0666\); `python3 -m llama_loader fetch`"
+    )
     with pytest.raises(IntegrityError, match=told):
         check(place, entries(), PIECE)
     path.chmod(0o644)
