@@ -1,5 +1,6 @@
 """What stands beside an installed runtime, and how its files are looked at."""
 
+import errno
 import json
 import os
 import random
@@ -16,9 +17,10 @@ from llama_loader import manifest as schema
 from llama_loader import receipt
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError
-from llama_loader.events import ignore
+from llama_loader.events import Stage, ignore
 from llama_loader.receipt import Receipt
 from llama_loader.receipt import check_files as check
+from tests.loader.test_disk import KINDS, not_small
 from tests.rigs.refusals import refused
 
 SHA = "ab" * 32
@@ -80,7 +82,28 @@ def test_a_receipt_is_read_as_it_was_written(place: Path) -> None:
     with pytest.raises(IntegrityError, match="is of another runtime"):
         read(place)
     libraries = Receipt(sha256=SHA, artifact=releases.runtime("cu130"))
+    libraries = msgspec.json.decode(msgspec.json.encode(libraries), type=Receipt)
     assert libraries.installed(place, None, ignore).folder == place / "files" / "cuda-runtime"
+
+
+def test_installed_runtime_is_hashed_and_names_its_folders_of_libraries(place: Path) -> None:
+    told: list[Stage] = []
+    runtime = read(place).installed(place, None, told.append)
+    runtime.verify()
+    assert [(one.name, one.size) for one in told] == [("verify", sum(e.size for e in entries()))]
+    assert 0 < told[0].seconds < 60
+    assert runtime == read(place).installed(place, None, ignore)
+    assert "sink" not in repr(runtime)
+    assert "FileEntry" not in repr(runtime)
+    with pytest.raises(AttributeError):
+        runtime.sha256 = ""
+    files = [
+        file_entry(Entry(path, b""))
+        for path in ("a/bin/llama-server", "a/lib/libx.so.1", "a/doc/so.txt", "a/0/liby.so")
+    ]
+    found = Receipt(sha256=SHA, files=tuple(files)).installed(place, None, ignore)
+    inside = place / "files/a"
+    assert found.library_folders == (inside / "bin", inside / "0", inside / "lib")
 
 
 def test_files_are_opened_so_that_nothing_can_hang_or_be_followed(
@@ -144,6 +167,7 @@ def test_file_that_is_changed_after_it_was_hashed_is_found(
     monkeypatch.setattr(receipt, "_problems", changed_at_once)
     with pytest.raises(IntegrityError, match=rf"libbig\.so {why}; `python3 -m llama_loader fetch`"):
         check(place, entries(), PIECE)
+    assert len(contents) == max(0, 2 * times - 3)  # hashed three times at most
 
 
 def test_file_that_is_changed_while_another_is_hashed_again_is_found(
@@ -174,7 +198,12 @@ def test_modes_that_cannot_be_set_and_let_others_write(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = place / receipt.FILES / BIG.path
-    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    error = OSError(errno.EPERM, "Operation not permitted")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fchmod", refuse)
     monkeypatch.setattr(Folder, "renew", lambda *_, **__: None)
     path.chmod(0o755)  # runs nothing, and nobody else can change it
     check(place, entries(), PIECE)
@@ -190,6 +219,20 @@ def test_modes_that_cannot_be_set_and_let_others_write(
         IntegrityError,
         match=r"llama-server cannot be executed; `python3 -m llama_loader fetch` repairs",
     ):
+        check(place, entries(), PIECE)
+    error.errno = errno.EIO
+    with pytest.raises(OSError, match="not permitted"):
+        check(place, entries(), PIECE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_in_the_place_of_an_empty_file_is_not_followed_or_waited_for(
+    place: Path, tmp_path: Path, kind: str
+) -> None:
+    path = place / receipt.FILES / GOOD[-1].path
+    path.unlink()
+    not_small(path, kind, tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError, match=r"runtime/no changed"):
         check(place, entries(), PIECE)
 
 

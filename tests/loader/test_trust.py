@@ -484,6 +484,10 @@ def test_a_stand_in_for_the_store_counts_unless_others_can_write_it(
         assert published.follow().serial == 8
     else:
         assert refused(published).code == "SERIAL_TOO_LOW"
+    published.put(manifest(serial=10))
+    assert published.follow().serial == 10
+    published.put(manifest(serial=9))
+    assert refused(published).code == "SERIAL_TOO_LOW"  # the higher serial of the two counts
 
 
 def test_what_was_accepted_meanwhile_counts(published: Published) -> None:
