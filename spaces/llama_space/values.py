@@ -37,7 +37,7 @@ _WORDS: Final[Mapping[Waiting, str]] = {
     "queue": "ZeroGPU lends a GPU as soon as one is free",
     "start": "starting llama-server",
     "load": "llama-server loads the model",
-    "restart": "llama-server is started anew",
+    "restart": "llama-server is restarted",
     "waiting": "waiting for words",
 }
 _AGAIN_AFTER: Final = 30.0

@@ -166,7 +166,7 @@ def _asked(found: SharedServer, request: Request) -> Iterator[Item | Status]:
         # found out now and replaced if need be, so that the next call has a server again
         again = Background(server.suspect)
         if said:
-            hint = "ask again: llama-server is started anew where it has died"
+            hint = "ask again: llama-server is restarted if it has died"
             message = f"the answer broke off: {error.message}"
             raise ServerError(error.code, message, hint=hint) from error
         yield from _patiently(again)

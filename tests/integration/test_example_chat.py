@@ -87,7 +87,7 @@ def test_example_tells_a_visitor_one_sentence_and_the_log_the_error(
             Client(app.url, verbose=False).predict("Hello", api_name="/respond")
         assert "the owner must correct this app" in str(caught.value)
         assert "release.json" not in str(caught.value)
-        assert "RELEASE_NOT_CHOSEN: nothing says which release to run" in app.said()
+        assert "RELEASE_NOT_CHOSEN: no release to run is named" in app.said()
 
 
 def test_example_keeps_no_file_of_a_visitor_and_answers_no_endless_text(

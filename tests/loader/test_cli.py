@@ -485,7 +485,7 @@ class Serving:
         for line in self.process.stderr:
             if line.startswith("warning[API_KEY]: "):
                 hint = self.process.stderr.readline()
-                assert "-- --api-key-file FILE, or ask for none with --no-key" in hint
+                assert "-- --api-key-file FILE, or require none with --no-key" in hint
                 return line.split()[-1]
         raise AssertionError(self.process.communicate())
 
@@ -627,7 +627,7 @@ def test_serve_as_json_tells_the_key_that_it_made_and_passes_on_what_follows_the
     assert (argv[-2:] == ["--threads", "3"]) == arguments.startswith("-- ")
     status, warned = server.end(signal.SIGINT)
     assert (status, warned.count("\n")) == (0, 2 if is_open else 0)
-    words = "warning[SERVER_OPEN]: the server asks for no key: every user of"
+    words = "warning[SERVER_OPEN]: the server requires no key: every user of"
     assert warned.startswith(words) == is_open
 
 

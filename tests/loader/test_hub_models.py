@@ -643,7 +643,7 @@ def test_download_of_which_no_byte_comes_is_told(
         assert model.get(wanted, sink=told.append).read_bytes() == content
     notes = [event for event in told if isinstance(event, Note)]
     assert {(note.code, note.message) for note in notes} == {
-        ("DOWNLOAD_SILENT", "no byte of me/model/m.gguf has come for 0.1 s")
+        ("DOWNLOAD_SILENT", "no byte of me/model/m.gguf has arrived for 0.1 s")
     }
 
 
