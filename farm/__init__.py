@@ -16,7 +16,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 STATE_FOLDER = PROJECT_ROOT / ".farm"
 """Trees, logs and journal of this checkout; git ignores it."""
 MACHINE: Final = "x86_64"
-"""The processor that a line's binaries are for, where its row in targets.toml names no other."""
+"""The processor of a line's binaries, unless its row in targets.toml names another."""
 
 if find_spec("llama_loader") is None:
     sys.path.append(str(PROJECT_ROOT / "spaces"))

@@ -42,7 +42,7 @@ ROOT: Final = "cuda-runtime"
 RECORD: Final = "CUDA_RUNTIME.json"
 _RECORD_PATH: Final = f"{ROOT}/{RECORD}"
 STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
-"""What llama-server's CUDA backend links, and what cuBLAS itself needs."""
+"""The libraries that llama-server's CUDA backend links, and those that cuBLAS needs."""
 ZSTD_LEVEL: Final = 12
 """NVIDIA compressed the kernels already, so there is little left to gain. ``libcublasLt.so.13`` of
 13.0.2.14 (539.5 MB), seconds of CPU: level 3 353.1 MB in 2.4 s, 9 350.6 MB in 4.7 s, 12 350.1 MB

@@ -32,12 +32,12 @@ SMALL: Final = 8 << 20
 """Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""
 MOST_BYTES: Final = 2 << 30
 MOST_FILES: Final = 50_000
-"""Of a source, folders included; the largest archive seen unpacks to 300 MB in 5,000 files."""
+"""Limits of a source, with folders; the largest archive seen unpacks to 300 MB in 5,000 files."""
 MOST_NAMES: Final = 32
-"""Of a path in a tree; llama.cpp's longest has 9. ``shutil`` and the like call themselves for each
+"""Names in a path of a tree; llama.cpp's longest has 9. ``shutil`` calls itself for each
 folder, and Python ends at 1,000 calls."""
 MOST_ENTRIES: Final = 100_000
-"""Names of a folder, or of a server's list on all its pages."""
+"""Names in a folder, or in all pages of a server's list."""
 MOST_ARCHIVE: Final = 8 << 30
 """Bytes of what is in a wheel. The largest wheel of CUDA has less than 1 GB."""
 

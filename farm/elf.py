@@ -33,7 +33,7 @@ _VERSION_NEED: Final = re.compile(
     r"(?P<family>GLIBC|GLIBCXX)_(?P<version>[0-9]{1,9}(?:\.[0-9]{1,9})*)"
 )
 _GLIBC_MARKS: Final = {"GLIBC_ABI_DT_RELR": "2.36"}
-"""Needs without a number, and the first glibc that has them (glibc 2.36's release notes)."""
+"""Version needs without a number, and the first glibc that has them (release notes of 2.36)."""
 
 _SYSTEM: Final = re.compile(
     r"lib(?:c|m|dl|pthread|rt|util)\.so\.[0-9]+|libstdc\+\+\.so\.6|libgcc_s\.so\.1"
@@ -44,14 +44,14 @@ _ALLOWED: Final = re.compile(rf"(?:{_SYSTEM.pattern}|libgomp\.so\.1)")
 _DRIVER: Final = "libcuda.so.1"
 _TURNED_BY_GGML: Final = re.compile("12[0-9]")
 MOST_BINARIES: Final = 200
-"""What is known of each, up to half a MB, is kept until all are merged. The largest release has
+"""The facts of each, up to half a MB, are kept until all are merged. The largest release has
 fewer than 60; llama.cpp's own archives have all of its tools."""
 _CUDA_LIBRARIES: Final = ("libcudart", "libcublas", "libcublasLt")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one binary holds and needs.
+    """The content and the needs of one binary.
 
     Attributes:
         file: the file's name, without folders.
@@ -106,7 +106,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Merged:
-    """What a package's binaries hold and need together.
+    """The content and the needs of all binaries of a package.
 
     Attributes:
         machines: what they run on; one, where all is well.
@@ -125,7 +125,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the binaries were asked to be: exactly this code, and nothing beyond the line."""
+    """The requested content of the binaries: exactly this code, and no need beyond the line's."""
 
     sass: AbstractSet[str]
     ptx: AbstractSet[str]

@@ -25,7 +25,7 @@ SHOWN_LINES: Final = 20
 """How many of a failed compiler's lines the error shows; the log has them all."""
 _SHOWN_WIDTH: Final = 2000
 _KEPT_LINES: Final = 10 * SHOWN_LINES
-"""Of the first failure: some are blank."""
+"""Lines kept of the first failure, because some are blank."""
 _LOOK_SECONDS: Final = 0.5
 """Seconds between two checks whether the caller still wants the build: compilers can be silent."""
 

@@ -41,15 +41,15 @@ _ENTRY_BYTES: Final = 64
 """The shortest entry header seen; longer ones carry options and a file name."""
 _BLOCK: Final = 1 << 16
 MOST_READS: Final = 200_000
-"""Headers and paddings of a file that are read; cuBLASLt 13.10 has 10,942, of 2,638 containers."""
+"""Headers and paddings that are read of a file; cuBLASLt 13.10 has 10,942, of 2,638 containers."""
 MOST_REGISTRATION: Final = 8 << 20
 """Bytes of ``.nvFatBinSegment``, 24 for each container; cuBLASLt has 2,638 containers."""
 _MOST_CODES: Final = 1_000
 _WRAPPER: Final = struct.Struct("<II16x")
-"""What ``.nvFatBinSegment`` has for each container: magic, version, two addresses."""
+"""An entry of ``.nvFatBinSegment``, one for each container: magic, version, two addresses."""
 _WRAPPER_MAGIC: Final = 0x466243B1
 _WRAPPER_OF_A_LINK: Final = 2
-"""An object's has version 1 (seen from nvcc 12.4 and 13.0)."""
+"""The version in a device link's entry; an object's is 1 (seen with nvcc 12.4 and 13.0)."""
 _ARCHS: Final = range(10, 1000)
 """Compute capability times ten. Anything else means that this is no entry header."""
 

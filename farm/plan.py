@@ -238,9 +238,9 @@ LineSink = Callable[[str], None]
 """Takes one line of output, without its newline; of a longer one than ``LONGEST_LINE``, pieces."""
 LONGEST_LINE: Final = 1 << 16
 MOST_ANSWERED: Final = 1 << 20
-"""Characters of a program's answer."""
+"""Maximum characters of a program's answer."""
 ANSWER_SECONDS: Final = 300.0
-"""For a program's answer: sha256 of a toolkit's programs, the first look into a large image."""
+"""Timeout of a program's answer, such as the sha256 of a toolkit's programs in a large image."""
 
 
 @dataclass(frozen=True)

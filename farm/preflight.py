@@ -40,15 +40,15 @@ if TYPE_CHECKING:
     from farm.terminal.progress import BuildReport
 
 RELEASE: Final = "release"
-"""What ``--check --arch-set`` takes for all sets of the table ``[release]``."""
+"""The value of ``--check --arch-set`` for all sets of the table ``[release]``."""
 _SOURCE_COPIES: Final = 3
 """A build's folder holds the source, and of the host half less than twice as much beside it:
 b11549 has 179 MB of source."""
 _CODE_BYTES: Final = 500_000_000
-"""Of each architecture's code while it is compiled: ``libggml-cuda.so`` has 152 MB of it for sm_90
+"""For each architecture during the compilation: ``libggml-cuda.so`` has 152 MB of code for sm_90
 (docs/size.md), its objects have as much, and the compiler cache keeps them compressed."""
 _KEPT_BYTES: Final = 200_000_000
-"""Of each architecture's code in the kept tree and in the tarball, by the same figures."""
+"""For each architecture in the kept tree and in the tarball, by the same figures."""
 
 
 @dataclass

@@ -36,7 +36,7 @@ RPC: Final = {
     # ON where libibverbs is found: the plugin would need it on the host.
     "GGML_RPC_RDMA": "OFF",
 }
-"""Without these CMake has no ``rpc-server``."""
+"""Definitions without which CMake has no target ``rpc-server``."""
 
 _DEFINITION: Final = re.compile(
     r"([A-Za-z_]\w{,99})=([^\0-\x1f\x7f\ud800-\udfff]{,1000})", re.ASCII

@@ -40,17 +40,17 @@ if TYPE_CHECKING:
     from farm.targets import Line
 
 TOPIC: Final = "llama-farm"
-"""Of the events that builds send."""
+"""The topic of the events that builds send."""
 _COUNT_SECONDS: Final = 1.0
 _FORMAT: Final = "tar.zst"
 _LEVEL: Final = 3
-"""Of the products on their way: those of the CPU set, 31.7 MB, become 8.0 MB in 0.3 s of CPU."""
+"""zstd level of sent products: those of the CPU set, 31.7 MB, become 8.0 MB in 0.3 s of CPU."""
 _MOST_SENT, _MOST_LOG = 1 << 30, 8 << 20
 """Bytes of a packed source or set, and of a log's end, that are sent; two hosts hold them."""
 
 
 class _Packed(io.BytesIO):
-    """A tar on its way to another host."""
+    """A tar that is sent to another host."""
 
     def write(self, content: Any) -> int:
         if self.tell() + len(content) > _MOST_SENT:

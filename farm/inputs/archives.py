@@ -34,7 +34,7 @@ _LARGEST_HEADER: Final = 8 << 10
 _MOST_DIRECTORY: Final = 4 << 20
 """Bytes of a wheel's list of members, which ``zipfile`` reads whole: of 30,000 members or so."""
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Those of wheels. LZMA's data name the memory that they take, up to 4 GiB."""
+"""Compression methods of wheels. LZMA data choose their own memory, up to 4 GiB."""
 
 
 def extract_subtree(archive: Path, subdir: str, into: Path) -> None:

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SETTINGS: Final = "foreign"
-"""The file of ``foreign``'s folder with the settings of a foreign repository; git only ever
+"""The file in ``foreign``'s folder with the settings of a foreign repository; git only
 reads single values from it (``git config --file``)."""
 _SILENCE: Final = 60
 """Seconds without a byte after which git leaves a server."""
 _ONLINE: Final = ("fetch", "ls-remote", "rev-list", "worktree")
-"""The verbs that may go to a server; one may have left out parents of a commit (``rev-list``)."""
+"""Verbs that may contact a server: ``rev-list`` if the server left out parents of a commit."""
 _PROTOCOLS: Final = "https:ssh:git:file"
-"""By which a mirror may be reached; ``ext::`` and the like run a program. Servers may redirect to
+"""Protocols of mirrors; ``ext::`` and the like run a program. Servers may redirect to
 ``http``, also of this machine."""
 _INHERITED: Final = (
     *("GIT_ASKPASS", "GIT_CONFIG_", "GIT_EXEC_PATH", "GIT_HTTP_", "GIT_PROXY_"),
     *("GIT_SSH", "GIT_SSL_"),
 )
-"""The person's own settings and ways to a server; a hook's ``GIT_DIR`` names its repository."""
+"""The person's settings for servers. Not inherited: a hook's ``GIT_DIR`` names its repository."""
 _MOST: Final = 16 << 20
 """Bytes that git may print; all paths of a source of 50,000 files take some 5 MB."""
 _LIMITED: Final = 'ulimit -Sd 1048576; ulimit -Sf 4194304; exec "$0" "$@"'

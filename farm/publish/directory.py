@@ -26,7 +26,7 @@ from farm.release import MANIFEST
 _PATIENCE: Final = 60.0
 """Seconds to wait for the lock of a folder, which every user who may read the folder can hold."""
 _MOST_FOLDERS: Final = 1_000
-"""Releases and channels. A manifest may take 0.2 s to be read, and links to one cost nothing."""
+"""Maximum of releases and channels: reading a manifest may take 0.2 s, and links to it are free."""
 
 
 class Directory(Destination):

@@ -60,7 +60,7 @@ _HUB: Final = re.compile(
 
 
 class GateCheck(NamedTuple):
-    """One check."""
+    """One check of the gate, and its result."""
 
     name: str
     passed: bool

@@ -85,7 +85,7 @@ _EXCLUDING: Final = (
 """If a text has the words of both, it is the first."""
 
 _BLOCK_COMMENT: Final = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
-"""Without the last word, each ``/*`` after the last ``*/`` would be looked through to the end."""
+"""The last alternative prevents a scan to the end from each ``/*`` after the last ``*/``."""
 _LINE_COMMENTS: Final = re.compile(r"(?:^[ \t]*//[^\n]*\n)+", re.MULTILINE)
 _MARKS: Final = re.compile(r"^[ \t]*(?:/\*+|\*+/|//+|\*+) ?|(?<!\*)\*+/[ \t]*$", re.MULTILINE)
 _ENDS: Final = 16_384

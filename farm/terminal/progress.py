@@ -22,7 +22,7 @@ PLAIN_SECONDS: Final = 15.0
 BUILT: Final = "built"
 FAILED: Final = "failed"
 BEFORE: Final = "built before"
-"""By an earlier run."""
+"""The state of a set that an earlier run built."""
 _STYLES: Final = {BUILT: "green", BEFORE: "green", FAILED: "red"}
 _SLOW: Final = 2.0
 """A set counts as slow if more than this many times its usual seconds are left."""

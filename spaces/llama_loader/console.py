@@ -1,4 +1,4 @@
-"""How the command line talks and ends: progress on a terminal, notes, Ctrl-C and SIGTERM."""
+"""Output and end of the command line: progress on a terminal, notes, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Final
 from llama_loader.errors import safe, sentence, without_secrets
 
 _STEPS: Final = 10_000
-"""Of a download, of which each is told."""
+"""Steps of a download, each of which is one event."""
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 

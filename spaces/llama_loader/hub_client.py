@@ -37,7 +37,7 @@ _downloads: Final[list[str]] = []
 _NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
 """An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
 XET_PLACE: Final = "/xet-read-token"
-"""In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
+"""Part of the address where the Hub names its Xet storage; mirrors may not have it."""
 
 
 class _UnusableError(ValueError):

@@ -18,7 +18,7 @@ _BLOCK: Final = 4 * 1024 * 1024
 ETAG_OF_LARGE: Final = re.compile("[0-9a-f]{64}")
 """The Hub's name for the bytes of a large file: their sha256."""
 _MAX_PARTS: Final = 1000
-"""Of a model: each costs a request; the largest models have some 50."""
+"""Maximum parts of a model: each costs a request; the largest models have some 50."""
 _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
 """Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
 

@@ -19,7 +19,7 @@ _FIRST_ERRORS: Final = 20
 _LINE: Final = 2000
 """Bytes kept of one line."""
 _MAX_BUFFERS: Final = 100
-"""Of a report: some for each device. A model's text could name one in each of a million lines."""
+"""Maximum buffers of a report: a model's text could name one in each of a million lines."""
 
 _STAMP: Final = re.compile(r"^(?P<when>[0-9]+(?:\.[0-9]+){3}) (?P<level>[IWED]) ")
 """What llama-server puts before a message (common/log.cpp): minutes to microseconds, the level."""

@@ -21,11 +21,11 @@ from llama_loader.server_log import LoadReport
 _FITTING: Final = -1
 """``--n-gpu-layers``: as many as fit, by llama-server's own calculation (common/fit.cpp)."""
 _MAIN_MEMORY_SHARE: Final = 0.8
-"""Of main memory a model and its context may take: a container that takes all of it is killed."""
+"""Share of main memory for a model and its context: a container that takes all of it is killed."""
 _PROMPTS_MIB: Final = 1024
-"""At most, for what the server keeps of prompts besides those of its slots (``--cache-ram``)."""
+"""Maximum for prompts that the server keeps besides those of its slots (``--cache-ram``)."""
 _PROMPTS_SHARE: Final = 16
-"""One part in so many of main memory, at most; none where its size is not known."""
+"""The part of main memory for them: 1/16; none if its size is unknown."""
 _TRACE: Final = "4"
 """``-lv``: the level at which libllama logs where the weights are (common/log.cpp)."""
 _LOOKUP_THREADS: Final = "1"
@@ -41,7 +41,7 @@ What stays on the CPU is mapped as before, so the loader gives no option that tu
 none that reads or locks the file (``--mlock``).
 """
 UPLOAD_THREADS: Final = 12
-"""At most: more were no faster on an H200 with 16 cores (docs/gpu.md)."""
+"""Maximum: more were no faster on an H200 with 16 cores (docs/gpu.md)."""
 _REUSE_PORT: Final = "--reuse-port"
 _OURS: Final = frozenset(
     {
@@ -61,7 +61,7 @@ _FILES: Final = re.compile(
 )
 """Options that name one file or folder."""
 _WRITTEN: Final = frozenset({"--log-file", "-lcd", "--lookup-cache-dynamic"})
-"""Those whose file the server makes itself."""
+"""Options whose file the server creates itself."""
 
 
 @dataclass(frozen=True)

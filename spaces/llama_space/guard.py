@@ -42,7 +42,7 @@ _NAME: Final = r"[^/\s]{1,100}"
 _POSTED: Final = re.compile(
     rf"/gradio_api/(?:queue/join|cancel|reset|run/predict|call/(?:v2/)?{_NAME}|{_MCP})/?"
 )
-"""Where the page, the API's callers and MCP clients send something to."""
+"""Routes to which the page, callers of the API and MCP clients send data."""
 _READ: Final = re.compile(
     r"/?|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon(?:/(?:192|512))?)/?"
     r"|/(?:static|assets|svelte)/.+"
@@ -51,9 +51,9 @@ _READ: Final = re.compile(
 )
 """What they read."""
 _CALLED: Final = re.compile(r"/gradio_api/(?:queue/join|run/predict)/?")
-"""Where the page's own events go."""
+"""The routes of the page's own events."""
 _ENDPOINT: Final = re.compile(r"/gradio_api/call/(?P<named>v2/)?(?P<name>[^/]+)/?")
-"""Where programs send a list of values to, or under ``v2`` values with names."""
+"""Routes to which programs send a list of values, or under ``v2`` values with names."""
 _OF_A_CHAT: Final = {"role", "content", "metadata", "options", "type", "text"}
 """Names in a message; with others, such as ``path``, it would stand for a file or a component."""
 _BYTES_EACH: Final = 12
@@ -65,7 +65,7 @@ _DEEPEST: Final = 32
 _MOST: Final = {"session_hash": 64, "event_id": 64, "oauth_token": 4096}
 """Characters of what gradio keeps of a request beside its texts, and ``event_data``: a message."""
 _SECONDS: Final = 30.0
-"""For a whole body."""
+"""Seconds for a whole body."""
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,255})(?::[0-9]{1,5})?")
 _FROM_GRADIO: Final = (
     *(AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
@@ -75,7 +75,7 @@ _FROM_GRADIO: Final = (
 _SESSIONS: Final = 100
 """Visitors whose page gradio keeps, some 100 kB each; a program can pretend to be any number."""
 _THREADS: Final = 41
-"""For events: with any number but 40 gradio's routes have a pool of their own beside it."""
+"""Threads for events: with any number but 40, gradio's routes have a separate pool."""
 _OPEN: Final = 400
 """Requests that are answered at the same time: each has a descriptor, of which there are 1,024."""
 _IMAGES: Final = b"img-src 'self' data: blob:; media-src 'self' data: blob:"

@@ -59,7 +59,7 @@ _FIRST_BANDWIDTH, _FIRST_SPEED = 0.7e12, 150.0
 _PROMPT_SPEED: Final = 40.0
 """A prompt is read at least so many times faster than an answer is written."""
 MARGIN, _SPARE = 1.2, 3.0
-"""For a GPU that others heat up; seconds for the fork, the connection and the end."""
+"""A factor for a busy GPU; seconds for the fork, the connection and the end."""
 _KEPT: Final = 5
 """Starts and answers that are remembered; the slowest counts."""
 _MEASURABLE: Final = 16

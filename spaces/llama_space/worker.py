@@ -206,7 +206,7 @@ def _streamed(server: Server, request: Request) -> Iterator[Piece | Progress]:
 _alive: tuple[int, int] | None = None
 """A pipe. Only the app's process holds its second end, so the first one ends with the app."""
 _signals: int | None = None
-"""In a worker: where the numbers of its signals can be read."""
+"""In a worker: the file descriptor from which its signals' numbers are read."""
 _ending: bool = False
 """This worker ends with the app already."""
 _lock = threading.Lock()

@@ -26,7 +26,7 @@ _LOOKED_AT: Final = 2000
 _WORD, _PART = 0.8, 0.6
 """What a known word and a typical group of letters weigh beside eld's 0 to 1."""
 _KANA_SHARE: Final = 0.05
-"""Of Japanese letters at least this share is kana; a name in kana in a Chinese text is less."""
+"""Minimum share of kana in Japanese letters; a name in kana in a Chinese text is less."""
 _LEVEL_1: Final = (b"\x88\x9f", b"\x98\x72")
 """The 2,965 characters of modern Japanese in Shift JIS, from the first to the last."""
 _ONLY_CHINESE: Final = "我吃吗嗎喝妳"

@@ -28,7 +28,7 @@ _ENCODINGS: Final = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""By the mark at a file's beginning, which they read and write; without one it is UTF-8."""
+"""Encodings by the mark at a file's beginning; without a mark it is UTF-8."""
 _LONGEST_NAME: Final = 80
 _LAYOUT: Final = frozenset("\t\n\r\f\ufeff\u200c\u200d\u200e\u200f")
 """Control and format characters that texts have: the last ones join letters and turn directions."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 """Words for a ``Progress``'s stage; for all others ``waiting``."""
 _EXAMINATIONS: Final = 3
-"""At the same time."""
+"""Examinations at the same time."""
 _KEPT: Final = 100
 """Visitors whose unfinished texts are kept; a program can pretend to be any number of them."""
 

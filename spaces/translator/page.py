@@ -65,7 +65,7 @@ _SAID: Final = (
 )
 """The script's texts: the server does not answer; a translation begins, or ends."""
 _HERE: Final[Mapping[str, Any]] = {"fn": None, "queue": False, "api_visibility": "private"}
-"""For events that the browser alone handles."""
+"""Options of events that only the browser handles."""
 
 
 class RefusingEngine(Engine):

@@ -22,7 +22,7 @@ _HEAD: Final = re.compile(
 )
 """The indentation and marks before a line's words: of lists, quotes, tables, tasks, headings."""
 _CODE: Final = ("{", "}", "();", "()", " = ", "==", "=>", "->", "</", "/>")
-"""One of them in an indented line after an empty one makes it code."""
+"""An indented line after an empty one is code if it contains one of these."""
 _INDENTED: Final = ("    ", "\t")
 _END: Final = re.compile(
     r"[。！？…｡．][。！？…｡．\"')\]」』）”’»]*|[.!?;:؟۔][\"')\]」』）”’»]*(?=\s)|\n"

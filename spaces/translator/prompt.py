@@ -1,4 +1,4 @@
-"""How a model is asked to translate: chosen by the chat template that it carries. Pure.
+"""Prompts for a translation, chosen by the model's chat template. No side effects.
 
 Three kinds of model. TranslateGemma's template makes the whole prompt out of the text and two
 language codes. Any other chat model is asked in a sentence. A base model has no template: it is

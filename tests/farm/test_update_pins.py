@@ -247,7 +247,7 @@ def test_the_newest_archive_is_taken_with_its_build_and_version(
 def test_an_archive_of_no_tag_of_upstream_s_is_refused(file: Path, index: PackageIndex) -> None:
     index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
     before = file.read_bytes()
-    with refused("BUILD_NOT_TAGGED", SourceError, match="b11600, which is no tag"):
+    with refused("BUILD_NOT_TAGGED", SourceError, match="b11600, which is not a tag"):
         update(file, 11611)
     assert file.read_bytes() == before
 

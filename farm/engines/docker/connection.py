@@ -121,7 +121,7 @@ def _invalid(what: str) -> EngineError:
 
 _REMOTE_SOCKET: Final = "/var/run/docker.sock"
 _SSH_SECONDS: Final = 30.0
-"""For a connection: another continent, a jump host, a slow key."""
+"""Timeout of a connection, which may lead to another continent or through a jump host."""
 _PAUSE: Final = 0.05
 _SSH_OPTIONS: Final = (
     *("-T", "-o", "BatchMode=yes"),

@@ -41,7 +41,7 @@ _MOST_PRODUCTS: Final = 8 << 30
 _PROCESSES, _PROCESSES_EACH = 4096, 64
 """Processes and threads of a container: at least, and for each processor. nvcc runs about ten."""
 _MEMORY_PARTS: Final = 8
-"""All but one part of the engine's memory: with more, the kernel ends programs of the host."""
+"""A container gets all but one of these parts of the memory: with more, the host may fail."""
 
 
 @contextmanager

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import docker
 
 CACHE_VOLUME: Final = "llama-farm-ccache"
-"""The pinned archive's on trusted images; another one has its owner's name behind it."""
+"""The cache of the pinned archive on trusted images; others have their owner's name appended."""
 BUILDER: Final = "llama-farm-builder"
 IMAGES: Final = (BUILDER, "llama-farm-base")
 """Repositories of the images that the farm makes; images of other names are never removed."""
