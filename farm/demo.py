@@ -96,7 +96,7 @@ def svg(spans: tuple[Span, ...], *, title: str) -> str:
         table.add_row("", "", "", f"{seconds(begin)} in all")
     console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(table)
-    # rich names fonts of a content network: a picture in a README must ask for nothing
+    # rich names fonts of a content network, but a README's picture must load nothing
     picture = console.export_svg(title=title, unique_id="timeline")
     return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
 

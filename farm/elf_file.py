@@ -53,7 +53,7 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class ElfFile:
-    """A file whose header and section table are sound. The stream stays the caller's.
+    """A file with a valid header and section table. The caller closes the stream.
 
     Raises:
         InspectError: ``ELF_CORRUPT``, by every method: what it reads contradicts itself.
@@ -89,7 +89,7 @@ class ElfFile:
         if entry != _SECTION.size:
             raise bare.corrupt(f"section headers of {entry} bytes")
         first = _SECTION.unpack(bare.take(at, _SECTION.size))
-        # Counts that do not fit into 16 bits stand in the first section header.
+        # Counts that do not fit into 16 bits are in the first section header.
         count = count or first[5]
         names = first[6] if names == _SHN_XINDEX else names
         table = bare.take(at, count * _SECTION.size)

@@ -191,7 +191,7 @@ def pack(
 ) -> Packed:
     """Check the binaries of a build's ``bin`` folder, and write the tarball as ``place`` does.
 
-    ``asked`` is the code that was asked for, and what the line promises; anything else is refused.
+    ``asked`` is the requested code, and what the line promises; anything else is refused.
     ``licences`` are texts by file name, ``programs`` are to be started.
 
     Raises:

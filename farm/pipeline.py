@@ -146,7 +146,7 @@ def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport)
 
     Raises:
         UsageError: there is no such engine.
-        EngineError: it was asked for by name and does not answer.
+        EngineError: it was requested by name and does not answer.
     """
     require_known("ENGINE_UNKNOWN", "--engine", request.engine, ENGINES)
     if request.engine == "local":

@@ -227,7 +227,7 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
 
 
 def _require_source(path: Path, own: schema.Source | None) -> None:
-    """Refuse a tarball that is not ours, or of another source than what will be built."""
+    """Refuse a tarball that the farm did not make, or of another source than what will be built."""
     if cuda_runtime.is_one(path.name):
         return
     try:

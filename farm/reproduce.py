@@ -300,7 +300,7 @@ def plan_of(record: BuildRecord, tree: SourceTree, archive_format: str) -> Build
     """Make the plan that a record describes.
 
     Raises:
-        UsageError: this checkout does not know the line, or its builds cannot be asked for what
+        UsageError: this checkout does not have the line, or its builds cannot make what
             the record defines.
         BuildError: ``RECIPE_DIFFERS``: this checkout would give the compilers other options, or
             takes what the record adds from a person alone.

@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         return found and len(head) < most
 
     def do_GET(self) -> None:
-        """Send a file, or the range of it that is asked for; for HEAD, the headers alone.
+        """Send a file, or the requested range of it; for HEAD, the headers alone.
 
         A page whose name leads to this machine (DNS rebinding) names another host.
         """
@@ -149,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Print nothing: the terminal belongs to the verb."""
+        """Print nothing: only the verb prints on the terminal."""
 
     def _send(self, stream: BinaryIO) -> None:
         status, place = os.fstat(stream.fileno()), durable.opened(stream.fileno()).readlink()

@@ -155,7 +155,7 @@ class Dispatcher:
         known = set(self._compilers.values())
         new = [one for one in hosts if one not in self._compilers and one not in self._dropped]
         for worker, answer in self.link.ask(new, host.compilers, job).items():
-            if isinstance(answer, OSError):  # the connection's: it is asked again, or missed soon
+            if isinstance(answer, OSError):  # the connection's: retried, or lost soon
                 continue
             if not isinstance(answer, str):
                 self._drop(worker, answer)

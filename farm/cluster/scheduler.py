@@ -159,7 +159,7 @@ class SchedulerClient:
                 parts = urlsplit(f"//{rest}")
                 where = (parts.hostname or "", parts.port or 0)
                 with socket.create_connection(where, _CONNECT_SECONDS) as knocking:
-                    # over plain TCP a scheduler speaks first
+                    # over plain TCP a scheduler sends first
                     if scheme in {"", "tcp"} and not knocking.recv(1):
                         raise ConnectionResetError("it ends the connection")
             client = Client(

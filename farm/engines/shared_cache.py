@@ -196,7 +196,7 @@ _ERRORS: Final = ("remote_storage_error", "remote_storage_timeout")
 def watched(workspace: Workspace, environment: Mapping[str, str], say: LineSink) -> Iterator[None]:
     """Report a shared storage that does not answer; do nothing if none is named.
 
-    The storage is asked for an object before the block. Its errors are counted after it. ``say``
+    The storage gets one request before the block. Its errors are counted after it. ``say``
     takes one coded line.
     """
     if "CCACHE_REMOTE_STORAGE" not in environment:

@@ -65,7 +65,7 @@ def locate(request: str | None = None) -> Toolkit:
         return _at(Path(os.environ["CUDA_PATH"]), "CUDA_PATH")
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
-        # it may be a wrapper script, so it is asked for its toolkit's folder
+        # it may be a wrapper script, so its own output names its toolkit's folder
         told = re.search(r"^#\$ _HERE_=(.+)$", _output((nvcc, "--dryrun", "x.cu")), re.MULTILINE)
         folder = Path(told[1] if told else Path(nvcc).resolve().parent)
         return _at(folder.parent, f"nvcc on PATH ({nvcc})")

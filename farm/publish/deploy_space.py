@@ -219,7 +219,7 @@ class Changes:
         kept: files that an earlier deployment uploaded and another person changed since; they
             stay although ``spaces/`` no longer has them.
         unset: variables of the Space that are removed.
-        hardware: what the Space asked for or runs on; empty for a new one, or if it is not told.
+        hardware: the hardware that the Space requested or runs on; empty if new or unknown.
     """
 
     deployment: Deployment

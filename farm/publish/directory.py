@@ -116,7 +116,7 @@ class Directory(Destination):
         return ()
 
     def folders(self) -> tuple[str, ...]:
-        """Return the folders with a manifest; times of files are lost on the way to a mirror.
+        """Return the folders with a manifest; a mirror does not keep the times of files.
 
         The names of all folders have one bound: many links may lead to one folder.
         """

@@ -262,7 +262,7 @@ class GitHub(Destination):
         self._api.get("", Repository)
 
     def require_writable(self) -> None:
-        """Ask whether a workflow can store its attestations; the token has been asked for.
+        """Ask whether a workflow can store its attestations; the token is there.
 
         Raises:
             PublishError: ``ATTESTATION_UNAVAILABLE``: the repository is private, and no request

@@ -334,7 +334,7 @@ def _session(api: HfApi) -> Iterator[requests.Session]:
 
 @contextmanager
 def _understood(what: str) -> Iterator[None]:
-    """Turn what the Hub's client makes of an answer that it does not understand into one error."""
+    """Turn the exceptions of the Hub's client about a malformed answer into one error."""
     try:
         yield
     except HfHubHTTPError:

@@ -39,7 +39,7 @@ class Background(Generic[_Result]):
     def _run(self) -> None:
         try:
             self._found = self._work()
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is read
             self.error = error
 
 

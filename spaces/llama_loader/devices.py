@@ -1,6 +1,6 @@
 """Which devices llama-server finds, and which of them a model gets.
 
-What counts is what this binary, with these libraries, can use, so the program is asked with
+What counts is what this binary, with these libraries, can use, so the program runs with
 ``--list-devices``; the driver only where its answer cannot be another one (``by_the_driver``).
 What cannot be listed or chosen raises ``HostError``.
 """

@@ -42,7 +42,7 @@ _SLOWEST_BACKOFF: Final = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Fetcher:
-    """Reads URLs. Opens nothing until it is asked to, and keeps no connection."""
+    """Reads URLs. Opens nothing before a call, and keeps no connection."""
 
     offline: bool = False  # refuse everything but ``file://`` before a connection is opened
     # for the Hugging Face Hub, never sent anywhere else
@@ -124,7 +124,7 @@ class Fetcher:
     ) -> Generator[bytes, None, None]:
         """Yield an artifact's chunks in order, each one verified, the last only if the whole is.
 
-        The next chunk is fetched, in another thread, before it is asked for. The URLs are tried in
+        Another thread fetches the next chunk before the caller reads it. The URLs are tried in
         order. ``kept`` is a file that may hold chunks of an earlier process: those that are right
         come first, and those that are fetched are written there.
         """
@@ -151,10 +151,10 @@ class Mirror:
 
     name: str
     place: Web | Path
-    ranges: bool = True  # it may be asked for a part
+    ranges: bool = True  # it serves parts of a file
     failures: int = 0
     wrong: int = 0  # of the failures, those with wrong bytes
-    wait: float = 0.0  # seconds before it is asked again
+    wait: float = 0.0  # seconds before its next request
 
 
 class Mirrors:

@@ -1,7 +1,7 @@
 """Describe this machine: facts only, gathered without creating a CUDA context.
 
 A context in the calling process would break ZeroGPU (the main process must never touch CUDA) and
-cost half a second elsewhere. So GPUs are asked for through NVML, which is management only, then
+cost half a second elsewhere. So GPUs are detected through NVML, which is management only, then
 ``nvidia-smi``, then ``/proc/driver/nvidia``, then what ZeroGPU documents; the first that names any
 counts. Why NVML or nvidia-smi does not answer is kept; neither is waited for without end.
 """

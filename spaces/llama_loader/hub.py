@@ -330,7 +330,7 @@ class _Transfer:
 
 
 def _fetched(client: ModuleType, settings: Settings, remote: _Remote, transfer: _Transfer) -> Path:
-    """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
+    """Fetch one file; what Xet's storage does not give comes from the Hub itself."""
     from huggingface_hub import constants
 
     def download() -> str:

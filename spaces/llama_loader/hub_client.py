@@ -110,7 +110,7 @@ def answered(ask: Callable[[], Any]) -> Any:
 
 
 def downloaded(download: Callable[[], str], what: str) -> str:
-    """Return what ``download`` does. What is asked meanwhile is bounded.
+    """Return what ``download`` does. Other requests meanwhile are bounded.
 
     Xet sends its requests in its own threads, to an address that the Hub names.
     """

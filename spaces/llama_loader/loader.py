@@ -84,7 +84,7 @@ class Prepared:
             try:
                 installed.verify()
             except IntegrityError as error:
-                # without a manifest, pieces that contradict the whole are by an earlier one
+                # without a manifest, contradicting digests of pieces come from an earlier one
                 is_damage = error.code == "RUNTIME_DAMAGED" or self.released is None
                 if self.repair is None or not is_damage:
                     raise

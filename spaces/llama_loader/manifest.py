@@ -211,7 +211,7 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         """Return ``urls`` in order, relative ones resolved against the manifest's own URL.
 
         Those that are nearer to this machine than the manifest itself are left out: a manifest of
-        another machine must not choose what the services and files of this one are asked.
+        another machine must not choose which services and files of this one are requested.
         """
 
         def nearness(url: str) -> int:  # http is for loopback alone

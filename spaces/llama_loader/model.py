@@ -15,7 +15,7 @@ from llama_loader.settings import Settings
 def named(settings: Settings, *, ask: bool = True) -> Settings:
     """Return the settings with the file that ``OWNER/REPO:QUANTISATION`` means, as ``-hf`` does.
 
-    The Hub is asked which files there are; the Hub's cache, offline or if not to ``ask``.
+    The Hub lists the files; the Hub's cache, offline or if not to ``ask``.
     """
     repo, _, wanted = settings.gguf_repo_id.partition(":")
     if not wanted or settings.gguf_path is not None:

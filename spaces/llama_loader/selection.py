@@ -1,7 +1,7 @@
 """Choose the artifact for a host, and give a reason for each other one.
 
 Each artifact is judged by itself: what it would serve and with what, or why it cannot. Nothing here
-does I/O: everything is an argument, so another machine can be asked for, too.
+does I/O: everything is an argument, so it can choose for another machine, too.
 """
 
 import re

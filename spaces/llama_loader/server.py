@@ -181,7 +181,7 @@ class Server:
                 self.ensure(lambda client: client.status("/slots", PROBE_DEADLINE))
 
     def check(self, *, within: float = 0.0) -> None:
-        """Raise what ended it, if it has ended or ends ``within`` so many seconds."""
+        """Raise the error of its end, if it has ended or ends ``within`` so many seconds."""
         over = self._program.wait(within)
         self._require_wanted()
         if not over:
@@ -205,7 +205,7 @@ class Server:
         return self._program.wait(timeout)
 
     def stop(self) -> None:
-        """End it for good, and everything that it started; safe to call twice, from any thread."""
+        """End it finally, and everything that it started; safe to call twice, from any thread."""
         self._stopped.set()  # a restart that another thread has begun leaves nothing behind
         self._end()
         with self._lock:
@@ -244,7 +244,7 @@ class Server:
         self._restarts.append(now)
         self._sink(Note.of("SERVER_RESTARTED", why=reason.message, pause=pause))
         self._stopped.wait(pause)
-        # on the same port, and as it was asked for: what one start gave up is tried again
+        # on the same port, and as requested: what one start gave up is tried again
         self.asked = replace(self.asked, port=self.port or None)
 
     def _start_eased(self) -> tuple[float, float]:

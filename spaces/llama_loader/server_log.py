@@ -32,7 +32,7 @@ _BUFFER: Final = re.compile(
 _OF_THE_MODEL: Final = re.compile(r"llama_model_loader: - kv|(?:llm_load_)?print_(?:info|meta): ")
 """Lines that repeat the model file's own texts."""
 _OF_A_REQUEST: Final = re.compile(r"srv +operator\(\)|.*\(CORS\)")
-"""Lines that repeat a request's headers, before it is asked for the key."""
+"""Lines that repeat a request's headers, before its key is checked."""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class ServerPlan:
             options["--fit"] = "off"
         flags = ["--no-webui"]
         if self.pinned_build:
-            # the first token, which is asked for anyway, warms it up: one pass over the model less
+            # the first token, which is requested anyway, warms it up: one pass over the model less
             flags.append("--no-warmup")
         if self.pinned_build and self.keeps_port:
             flags.append(_REUSE_PORT)
@@ -158,7 +158,7 @@ class ServerPlan:
 
 
 def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Iterator[Note]:
-    """Yield what people should know of a start by ``plan`` where ``asked`` was asked for.
+    """Yield notes about a start by ``plan`` if ``asked`` was the request.
 
     A model that is on none of its devices is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
     """

@@ -22,7 +22,7 @@ from llama_loader.locations import HUB
 
 PREFIX: Final = "YAKULINGO_SPACES_"
 NEUTRAL_PREFIX: Final = "LLAMA_SPACE_"
-"""May stand in place of ``PREFIX`` in every variable."""
+"""May replace ``PREFIX`` in every variable."""
 _PREFIXES: Final = (PREFIX, NEUTRAL_PREFIX)
 DEFAULT_REPO: Final = "mradermacher/translategemma-27b-it-i1-GGUF"
 DEFAULT_FILE: Final = "translategemma-27b-it.i1-Q4_K_M.gguf"

@@ -36,7 +36,7 @@ from llama_loader.receipt import FILES, RECEIPT, Installed, Receipt
 MAX_AGE_SECONDS: Final = 14 * 86400.0
 """A runtime that was not executed for so long is removed."""
 LOCK_SECONDS: Final = 900.0
-"""An installation over a slow link; after that the other installer is taken for dead."""
+"""An installation over a slow link; after that the other installer counts as hung."""
 
 _POLL_SECONDS: Final = 0.05
 _TRIES: Final = 16
@@ -62,7 +62,7 @@ class Store:
     def find(
         self, sha256: str, trusted: Artifact | None = None, *, hashed: bool = True
     ) -> Installed | None:
-        """Return an installed runtime, every file of it hashed now; None unless it is whole.
+        """Return an installed runtime, every file of it hashed now; None unless it is undamaged.
 
         ``trusted`` is the manifest's entry; without it the runtime's receipt counts. If not
         ``hashed``, what the receipt says is returned, unless the store could not be mended: the
@@ -249,7 +249,7 @@ class Store:
         hashed: bool = True,
         told: Sink = ignore,
     ) -> Installed | None:
-        """Return a runtime that is whole; None otherwise. ``told`` hears why."""
+        """Return a runtime that is undamaged; None otherwise. ``told`` gets the reason."""
         try:
             with Folder.open(root.path / "runtimes" / sha256) as place:
                 found = Receipt.read(place).installed(place.path, trusted, self._sink)
@@ -286,7 +286,7 @@ class Store:
             return self._publish(root, staging, made, done)
 
     def _publish(self, root: Folder, staging: Folder, made: Folder, done: Receipt) -> Installed:
-        """Make a complete runtime visible in one step; a sound one that is there is as good."""
+        """Make a complete runtime visible in one step; an undamaged one that exists stays."""
         sha256 = done.sha256
         installed = done.installed(root.path / "runtimes" / sha256, None, self._sink)
         made.write(RECEIPT, schema.dump(done))
@@ -317,7 +317,7 @@ class Store:
     def _fetch(
         self, root: Folder, artifact: Artifact, urls: Sequence[str], fetcher: Fetcher, into: Path
     ) -> None:
-        """Fetch an artifact and unpack it on the way, from the chunks on that are kept."""
+        """Fetch an artifact and unpack it while it arrives, after the chunks that are kept."""
         from llama_loader import unpack
 
         needed = artifact.size + artifact.unpacked_size
@@ -331,7 +331,7 @@ class Store:
                 with os.fdopen(handle, "r+b") as kept:
                     chunks = _timed(fetcher.chunks(artifact, urls, kept), waited)
                     unpack.unpack(chunks, artifact, into)
-            except (IntegrityError, OSError):  # refused, or no room: the chunks are of no use
+            except (IntegrityError, OSError):  # refused, or no room: the chunks are useless
                 downloads.unlink(artifact.sha256)
                 raise
             downloads.unlink(artifact.sha256)

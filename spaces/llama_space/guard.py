@@ -73,7 +73,7 @@ _FROM_GRADIO: Final = (
 )
 """What gradio raises for values that no page sends, such as an unknown function or language."""
 _SESSIONS: Final = 100
-"""Visitors whose page gradio keeps, some 100 kB each; a program can pretend to be any number."""
+"""Visitors whose page gradio keeps, some 100 kB each; a program can act as any number."""
 _THREADS: Final = 41
 """Threads for events: with any number but 40, gradio's routes have a separate pool."""
 _OPEN: Final = 400

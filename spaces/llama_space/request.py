@@ -73,7 +73,7 @@ Work = Callable[[Callable[..., Iterator[Any]], Callable[[], bool]], Iterator[Any
 
 @dataclass(frozen=True)
 class Request:
-    """What llama-server is asked."""
+    """A request to llama-server."""
 
     # the messages of a chat, or a text to continue; for ``work``, its texts
     asked: list[dict[str, Any]] | list[str] | str

@@ -81,7 +81,7 @@ class Reserved(NamedTuple):
     def after(self, refusal: str) -> Reserved | None:
         """Return what to ask for after a refusal that says how much is left; None: give up.
 
-        ZeroGPU multiplies what is asked for by a factor of its own, so the message's share counts.
+        ZeroGPU multiplies the reserved seconds by its own factor, so the message's share counts.
         """
         told = _REFUSED.search(refusal)
         if told is None or not int(told[1]):
@@ -145,7 +145,7 @@ class Figures:
         first_token: seconds until the first words; None where there were none.
         tokens, tokens_per_second, reason: as in the last ``Piece``.
         warm: the server ran already.
-        reserved, used: GPU seconds that ZeroGPU was asked for, and those from the worker's first
+        reserved, used: GPU seconds that the call reserved, and those from the worker's first
             sign of life to the end; 0 outside ZeroGPU.
         left: GPU seconds that the visitor had left before, where ZeroGPU has reported it.
     """
@@ -183,7 +183,7 @@ class Status:
         model_sha256: what the model's file was compared with; None where no digest is pinned.
         devices: llama-server's names; empty for the CPU, and before the first start.
         memory: bytes of weights by buffer, in llama-server's words.
-        gpu_seconds_reserved, gpu_seconds_used: sums of what ZeroGPU was asked for, and lent.
+        gpu_seconds_reserved, gpu_seconds_used: sums of reserved and of used GPU seconds.
         server_pid: of the server of the last call.
         warm: that server runs; ZeroGPU may still choose another GPU for the next call.
         calls: the last ones, oldest first.

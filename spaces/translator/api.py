@@ -30,7 +30,7 @@ Args:
 def endpoint(
     engine: Engine, settings: Settings, line: VisitorQueue
 ) -> Callable[..., Iterator[str]]:
-    """Return the function behind the endpoint; its callers stand in the page's line."""
+    """Return the function behind the endpoint; its callers wait in the page's queue."""
 
     def translate(
         text: str, target_language: str = "en", source_language: str = "auto"

@@ -48,7 +48,7 @@ class Guess:
 
 
 def detect(text: str) -> Guess:
-    """Guess the language of a text; English with confidence 0 where nothing speaks for another."""
+    """Guess the language of a text; English with confidence 0 if there is no evidence."""
     ranked = _ranked(text)
     return ranked[0] if ranked else Guess("en", 0.0)
 
@@ -110,7 +110,7 @@ def _script(letter: str) -> str:
 
 
 def _compared(text: str, inside: list[Language]) -> list[Guess]:
-    """Rank the languages of one script, the most usual first, by all that speaks for them."""
+    """Rank the languages of one script, the most usual first, by all evidence."""
     words = _words(text)
     eld: Mapping[str, float] = _detector().detect(text).scores() or {}
     scores = {one.code: eld.get(one.eld or one.code, 0.0) for one in inside}

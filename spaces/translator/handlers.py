@@ -27,7 +27,7 @@ _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 _EXAMINATIONS: Final = 3
 """Examinations at the same time."""
 _KEPT: Final = 100
-"""Visitors whose unfinished texts are kept; a program can pretend to be any number of them."""
+"""Visitors whose unfinished texts are kept; a program can act as any number of them."""
 
 
 class Handlers:

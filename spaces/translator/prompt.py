@@ -1,7 +1,7 @@
 """Prompts for a translation, chosen by the model's chat template. No side effects.
 
 Three kinds of model. TranslateGemma's template makes the whole prompt out of the text and two
-language codes. Any other chat model is asked in a sentence. A base model has no template: it is
+language codes. Other chat models get a sentence. A base model has no template: it is
 shown one translation and continues with the next.
 """
 

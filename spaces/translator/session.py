@@ -1,4 +1,4 @@
-"""One translation, from what a person asked for to what is shown: checks, turn, pieces.
+"""One translation, from the request to what is shown: checks, queue, pieces.
 
 First come, first served: ``VisitorQueue`` holds who has the model now, and who waits for it.
 """
@@ -41,7 +41,7 @@ _SHOW_EVERY: Final = 0.04
 
 @dataclass(frozen=True)
 class Job:
-    """What a person asked for.
+    """The request of a person.
 
     Attributes:
         source: a code, or ``auto``.
@@ -116,7 +116,7 @@ class VisitorQueue:
         """Stand in line until the block ends; it gets the places, which end with the turn.
 
         Place 1 is the next whose turn it is. It is yielded again every quarter of a second. The
-        block gets None where too many stand in line already.
+        block gets None if too many wait in the queue already.
         """
         mine = object()
         with self._moved:
@@ -144,7 +144,7 @@ class VisitorQueue:
 
 
 def refusal(job: Job, max_chars: int) -> Refusal | None:
-    """Say what is wrong with a job; None for nothing. Pure."""
+    """Return the error of a job, or None. No side effects."""
     if not job.text.strip():
         return Refusal("nothing")
     if len(job.text) > max_chars:
@@ -165,7 +165,7 @@ def translate(
     Closing the iterator stops the generation.
 
     Args:
-        engine: what the model is asked through.
+        engine: the engine that runs the model.
         settings: limits, and which model it is.
         job: what to translate.
         line: where the job waits for its turn, None where there is no line.
@@ -244,7 +244,7 @@ class _Run:
         last: the newest part of an answer.
         finer: requests for parts of pieces so far.
         cut: the context ended an answer.
-        ask: what the model is asked through.
+        ask: the function that sends a request to the model.
     """
 
     parts: list[pieces.Slice]

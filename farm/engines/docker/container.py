@@ -53,7 +53,7 @@ def running(
     network: str = "none",
     volumes: Mapping[str, dict[str, str]] | None = None,
 ) -> Iterator[DockerWorkspace]:
-    """Run a container as long as this process lives: its only program reads from here.
+    """Run a container while this process runs: its only program reads from a pipe of this process.
 
     The engine removes it when that has ended, also of a process that is killed. The image's own
     entry point is not run. ``key`` is what the container is for, in its name and its label.

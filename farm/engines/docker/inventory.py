@@ -245,7 +245,7 @@ class DockerImages:
 def _facts(image: Any, reference: str) -> ImageFacts:
     """Return an image's facts.
 
-    One of another digest than it was asked for by is not found: in containerd's store an archive
+    An image of another digest than the requested one is not found: in containerd's store an archive
     names its images as it likes.
     """
     digest = (image.attrs.get("Descriptor") or {}).get("digest")  # other stores tell none
