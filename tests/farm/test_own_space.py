@@ -51,7 +51,7 @@ def hub(
 
 def _a_wheel(folder: Path) -> Path:
     place = folder / "llama_space-1-py3-none-any.whl"
-    place.write_bytes(b"as test_wheel.py builds it")
+    place.write_bytes(b"as test_loader.py builds it")
     return place
 
 

@@ -22,8 +22,8 @@ from llama_loader.manifest import Patch, dump
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
-from tests.loader.test_cli import make_release
 from tests.loader.test_devices import gemma
+from tests.loader.test_main import make_release
 from tests.rigs.binaries import PRINT_LIBRARIES, library, program
 from tests.rigs.heard import heard
 from tests.rigs.impostor_archive import Impostor

@@ -26,7 +26,7 @@ from tests.rigs.heard import heard
 PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
-    "cli", "client", "console", "devices", "disk", "doctor", "errors",
+    "main", "client", "console", "devices", "disk", "doctor", "errors",
     "fetch", "host", "loader", "locations", "manifest", "processes",
     "receipt", "resume", "selection", "server", "server_log", "server_plan", "settings", "store",
     "server_restarts", "http_transport", "trust", "unpack",

@@ -321,7 +321,7 @@ def test_the_run_after_an_interrupted_one_goes_on(
     program = (
         "import sys; sys.path[:0] = ['.', 'spaces', 'tests/farm', 'tests/rigs']\n"
         "from pathlib import Path\n"
-        "import test_build_resume as t\n"
+        "import test_kept as t\n"
         f"t.pipeline.STATE = Path({str(pipeline.STATE)!r})\n"
         f"t.build(Path({str(tiny)!r}), Path({str(tmp_path / 'out')!r}))\n"
     )
