@@ -5,6 +5,7 @@ import json
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,11 @@ def test_a_receipt_is_read_as_it_was_written(place: Path) -> None:
     own = msgspec.to_builtins(msgspec.structs.replace(artifact, sha256=SHA))
     write(place, artifact=own, files=[])
     assert read(place).installed(place, None, ignore).files == artifact.files
-    write(place, artifact=own | {"sha256": "cd" * 32})
-    with pytest.raises(IntegrityError, match="is of another runtime"):
-        read(place)
+    other = "cd" * 32
+    for fields in ({"artifact": own | {"sha256": other}}, {"sha256": other}):
+        write(place, **fields)
+        with pytest.raises(IntegrityError, match="is of another runtime"):
+            read(place)
     libraries = Receipt(sha256=SHA, artifact=releases.runtime("cu130"))
     libraries = msgspec.json.decode(msgspec.json.encode(libraries), type=Receipt)
     assert libraries.installed(place, None, ignore).folder == place / "files" / "cuda-runtime"
@@ -92,7 +95,7 @@ def test_installed_runtime_is_hashed_and_names_its_folders_of_libraries(place: P
     runtime.verify()
     assert [(one.name, one.size) for one in told] == [("verify", sum(e.size for e in entries()))]
     assert 0 < told[0].seconds < 60
-    assert runtime == read(place).installed(place, None, ignore)
+    assert runtime == replace(runtime, files=(), sink=ignore)
     assert "sink" not in repr(runtime)
     assert "FileEntry" not in repr(runtime)
     with pytest.raises(AttributeError):
@@ -125,7 +128,10 @@ def test_files_are_opened_so_that_nothing_can_hang_or_be_followed(
 
 @pytest.mark.parametrize("at", [0, 999, 1000, len(BIG.data) - 1])
 @pytest.mark.parametrize("piece_size", [PIECE, 0])
-def test_every_byte_is_looked_at(place: Path, at: int, piece_size: int) -> None:
+def test_every_byte_is_looked_at(
+    place: Path, monkeypatch: pytest.MonkeyPatch, at: int, piece_size: int
+) -> None:
+    monkeypatch.setattr(receipt, "_BLOCK", 300)
     check(place, entries(), piece_size)
     path = place / receipt.FILES / BIG.path
     data = bytearray(BIG.data)
@@ -135,16 +141,30 @@ def test_every_byte_is_looked_at(place: Path, at: int, piece_size: int) -> None:
         check(place, entries(), piece_size)
 
 
+def test_list_whose_pieces_are_not_those_of_its_file_and_a_runtime_that_is_gone(
+    place: Path,
+) -> None:
+    *small, big = entries()
+    wrong = msgspec.structs.replace(big, chunks=big.chunks[::-1])
+    with refused(receipt.CONTRADICTION, IntegrityError):
+        check(place, (*small, wrong), PIECE)
+    with refused("RUNTIME_DAMAGED", IntegrityError, "No such file"):
+        check(place.with_name("cd" * 32), entries(), PIECE)
+
+
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
-def test_file_that_others_could_write_is_replaced_by_a_copy(place: Path, mode: int) -> None:
+@pytest.mark.parametrize("entry", [BIG, GOOD[0]])
+def test_file_that_others_could_write_is_replaced_by_a_copy(
+    place: Path, entry: Entry, mode: int
+) -> None:
     """Another user may have opened it for writing, and keeps that right whatever its mode is."""
-    path = place / receipt.FILES / BIG.path
+    path = place / receipt.FILES / entry.path
     path.chmod(mode)
     with path.open("r+b") as theirs:
         check(place, entries(), PIECE)
         theirs.write(b"evil")
-    assert path.read_bytes() == BIG.data
-    assert path.stat().st_mode & 0o7777 == 0o644
+    assert path.read_bytes() == entry.data
+    assert path.stat().st_mode & 0o7777 == entry.mode
     assert list((place.parents[1] / "staging").iterdir()) == []
 
 
@@ -194,17 +214,20 @@ def test_file_that_is_changed_while_another_is_hashed_again_is_found(
     assert hashed == [len(entries()), 1, 1]
 
 
-def test_modes_that_cannot_be_set_and_let_others_write(
+def test_modes_are_set_and_those_that_cannot_be_and_let_others_write_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = place / receipt.FILES / BIG.path
-    error = OSError(errno.EPERM, "Operation not permitted")
+    path.chmod(0o755)
+    check(place, entries(), PIECE)
+    assert path.stat().st_mode & 0o7777 == 0o644
+    error = OSError(errno.EROFS, "Read-only")
 
     def refuse(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(os, "fchmod", refuse)
-    monkeypatch.setattr(Folder, "renew", lambda *_, **__: None)
+    monkeypatch.setattr(Folder, "renew", refuse)
     path.chmod(0o755)  # runs nothing, and nobody else can change it
     check(place, entries(), PIECE)
     path.chmod(0o666)
@@ -221,8 +244,10 @@ def test_modes_that_cannot_be_set_and_let_others_write(
     ):
         check(place, entries(), PIECE)
     error.errno = errno.EIO
-    with pytest.raises(OSError, match="not permitted"):
-        check(place, entries(), PIECE)
+    for mode in (0o644, 0o666):
+        path.chmod(mode)
+        with pytest.raises(OSError, match="Read-only"):
+            check(place, entries(), PIECE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
