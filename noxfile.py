@@ -43,7 +43,7 @@ MODULE_PATH = {
     "PYTHONDONTWRITEBYTECODE": "",
 }
 PROCESSES = 1 + (os.cpu_count() or 1)
-"""Of the fast tests: some wait for a clock, a disk or a program."""
+"""Processes of the fast tests: some wait for a clock, a disk or a program."""
 
 MUTATED = {
     "trust": "trust",
@@ -53,7 +53,7 @@ MUTATED = {
     "disk": "disk receipt store",
     "fetch": "fetch resume",
 }
-"""Modules of the loader that verify, and their files of tests."""
+"""The loader's verifying modules, and their test files."""
 MUTATION = """[cosmic-ray]
 module-path = "spaces/llama_loader/{0}.py"
 test-command = 'python -m pytest -xqp no:cacheprovider --timeout=30 -k "not eight_installers" {1}'
@@ -69,7 +69,7 @@ def _install(session: nox.Session, lock: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting, lint rules, the one arrow between the packages, and the workflows."""
+    """Formatting, lint rules, the import contracts between the packages, and the workflows."""
     _install(session, DEV_LOCK)
     session.run("ruff", "format", "--check", *SOURCES)
     session.run("ruff", "check", *SOURCES)
@@ -104,7 +104,7 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests that this machine can run; what is skipped is listed with its reason.
+    """All tests that this machine can run; skipped ones are listed with the reason.
 
     In two halves: the fast tests on every CPU, and beside them one that builds the CPU release;
     then what uses that release, an engine or a browser, three at a time. With arguments: as pytest.
@@ -189,7 +189,7 @@ def _draw(source: list[str], most: int) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site, into site/: a broken link or a page that no other names is an error."""
+    """The site, into site/: a broken link, or a page without a link to it, is an error."""
     _install(session, DOCS_LOCK)
     options = ("--fail-on-warning", "--keep-going", "--quiet", "--fresh-env")
     session.run("sphinx-build", *options, "docs", "site", *session.posargs, env=MODULE_PATH)

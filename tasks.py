@@ -1,4 +1,4 @@
-"""What a person can ask for: `invoke --list`. A few lines each; the work is done in `farm/`."""
+"""The verbs of `invoke --list`: a few lines each; `farm/` does the work."""
 
 from __future__ import annotations
 

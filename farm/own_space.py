@@ -110,7 +110,7 @@ def make(wish: Wish, report: BuildReport) -> None:
     found = deploy_space.compare(looked_at, adopt=wish.adopt)
     if hardware is None and found.head and not found.hardware:
         told = f"the release is chosen for {usual}: give --hardware for another"
-        report.say(f"note[HARDWARE_UNKNOWN]: the Hub does not tell the Space's hardware: {told}")
+        report.say(f"note[HARDWARE_UNKNOWN]: the Hub does not report the Space's hardware: {told}")
     wish = replace(wish, hardware=usual if hardware else found.hardware or usual)
     host = host_of(wish.hardware or usual)
     variables, pin = _chosen(wish, host, report)
@@ -239,7 +239,7 @@ def _newest(place: Destination, host: Host, report: BuildReport) -> str | None:
         said = _refusal(place.small(name, release.MANIFEST), host)
         if not said:
             return name
-        report.say(f"release: {name} of {place.where} is passed over: {said}")
+        report.say(f"release: {name} of {place.where} is skipped: {said}")
     if not names:
         report.say(f"release: none at {place.where} yet")
     return None

@@ -221,7 +221,7 @@ def _build(
         plan = plan_of(record, tree, listed.format)
         if plan.line.glibc != (own := targets.load().line(plan.line.name).glibc):
             told = f"BUILD.json promises glibc {plan.line.glibc}, build/targets.toml {own}"
-            report.say(f"note[GLIBC_OF_RECORD]: {told}; the manifest says what the files need")
+            report.say(f"note[GLIBC_OF_RECORD]: {told}; the manifest has the files' real needs")
         report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
         is_of_wheels = record.toolchain.engine == "local" and bool(record.inputs)
         request = BuildRequest(
@@ -287,7 +287,7 @@ def source_of(
     if folder is not None:  # it tells no sha256, and without a history no build and commit
         build, commit = found.build or record.build, found.commit or record.commit
         whole = replace(found, build=build, commit=commit, sha256=record.sha256)
-        note = f"note[SOURCE_AS_RECORDED]: {folder} does not tell all that BUILD.json says of it"
+        note = f"note[SOURCE_AS_RECORDED]: {folder} lacks facts that BUILD.json records"
         found = found if whole == found else replace(whole, note=note)
     facts = msgspec.structs.asdict(build_record.source_of(found))
     differing = [name for name, it in facts.items() if it != getattr(record, name)]

@@ -228,7 +228,7 @@ def _read(found: SourceTree) -> SourceTree:
 def assume_build(found: SourceTree, build: int) -> SourceTree:
     """Return a source with the build number that the person gave; ``BUILD.json`` records that."""
     note = (
-        f"note[BUILD_ASSUMED]: the builder says that it is b{build}; the source tells "
+        f"note[BUILD_ASSUMED]: the builder gave the number b{build}; the source has "
         f"{f'b{found.build}' if found.build else 'no build number'}. BUILD.json and the manifest "
         "record that the number was assumed"
     )

@@ -128,7 +128,9 @@ class Dispatcher:
         seen = time.monotonic()
         while self._waiting or self._builds:
             if self.link.is_lost:
-                self.fleet.say("note[SCHEDULER_LOST]: the scheduler is gone; waiting for it")
+                self.fleet.say(
+                    "note[SCHEDULER_LOST]: the scheduler does not answer; waiting for it"
+                )
                 self.link.reopen(seen + _PATIENCE)
             hosts = self._usable(self.link.hosts())
             if hosts:

@@ -232,7 +232,7 @@ def _trouble(found: Counter[str]) -> str | None:
     # To ccache a refused GET is a miss, not an error (docs/building.md)
     if found["remote_storage_write"] and not found["remote_storage_hit"]:
         return (
-            "note[CCACHE_REMOTE_UNREADABLE]: the shared compiler cache takes objects and gives "
-            "none back"
+            "note[CCACHE_REMOTE_UNREADABLE]: the shared compiler cache accepts objects and "
+            "returns none"
         )
     return None

@@ -177,7 +177,7 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
     with refused("NOT_PUBLISHED", PublishError, hint="there is: b11549-1"):
         make(replace(named, release="b1-1"), dry_run=True)
     said = make(replace(named, release=None), dry_run=True)
-    assert f"release: b11549-1 of hf:{RELEASES} is passed over: release" in said
+    assert f"release: b11549-1 of hf:{RELEASES} is skipped: release" in said
     assert "yet" not in said
     allowed = Wish(
         SPACE, variable=("YAKULINGO_SPACES_ALLOW_CPU=1", "LLAMA_SPACE_NCTX=1", "N_CTX=1")

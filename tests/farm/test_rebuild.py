@@ -182,7 +182,7 @@ def test_an_archive_is_fetched_by_the_recorded_digest(
         with refused("SOURCE_DIFFERS", FarmError, f"its {name} differ"):
             reproduce.source_of(msgspec.structs.replace(named, **{name: told}), None)
     lie = msgspec.structs.replace(named, build=9001, build_assumed=True)
-    assert "it is b9001; the source tells b9000" in str(reproduce.source_of(lie, None).note)
+    assert "the number b9001; the source has b9000" in str(reproduce.source_of(lie, None).note)
     person = reproduce.source_of(named, TINY)
     assert person.build == 9000
     assert str(person.note).startswith("note[SOURCE_AS_RECORDED]")
