@@ -1,4 +1,4 @@
-"""What a visitor can rely on: nothing is lost, nothing jumps, and whatever happens is said."""
+"""What a visitor can rely on: no text is lost, the layout does not jump, and every event shows."""
 
 from collections.abc import Callable, Iterator
 

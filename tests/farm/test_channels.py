@@ -688,7 +688,7 @@ def test_the_status_of_a_place(two: Signed) -> None:
 
 
 def test_the_status_of_no_place(place: Place) -> None:
-    """What is not there is said, and not an empty table; an empty repository is one."""
+    """A missing place is an error, not an empty table; an empty repository is an empty table."""
     if place.kind == "github":
         assert overview.of(place.open()).releases == ()
         return

@@ -1,4 +1,4 @@
-"""What a machine without a Docker engine is told, and that nothing is left open there."""
+"""The errors on a machine without a Docker engine, and that no connection stays open."""
 
 import gc
 import hashlib

@@ -1,4 +1,4 @@
-"""Pinned packages, from a real index on loopback that is told to misbehave."""
+"""Pinned packages, from a real index on loopback that misbehaves."""
 
 import gzip
 import hashlib

@@ -163,7 +163,7 @@ def test_file_that_changes_after_it_was_verified_is_not_published(
 def test_foreign_files_beside_a_release_are_not_read(
     released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each would be a request: whoever may write there can put thousands there."""
+    """Each would be a request: a user who may write there can put thousands there."""
     with published.serving("hub", tmp_path, monkeypatch) as place:
         publish(place, released)
         files = place.server.repositories["owner/name"].commits[-1]
@@ -577,7 +577,7 @@ class TestGitHub:
 
     @pytest.fixture
     def waits(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        """Return the seconds that would have been waited for; nobody waits."""
+        """Return the seconds that a real run would wait; the test does not wait."""
         waited: list[float] = []
         clock = {"sleep": waited.append, "now": lambda: 0.0}
         monkeypatch.setattr("farm.publish.github.Api.__init__.__kwdefaults__", clock)

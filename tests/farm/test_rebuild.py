@@ -1,4 +1,4 @@
-"""`invoke rebuild`: a tarball is built again from its record, or what is not to be had is said."""
+"""`invoke rebuild`: a tarball is built again from its record, or an error names what is missing."""
 
 import io
 import re

@@ -121,7 +121,7 @@ def test_a_release_that_was_cut_into_other_chunks_is_verified_as_it_was_cut(
 def test_link_in_a_release_folder_brings_no_other_file_into_a_release(
     released: Path, tmp_path: Path, name: str
 ) -> None:
-    """Whoever may write to the folder lets it lead to a file that only this user may read."""
+    """A user who may write to the folder lets it lead to a file that only this user may read."""
     private = tmp_path / "private"
     private.write_bytes((released / name).read_bytes())
     (released / name).unlink()

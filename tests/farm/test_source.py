@@ -98,7 +98,7 @@ def test_a_repository_without_such_tags_is_not_taken_for_one(upstream: Path) -> 
 def test_what_one_repository_gave_is_not_taken_for_another_s(
     upstream: Path, tmp_path: Path
 ) -> None:
-    """A recorded remote came first, as by `invoke rebuild` of somebody's manifest."""
+    """A recorded remote came first, as by `invoke rebuild` of another person's manifest."""
     hostile = repository(tmp_path / "hostile")
     (hostile / "NUMBER").write_text("evil", "utf-8")
     git(hostile, "commit", "--quiet", "-am", "evil")
@@ -543,7 +543,7 @@ def test_link_out_of_a_source_tree_is_refused_by_its_name(upstream: Path, target
         link.symlink_to(f"link{number - 1}" if number else "inside")
     with refused("SOURCE_UNREADABLE", UsageError, "licenses/LICENSE-x: a link that leads out"):
         source.from_folder(upstream)
-    with (  # somebody hid it only while the tree was looked at
+    with (  # it was hidden only while the tree was checked
         refused("SOURCE_UNREADABLE", UsageError, "licenses/LICENSE-x: a link that leads out"),
         replace(found, digest=folder_digest(upstream)).private(),
     ):

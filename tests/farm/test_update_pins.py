@@ -81,7 +81,7 @@ def unreachable(tag: str) -> str:
 
 
 def update(file: Path, *tags: int, digest: str | None = None) -> tuple[Update, list[str]]:
-    """Write the pins again, of the newest of these builds if there are any; and what is said."""
+    """Write the pins again, with the newest of these builds if there are any; return the output."""
     said: list[str] = []
     known = unreachable if digest is None else lambda _: f"sha256:{digest}"
     newest = {"newest": True, "tags_of": lambda: tags} if tags else {}

@@ -118,7 +118,7 @@ def test_scheduler_of_this_machine_takes_no_connection_of_another_program(
         closing(scheduler.SchedulerClient(address, lambda _: None)) as ours,
     ):
         assert len(ours.hosts()) == 2
-        assert listening() == before, "whoever speaks Dask's protocol runs code"
+        assert listening() == before, "every client of Dask's protocol runs code"
     assert file.read_text() == "a person's"
     assert {one.name for one in tmp_path.iterdir()} >= {"dask-scratch-space", "file"}
     assert not list(tmp_path.glob("llama-farm-dask-*"))
@@ -281,7 +281,7 @@ def test_a_host_whose_network_is_cut_gives_its_set_back(
 def test_a_host_in_a_network_of_its_own_whose_cable_is_pulled(
     tmp_path: Path, net: Net, held: Held, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No end of the connection is told: only silence says that the host is gone."""
+    """The connection does not close: only silence shows that the host is lost."""
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP", "12s")
     hosts = Hosts(tmp_path, ip=net.ours)
     try:
@@ -304,7 +304,7 @@ def test_a_host_in_a_network_of_its_own_whose_cable_is_pulled(
 def test_a_set_on_a_slow_host_is_built_by_one_that_is_idle(
     hosts: Hosts, held: Held, request_: BuildRequest
 ) -> None:
-    """Whoever begins first comes to no end; the other host is done with its own set soon."""
+    """The first host never ends; the other host finishes its own set soon."""
     wait = held.folder / "wait"
     wait.write_text(
         f"#!/bin/sh\necho begun >> {held.folder}/begun\n"
@@ -319,7 +319,7 @@ def test_a_set_on_a_slow_host_is_built_by_one_that_is_idle(
     told = run.succeed("one", "two")
     assert told.count("and the first that is done counts") == 1, told
     assert held.begun == 3
-    assert not (held.folder / "go").exists(), "nobody waited for the slow host"
+    assert not (held.folder / "go").exists(), "the run did not wait for the slow host"
 
 
 def test_hosts_are_never_taken_for_lost_by_what_a_timer_of_the_client_s_writes(

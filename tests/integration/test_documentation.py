@@ -39,7 +39,7 @@ RELEASE = "b11549-1"
 
 @dataclass
 class Reader:
-    """Somebody who types commands in a checkout that has a release in ``dist/``."""
+    """A person who types commands in a checkout that has a release in ``dist/``."""
 
     folder: Path
     variables: dict[str, str] = field(default_factory=dict)

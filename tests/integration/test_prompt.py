@@ -58,7 +58,7 @@ def its_model(
 
 @pytest.fixture(scope="module")
 def translategemma(real_runtime: Path, its_model: Path) -> Iterator[Server]:
-    """A server as the Space starts it: what the file carries is all that it is told."""
+    """A server as the Space starts it: it gets only the content of the file."""
     told = preparation.server_arguments(gguf_header.chat_template(its_model))
     assert told == ()
     with started(real_runtime, its_model, *told) as server:

@@ -56,7 +56,7 @@ def test_the_server_executes_only_what_was_verified(real_manifest: str, real_mod
 
 
 def test_a_file_that_nobody_listed_is_found(tmp_path: Path) -> None:
-    """A real program with a library that somebody slipped in, by strace as in the proof."""
+    """A real program with a library that an attacker added, by strace as in the proof."""
     runtime, log = tmp_path / "runtime", tmp_path / "log"
     runtime.mkdir()
     log.mkdir()

@@ -101,7 +101,7 @@ class App:
         return found
 
     def ask(self, tokens: int = 3, *, seen: Callable[[Answer], None] | None = None) -> Answer:
-        """Call and wait for the end; ``seen`` is told of every new item."""
+        """Call and wait for the end; ``seen`` gets every new item."""
         answer = Answer(session=uuid.uuid4().hex)  # as every browser tab has one
         data = {"data": ["Tell a long story.", tokens], "session_hash": answer.session}
         url, headers = f"{self._url}/call/ask", self.headers

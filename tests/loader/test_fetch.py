@@ -221,7 +221,7 @@ def cut_and_changed(data: bytes) -> Any:
 
 
 def test_a_file_that_changes_between_attempts(server: FaultServer) -> None:
-    """An artifact's chunks decide; of an archive by URL nothing that came is believed."""
+    """An artifact's chunks decide; of an archive by URL no earlier byte is trusted."""
     for data, path in ((DATA, "/same"), (OTHER, "/other"), (OTHER, "/copy")):
         url = server.put(path, DATA, etag='"one"')
         server.fail(path, cut_and_changed(data))

@@ -142,7 +142,7 @@ def test_redirect_that_the_loader_would_not_follow_is_not_followed_by_the_hubs_c
 
 
 def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does a thread stay behind that goes on reading."""
+    """No thread stays behind that continues to read."""
     monkeypatch.setattr(client, "_ANSWERED", 0.5)
     before = set(threading.enumerate())
     with FaultServer() as server:

@@ -225,7 +225,7 @@ def test_a_program_that_binds_the_port_first_never_sees_a_key(
                 with Server(plan(runtime)) as server:
                     assert server.port != port
                     assert (server.api_key or "").encode() == keys[-1]
-            with monkeypatch.context() as patch:  # nor where no other port is to be had
+            with monkeypatch.context() as patch:  # also if there is no other free port
                 patch.setattr(server_module, "free_port", lambda _: port)
                 error = failure(runtime)
             assert error.code == "PORT_IN_USE"

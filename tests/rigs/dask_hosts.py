@@ -45,7 +45,7 @@ class Net:
             ip("-n", self.name, *argv)
 
     def cut(self) -> None:
-        """Pull the cable: nobody gets an answer, and nobody is told."""
+        """Pull the cable: no side gets an answer or a notice."""
         ip("link", "set", self.cable, "down")
 
     def down(self) -> None:

@@ -278,7 +278,7 @@ def repeats(piece: bytes, every: float = 0.0, *, behind: bytes = b"") -> Fault:
 
 
 def shaped(rate: float, *, ranges: bool = True) -> Fault:
-    """Send so many bytes a second; all of them where Range is not heeded."""
+    """Send so many bytes a second; all of them if Range is ignored."""
 
     def fault(answer: Answer) -> None:
         if ranges:

@@ -30,7 +30,7 @@ _CHANGING: Final = {
     266: "symlinkat", 268: "fchmodat", 280: "utimensat", 285: "fallocate", 316: "renameat2",
     326: "copy_file_range",
 }  # fmt: skip
-"""The calls of x86_64 that change a file or a folder; ``openat`` is told by its flags."""
+"""The calls of x86_64 that change a file or a folder; ``openat`` counts by its flags."""
 _OPENAT: Final = 257
 _SEES_CHANGES: Final = os.O_CREAT | os.O_TRUNC
 

@@ -119,7 +119,7 @@ class Emulator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the real package needs to believe in it."""
+        """The settings that the real package needs to accept it."""
         return {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": self.url}
 
     def script(self, *answers: Answer) -> None:

@@ -126,7 +126,7 @@ def test_page_uploads_nothing_of_a_visitor(page: Space) -> None:
 
 @pytest.fixture
 def stranger() -> Iterator[tuple[str, list[str]]]:
-    """An address of somebody else's, and what it was asked for."""
+    """An address of another server, and the requests that it got."""
     asked: list[str] = []
 
     def answer(request: Request) -> Answer:
@@ -331,7 +331,7 @@ def test_files_of_gradio_go_to_a_folder_of_this_user_alone(
 def test_without_a_private_folder_nothing_is_served(
     tmp_path: Path, folders: pytest.MonkeyPatch
 ) -> None:
-    tmp_path.chmod(0o777)  # anybody can put another folder there
+    tmp_path.chmod(0o777)  # every user can put another folder there
     folders.setenv("GRADIO_TEMP_DIR", "")
     with pytest.raises(SystemExit) as ended:
         importlib.reload(gradio_bounds)
@@ -452,7 +452,7 @@ def test_calls_of_tools_leave_threads_for_the_page_and_end_with_their_caller() -
     """Gradio waited for each in a thread in which routes and translations run: 60 were a halt.
 
     An event that is cancelled many times at once ends once, by its own function's number alone. One
-    whose messages nobody reads ends, too: it grew by 5.5 kB a second, and 400 kept others out. A
+    whose messages are not read ends, too: it grew by 5.5 kB a second, and 400 kept others out. A
     call gets its answer while others hang up, of whom gradio's client keeps nothing, or an error if
     that client loses it. Ctrl-C ends those that run: each kept the app from ending for minutes.
     """
@@ -562,7 +562,7 @@ print(at_once, all(closed), *codes, running, kept, line.current_concurrency, job
 def test_event_that_is_cancelled_at_any_time_gives_its_place_back() -> None:
     """Gradio's end of its task left places taken for ever, and one name kept all from cancelling.
 
-    Nobody waits for the step in which a cancellation comes; the second of an event is refused. The
+    No request waits for a step that is cancelled; the second of an event is refused. The
     page answers while generators are being closed.
     """
     environment = {**os.environ, "PYTHONPATH": str(space.PROJECT / "spaces")}

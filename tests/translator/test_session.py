@@ -1,4 +1,4 @@
-"""One translation, with an engine that plays what it is told."""
+"""One translation, with a scripted engine."""
 
 from collections import deque
 from collections.abc import Callable, Generator
