@@ -50,6 +50,29 @@ def test_errors_of_the_operating_system(error: OSError, code: str, words: str) -
     assert words in told.message
     assert "use another store" in told.hint
     assert "--store" in told.hint
+    needed = disk.failure(Path("/store"), error, 3_000_000).message
+    assert ("(3 MB are needed)" in needed) == (code == "DISK_FULL")
+
+
+def test_file_to_resume_is_a_regular_one_of_this_user_and_of_one_name(tmp_path: Path) -> None:
+    place, other = tmp_path / "begun", tmp_path / "other"
+    other.write_bytes(b"mine")
+
+    def theirs() -> None:
+        place.write_bytes(b"theirs")
+        os.chown(place, 4321, 4321)
+
+    makers = [lambda: None, lambda: place.symlink_to(other), lambda: os.link(other, place)]
+    makers += [lambda: os.mkfifo(place), *([] if os.geteuid() else [theirs])]
+    for make in makers:
+        make()
+        for content in (b"ours", b"oursours"):
+            with disk.open_own(place) as file:
+                file.write(b"ours")
+            assert place.read_bytes() == content
+        assert stat.S_IMODE(place.lstat().st_mode) & 0o700 == 0o600
+        place.unlink()
+    assert other.read_bytes() == b"mine"
 
 
 def not_small(place: Path, what: str, elsewhere: Path) -> None:
@@ -171,6 +194,12 @@ def test_a_path_that_others_can_change_is_not_trusted(tmp_path: Path) -> None:
     assert disk.trusted(tmp_path / "link") == tmp_path / "open/store"
     with pytest.raises(OSError, match="symbolic"):
         disk.trusted(tmp_path / "circle")
+    for number in range(41):
+        (tmp_path / f"{number}").symlink_to(f"{number + 1}")
+    (tmp_path / "41").mkdir()
+    assert disk.trusted(tmp_path / "1") == tmp_path / "41"  # through 40 links
+    with pytest.raises(OSError, match="symbolic"):
+        disk.trusted(tmp_path / "0")
 
 
 def test_folder_whose_access_control_list_lets_another_user_write_is_not_trusted(
