@@ -1,12 +1,15 @@
 """A small release, and the places that it can be published to."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import small_disk
 import verbs
+from binaries import FATBINS, compile_c, library, program
 from invoke.collection import Collection
 from invoke.program import Program
 
@@ -95,3 +98,28 @@ def here(
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A disk with 16 KiB left, and a file of a few bytes on it."""
+    if os.geteuid() != 0:
+        pytest.skip("small disks are mounted by root")
+    with small_disk.mounted(tmp_path / "disk", "32k"):
+        (tmp_path / "disk" / "file").write_bytes(b"old")
+        (tmp_path / "disk" / "other").write_bytes(bytes(12 << 10))
+        yield tmp_path / "disk"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CPU library, a CUDA one, a program and an object file."""
+    folder = tmp_path_factory.mktemp("made")
+    library(folder, "libbase.so.0", soname="libbase.so.0")
+    library(folder, "libcuda90.so", "libbase.so.0", fatbin=FATBINS / "sass-90.fatbin")
+    library(folder, "libcuda120a.so", fatbin=FATBINS / "both-120a.fatbin")
+    library(folder, "libcudaboth.so", fatbin=FATBINS / "both-90-size.fatbin")
+    library(folder, "liblto.so", fatbin=FATBINS / "lto-and-sass-90.fatbin")
+    program(folder, "prog", "libbase.so.0", source='#include <stdio.h>\nint main(){puts("x");}\n')
+    compile_c(folder / "object.o", "int x;", "-c")
+    return folder

@@ -4,28 +4,12 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-import small_disk
 
 from farm import durable
-from farm.errors import PublishError
-from farm.publish import pin_space
-from tests.rigs.refusals import refused
-
-
-@pytest.fixture
-def full(tmp_path: Path) -> Iterator[Path]:
-    """A disk with 16 KiB left, and a file of a few bytes on it."""
-    if os.geteuid() != 0:
-        pytest.skip("small disks are mounted by root")
-    with small_disk.mounted(tmp_path / "disk", "32k"):
-        (tmp_path / "disk" / "file").write_bytes(b"old")
-        (tmp_path / "disk" / "other").write_bytes(bytes(12 << 10))
-        yield tmp_path / "disk"
 
 
 def names(folder: Path) -> list[str]:
@@ -97,10 +81,3 @@ def test_whoever_fails_while_writing_leaves_the_old_file_and_no_other(tmp_path: 
         write()
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
-
-
-def test_a_pin_that_does_not_fit_leaves_the_one_that_was_there(full: Path) -> None:
-    with refused("PIN_NOT_WRITTEN", PublishError, "No space left"):
-        pin_space.write({"manifest_url": "x" * (64 << 10)}, full / "file")
-    assert (full / "file").read_bytes() == b"old"
-    assert names(full) == ["file", "other"]

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import small_disk
-from msgspec import structs
 from rich.console import Console
 from tiny_release import TINY
 from waiting import comes
@@ -34,13 +33,13 @@ from farm import (
     targets,
 )
 from farm.durable import folder_digest
-from farm.engines import local, shared_cache
+from farm.engines import shared_cache
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, EngineError
+from farm.errors import BuildError
 from farm.inputs import patches
 from farm.kept import Journal, JournalEntry, KeptTree, digest
 from farm.options import BuildRequest
-from farm.plan import BuildPlan, Toolchain
+from farm.plan import BuildPlan
 from farm.publish import gate, places
 from farm.tarball import build_record
 from farm.targets import ArchSet
@@ -232,40 +231,6 @@ def test_a_release_of_few_cpu_variants_is_told_by_verify_and_gate(
     assert not any("FEW_CPU_VARIANTS" in note for note in notes)
 
 
-def test_the_folder_of_cmake_is_no_part_of_the_local_engines_identity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
-    told = []
-    for name in ("one", "two"):
-        program = script(tmp_path / name / "cmake", "#!/bin/sh\necho cmake version 3.31.10\n")
-        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-        told.append(LocalEngine().identity(plan))
-    assert told[0] == told[1]
-    assert "cmake version 3.31.10" in told[0]
-
-
-def test_a_line_for_another_machine_is_refused_on_this_host_and_named_in_its_tarball() -> None:
-    line = structs.replace(TABLE.line("cpu"), machine="aarch64")
-    plan = BuildPlan(TABLE.sets["cpu"], line, source.from_folder(TINY))
-    with refused("HOST_MACHINE", EngineError, match="is x86_64, and its line is built for aarch64"):
-        LocalEngine().identity(plan)
-    made = build_record.of(plan, Toolchain("local", "gcc", "4", None))
-    record = build_record.decode(build_record.encode(made), what="it")
-    assert record.line.machine == "aarch64"
-    assert plan.artifact_name.endswith("-linux-aarch64.tar.zst")
-
-
-def test_a_ccache_that_is_installed_beside_python_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("python", "ccache"):
-        script(tmp_path / name, "#!/bin/sh\n")
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert shared_cache.program() == str(tmp_path / "ccache")
-
-
 def test_a_set_that_another_run_builds_into_the_same_folder_is_refused_and_nothing_built(
     tiny: Path, tmp_path: Path
 ) -> None:
@@ -355,21 +320,6 @@ def _working_below(folder: Path) -> list[int]:
             if cwd.readlink().is_relative_to(folder):
                 found.append(int(cwd.parent.name))
     return found
-
-
-def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
-    told: list[str] = []
-    (tmp_path / "of-before").mkdir()
-    with local.held_folder(tmp_path, "held.") as held:
-        local.sweep_folders(tmp_path, told.append)
-        assert held.is_dir()
-    assert not held.exists()
-    left = tmp_path / "left"
-    left.mkdir()
-    (left / "maker").write_text("another host\n1\n")
-    local.sweep_folders(tmp_path, told.append)
-    assert told == [f"note[LEFT_BEHIND]: removed {left}, whose maker was killed"]
-    assert [path.name for path in tmp_path.iterdir()] == ["of-before"]
 
 
 def build_two(first: Path, second: Path, out: Path) -> tuple[BuildError, str]:

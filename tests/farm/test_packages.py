@@ -1,32 +1,23 @@
 """Pinned packages, from a real index on loopback that misbehaves."""
 
-import gzip
 import hashlib
 import io
 import os
-import re
 import socket
-import tarfile
 import tracemalloc
-import weakref
-import zipfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import requests
 
-from farm import durable, run_lock
-from farm.engines.docker import container
-from farm.engines.docker.container import DockerWorkspace
+from farm import run_lock
 from farm.errors import BuildError, FarmError, SourceError
-from farm.inputs import archives, packages
+from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
-from farm.plan import CONTAINER_LAYOUT
-from farm.publish import gate, pin_space
+from farm.publish import gate
 from tests.rigs import fault_server, http_served
-from tests.rigs.archives import Entry, compress, link, tar, wheel_of
+from tests.rigs.archives import wheel_of
 from tests.rigs.fault_server import FaultServer
 from tests.rigs.package_index import PackageIndex
 from tests.rigs.refusals import refused
@@ -183,234 +174,6 @@ def test_cache_that_another_user_can_change_is_refused(
         folder.chmod(0o755)
 
 
-def archive_of(path: Path, *entries: Entry) -> Path:
-    path.write_bytes(compress(tar(entries)))
-    return path
-
-
-def test_one_folder_comes_out_of_an_archive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also with Debian 12's Python 3.11.2, whose ``tarfile`` has no filter."""
-    monkeypatch.delattr(tarfile, "data_filter", raising=False)
-    archive = archive_of(
-        tmp_path / "a.tar.gz",
-        Entry("top-1.0/PKG-INFO", b"not wanted"),
-        Entry("top-1.0/third/llama.cpp/run.sh", b"#!", 0o775),
-        Entry("top-1.0/third/llama.cpp/src/a.c", b"int a;", 0o664),
-        link("top-1.0/third/llama.cpp/src/link", "../run.sh"),
-        Entry("top-1.0/third/llama.cpp-other/b.c", b"int b;"),
-    )
-    archives.extract_subtree(archive, "third/llama.cpp", tmp_path / "tree")
-    found = {str(p.relative_to(tmp_path / "tree")): p for p in (tmp_path / "tree").rglob("*.*")}
-    assert sorted(found) == ["run.sh", "src/a.c"]
-    assert found["run.sh"].stat().st_mode & 0o777 == 0o755
-    assert found["src/a.c"].stat().st_mode & 0o777 == 0o644
-    assert (tmp_path / "tree" / "src" / "link").read_bytes() == b"#!"
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        Entry("top/sub/../../../escaped"),
-        link("top/sub/link", "../../escaped"),
-        link("top/sub/hard", "/etc/passwd", hard=True),
-        Entry("top/sub/pipe", kind=tarfile.FIFOTYPE),
-        Entry("top/sub/device", kind=tarfile.CHRTYPE),
-        link("top/sub/nothing", "top/nothing", hard=True),
-        Entry("top/header", bytes(9 << 20), kind=tarfile.XHDTYPE),
-        link("top/sub/absolute", "/etc/passwd"),
-        link("top/sub/other/../dots", "good"),
-        Entry("top/sparse", kind=tarfile.GNUTYPE_SPARSE),
-        Entry("top/sub/late", pax={"mtime": "1e30"}),
-        Entry(f"top/sub/{'d/' * 1100}deep"),
-        *(
-            Entry(f"top/sparse{map_['GNU.sparse.major']}", b"1\n0\n0\n".ljust(512, b"\0"), pax=map_)
-            for map_ in (
-                {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
-                {"GNU.sparse.major": "0", "GNU.sparse.size": "9", "GNU.sparse.map": "0,1"},
-            )
-        ),
-    ],
-    ids=lambda entry: entry.path.rpartition("/")[2],
-)
-def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: Entry) -> None:
-    archive = archive_of(tmp_path / "a.tar.gz", Entry("top/sub/good", b"x"), entry)
-    with refused("ARCHIVE_UNSAFE", SourceError):
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
-    assert list((tmp_path / "in").iterdir()) == []
-
-
-class HostileHost:
-    """A container of an engine whose author is the attacker."""
-
-    def __init__(self, archive: bytes) -> None:
-        self.archive = archive
-
-    def pause(self) -> None:
-        """Go on."""
-
-    def get_archive(self, path: str) -> tuple[Iterator[bytes], dict[str, str]]:
-        return iter([self.archive]), {"name": path}
-
-
-def collect(archive: bytes, into: Path) -> None:
-    """Copy products out of a container, as ``docker cp`` does."""
-    host = DockerWorkspace(
-        layout=CONTAINER_LAYOUT, jobs=1, image=None, ccache_dir=None, container=HostileHost(archive)
-    )
-    into.mkdir()
-    host.collect(CONTAINER_LAYOUT.products, into)
-
-
-@pytest.mark.parametrize("last", ["file", "link", "way", "products"])
-def test_no_way_through_a_link_of_the_archive_is_taken(tmp_path: Path, last: str) -> None:
-    """Links make a way of more than 4,096 bytes, which Python's filter takes for a safe one."""
-    entries, deep = [Entry("top/sub/good", b"x")], ""
-    for name in (steps := "abcdefghijklmnop"):
-        entries += [Entry(f"top/sub/{deep}{'d' * 247}/x"), link(f"top/sub/{deep}{name}", "d" * 247)]
-        deep += f"{'d' * 247}/"
-    up = f"{'/'.join(steps)}/{'l' * 254}"
-    entries += [link(f"top/sub/{up}", "../" * len(steps))] if last != "way" else []
-    entries += [link("top/sub/escape", f"{up}/../../outside")] if last != "link" else []
-    entries += [Entry("top/sub/escape/file", b"")] if last in ("file", "products") else []
-    (outside := tmp_path / "in" / "outside").mkdir(parents=True)
-    archive = archive_of(tmp_path / "a.tar.gz", *entries)
-    with refused("ARCHIVE_UNSAFE", SourceError):
-        if last == "products":
-            collect(gzip.decompress(archive.read_bytes()), tmp_path / "in" / "tree")
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
-    assert list(outside.iterdir()) == []
-    assert last == "products" or list(outside.parent.iterdir()) == [outside]
-
-
-@pytest.mark.parametrize("kind", ["FIFO", "hard link", "no end", "cut off"])
-def test_products_that_no_build_leaves_are_one_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    entry = Entry("bin/pipe", kind=tarfile.FIFOTYPE)
-    archive = tar([entry if kind == "FIFO" else link("bin/two", "bin/one", hard=True)])
-    monkeypatch.setattr(container, "_MOST_PRODUCTS", 600 if kind == "no end" else 1 << 20)
-    with refused("ARCHIVE_UNSAFE", SourceError, "/farm/build/bin is not unpacked: "):
-        collect(archive[:500] if kind == "cut off" else archive, tmp_path / "bin")
-    assert list((tmp_path / "bin").iterdir()) == []
-
-
-def test_negative_size_does_not_raise_the_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    head = bytearray(tar([Entry("top/folder", kind=tarfile.DIRTYPE)])[:512])
-    head[124:136] = tarfile.itn(-(1 << 60), 12, tarfile.GNU_FORMAT)
-    head[148:156] = b" " * 8
-    head[148:156] = b"%06o\0 " % sum(head)
-    archive = tmp_path / "a.tar.gz"
-    archive.write_bytes(compress(bytes(head) + tar([Entry("top/sub/a", b"1234")])))
-    monkeypatch.setattr(durable, "MOST_BYTES", 3)
-    with refused("ARCHIVE_UNSAFE", SourceError):
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
-
-
-BEYOND = "'top/[bc]' is a hard link or sparse, or beyond"
-
-
-@pytest.mark.parametrize(
-    ("bound", "names", "told"),
-    [
-        ("MOST_BYTES", "abc", BEYOND),
-        ("MOST_FILES", "abc", BEYOND),
-        ("MOST_FILES", ["sub/b/c/d/e"], "all more than 3 folders"),
-    ],
-)
-def test_more_than_a_source_has_is_not_unpacked(
-    tmp_path: Path, bound: str, names: Iterable[str], told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Outside of the folder, too: it would be unpacked to get past it."""
-    archive = archive_of(
-        tmp_path / "a.tar.gz", Entry("top/sub/a", b"12"), *(Entry(f"top/{n}", b"1") for n in names)
-    )
-    monkeypatch.setattr(durable, bound, 3)
-    with refused("ARCHIVE_UNSAFE", SourceError, told):
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
-    assert list((tmp_path / "in").iterdir()) == []
-
-
-def test_headers_of_an_archive_are_bounded_together_and_its_members_are_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for size, count in ((9_000, 1), (8_000, 140)):
-        long = [Entry("top/sub/a", pax={"comment": "a" * size})] * count
-        archive = archive_of(tmp_path / "a.tar.gz", *long)
-        with refused("ARCHIVE_UNSAFE", SourceError, "long headers without end"):
-            archives.extract_subtree(archive, "sub", tmp_path / "in")
-    alive: weakref.WeakSet[tarfile.TarInfo] = weakref.WeakSet()
-    headers: list[int] = []
-
-    def seen(_into: Path, _content: IO[bytes], member: tarfile.TarInfo) -> None:
-        alive.add(member)
-        headers.append(len(member.pax_headers))
-
-    monkeypatch.setattr(archives, "_write_file", seen)
-    of_all = Entry("top/all", b"13 comment=x\n", kind=tarfile.XGLTYPE)
-    many = io.BytesIO(tar([of_all, *(Entry(f"top/{n}") for n in range(20))]))
-    archives.unpack(many, tmp_path, what="many", mode="r:", most=1)
-    assert len(alive) < 4
-    assert headers == [1, *[0] * 19]
-
-
-def test_link_of_many_names_costs_no_time(tmp_path: Path) -> None:
-    link = Entry("top/sub/a", kind=tarfile.SYMTYPE, target="x/" * 4_000)
-    archive = archive_of(tmp_path / "a.tar.gz", link)
-    with refused("ARCHIVE_UNSAFE", SourceError, "a is a link of more than 32 names"):
-        archives.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
-
-
-def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
-    archive = archive_of(tmp_path / "a.tar.gz", Entry("top/a", b"x" * 100_000))
-    with pytest.raises(SourceError, match="no folder sub"):
-        archives.extract_subtree(archive, "sub", tmp_path / "tree")
-    archive.write_bytes(archive.read_bytes()[:60])
-    with refused("ARCHIVE_UNSAFE", SourceError):
-        archives.extract_subtree(archive, "sub", tmp_path / "tree")
-
-
-def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
-    with durable.new_folder(tmp_path / "tree") as slow:
-        (slow / "from").write_text("slow", "utf-8")
-        with durable.new_folder(tmp_path / "tree") as fast:
-            (fast / "from").write_text("fast", "utf-8")
-    assert (tmp_path / "tree" / "from").read_text("utf-8") == "fast"
-    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
-
-
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\x"])
-def test_no_file_of_a_wheel_lands_outside_its_folder(tmp_path: Path, name: str) -> None:
-    wheel, into = tmp_path / "w.whl", tmp_path / "deep" / "in"
-    wheel.write_bytes(wheel_of({name: b"x"}))
-    archives.extract_wheel(wheel, into)
-    assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*x")] == [
-        ("deep", "in")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"no zip", "not a zip"),
-        (wheel_of({"x": b"x"}, zipfile.ZIP_LZMA), "'x' is neither stored nor deflated"),
-        (wheel_of({f"{n:060000}": b"" for n in range(70)}), "list of members has more than"),
-        (wheel_of({f"{n}": b"" for n in range(3)}), "unpacks to more than 8 GiB"),
-    ],
-    ids=["no zip", "LZMA", "list", "size"],
-)
-def test_file_that_is_no_wheel_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
-    wheel = tmp_path / "w.whl"
-    claimed = b"(?s)(PK\x01\x02.{20}).{4}", b"\\1\xff\xff\xff\xfe"  # 4 GiB of each member
-    wheel.write_bytes(re.sub(*claimed, content) if "GiB" in words else content)
-    with refused("ARCHIVE_UNSAFE", SourceError, words):
-        archives.extract_wheel(wheel, tmp_path / "in")
-
-
 @pytest.mark.parametrize(
     ("here", "there", "allowed"),
     [
@@ -435,17 +198,6 @@ def test_redirect_that_leaves_https_is_refused(here: str, there: str, allowed: b
             return
         with pytest.raises(requests.exceptions.InvalidURL, match="not https"):
             web.get_redirect_target(answer)
-
-
-def test_pin_of_a_manifest_that_redirects_to_plain_http_is_refused() -> None:
-    there = "http://192.0.2.1/manifest.json"
-    redirect = http_served.Answer(302, None, {"Location": f"{there}?token=secret"})
-    with (
-        http_served.serving(lambda _: redirect) as url,
-        refused("RELEASE_UNREACHABLE", SourceError, f"{there}, which is not https") as caught,
-    ):
-        pin_space.url(f"{url}/manifest.json")
-    assert "secret" not in caught.value.message
 
 
 def looked_up(

@@ -140,36 +140,3 @@ def test_texts_from_outside_are_shown_without_terminal_codes(
     assert not {"\x1b", "\x9b", "\u202e"} & {*told.out, *told.err}
     assert told.out.count("[/x]") == 9
     assert "\n    second\n" in told.out
-
-
-@pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No engine, no release, an empty cache."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
-    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
-
-
-@pytest.mark.usefixtures("bare")
-def test_no_release_and_no_engine_are_one_calm_line_each(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    status.tell(None, None)
-    none, local, docker, disk = capsys.readouterr().out.splitlines()
-    assert none == (
-        f"no release: there is no {Path('dist').absolute()} (give a release folder;"
-        " invoke build-cuda or invoke build-cpu makes one)"
-    )
-    assert local.startswith("compiler cache, local engine: ")
-    assert docker.startswith("compiler cache, docker engine: no Docker engine answers at unix://")
-    assert docker.endswith("/nobody.sock (DOCKER_HOST)")
-    assert disk.startswith("disk: ")
-
-
-@pytest.mark.usefixtures("bare")
-def test_host_that_is_supposed_without_a_release_is_an_error_and_nothing_else(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with refused("RELEASE_MISSING", UsageError):
-        status.tell(None, "capability=9.0")
-    assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""`invoke clean`: what it lists of this machine, what it removes, and what it leaves alone."""
+"""`invoke status` of this machine, and what `invoke clean` lists, removes and leaves alone."""
 
 import errno
 import os
@@ -11,10 +11,12 @@ import pytest
 from waiting import until
 
 from farm import run_lock
+from farm.errors import UsageError
 from farm.inputs.packages import cache_folder
 from farm.terminal import show, status
 from farm.terminal.status import Leavings
 from tests.rigs.heard import heard
+from tests.rigs.refusals import refused
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -131,3 +133,36 @@ def test_status_tells_the_sum(machine: Path) -> None:
     assert told.startswith("disk: ")
     assert told.endswith("the engine not counted (invoke clean lists and removes them)")
     assert machine.is_dir()
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine, no release, an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+
+
+@pytest.mark.usefixtures("bare")
+def test_no_release_and_no_engine_are_one_calm_line_each(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status.tell(None, None)
+    none, local, docker, disk = capsys.readouterr().out.splitlines()
+    assert none == (
+        f"no release: there is no {Path('dist').absolute()} (give a release folder;"
+        " invoke build-cuda or invoke build-cpu makes one)"
+    )
+    assert local.startswith("compiler cache, local engine: ")
+    assert docker.startswith("compiler cache, docker engine: no Docker engine answers at unix://")
+    assert docker.endswith("/nobody.sock (DOCKER_HOST)")
+    assert disk.startswith("disk: ")
+
+
+@pytest.mark.usefixtures("bare")
+def test_host_that_is_supposed_without_a_release_is_an_error_and_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with refused("RELEASE_MISSING", UsageError):
+        status.tell(None, "capability=9.0")
+    assert capsys.readouterr().out == ""
