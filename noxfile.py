@@ -49,7 +49,7 @@ MUTATED = {
     "trust": "trust",
     "manifest": "manifest",
     "receipt": "receipt",
-    "unpack": "unpack",
+    "unpack": "unpack foreign",
     "disk": "disk receipt store",
     "fetch": "fetch resume",
 }

@@ -1,6 +1,5 @@
 """Places by their names: what is none, and servers that answer without end or as none does."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import fault_server
@@ -8,7 +7,7 @@ import pytest
 
 from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import places, publishing
-from tests.rigs import github_releases, http_served, published
+from tests.rigs import http_served
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.published import Place
 from tests.rigs.refusals import refused
@@ -166,12 +165,6 @@ def test_list_of_more_than_any_place_has_is_not_kept(
                 patch.setattr(f"farm.{bound}", most)
                 places.parse(place).releases()
             places.parse(place).releases()
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[github_releases.GitHub]:
-    with published.serving("github", tmp_path, monkeypatch) as place:
-        yield place.server
 
 
 @pytest.mark.parametrize(

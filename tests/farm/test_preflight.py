@@ -128,62 +128,61 @@ def test_everything_that_stands_in_the_way_is_found_at_once(tmp_path: Path) -> N
     assert error.render().count("error[") == 7
 
 
-class TestOut:
-    """What lies in the folder for the tarballs."""
+def test_tarball_of_another_source_is_found(kept: Path, tmp_path: Path) -> None:
+    out = tiny_release.of_build(kept, 11549, tmp_path)
+    (found,) = preflight.out_findings(out, [plan(11600)])
+    assert (found.code, found.exit_status) == ("SOURCES_MIXED", 2)
+    assert "b11549" in found.message
+    assert "b11600" in found.message
 
-    def test_tarball_of_another_source_is_found(self, kept: Path, tmp_path: Path) -> None:
-        out = tiny_release.of_build(kept, 11549, tmp_path)
-        (found,) = preflight.out_findings(out, [plan(11600)])
-        assert (found.code, found.exit_status) == ("SOURCES_MIXED", 2)
-        assert "b11549" in found.message
-        assert "b11600" in found.message
 
-    def test_tarballs_of_the_same_source_and_those_that_are_replaced_are_none(
-        self, kept: Path, tmp_path: Path
-    ) -> None:
-        out = tiny_release.of_build(kept, 0, tmp_path)
-        assert preflight.out_findings(out, [plan(0)]) == []
-        (tarball,) = (path for path in out.iterdir() if release.is_tarball(path.name))
-        assert tarball.name == plan(0).artifact_name
-        tarball.write_bytes(b"cut off")
-        assert preflight.out_findings(out, [plan(0)]) == []
+def test_tarballs_of_the_same_source_and_those_that_are_replaced_are_none(
+    kept: Path, tmp_path: Path
+) -> None:
+    out = tiny_release.of_build(kept, 0, tmp_path)
+    assert preflight.out_findings(out, [plan(0)]) == []
+    (tarball,) = (path for path in out.iterdir() if release.is_tarball(path.name))
+    assert tarball.name == plan(0).artifact_name
+    tarball.write_bytes(b"cut off")
+    assert preflight.out_findings(out, [plan(0)]) == []
 
-    def test_tarball_that_somebody_put_there_is_read_neither_for_ever_nor_as_a_whole(
-        self, tmp_path: Path
-    ) -> None:
-        place = tmp_path / plan(0).artifact_name
-        record = Entry("runtime/BUILD.json", b" " * (256 << 20))
-        place.write_bytes(compress(tar([record]), "tar.zst"))
-        del record
-        tracemalloc.start()
-        (found,) = preflight.out_findings(tmp_path, [plan(11600)])
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert (found.code, most < 64 << 20) == ("OUT_HAS_FOREIGN_FILE", True)
-        record = Entry("runtime/BUILD.json", b"x" * 9)  # which a build puts before anything else
-        place.write_bytes(compress(tar([Entry("runtime/AA", b""), record]), "tar.zst"))
-        (found,) = preflight.out_findings(tmp_path, [plan(11600)])
-        assert "has no BUILD.json" in found.message
-        place.unlink()
-        os.mkfifo(place)
-        (found,) = preflight.out_findings(tmp_path, [plan(11600)])
-        assert "not a regular file" in found.message
 
-    def test_folder_that_is_a_file_is_found_and_one_that_is_not_there_is_none(
-        self, tmp_path: Path
-    ) -> None:
-        (tmp_path / "file").touch()
-        (found,) = preflight.out_findings(tmp_path / "file", [])
-        assert found.code == "OUT_NOT_FOLDER"
-        assert preflight.out_findings(tmp_path / "absent", []) == []
+def test_tarball_that_somebody_put_there_is_read_neither_for_ever_nor_as_a_whole(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / plan(0).artifact_name
+    record = Entry("runtime/BUILD.json", b" " * (256 << 20))
+    place.write_bytes(compress(tar([record]), "tar.zst"))
+    del record
+    tracemalloc.start()
+    (found,) = preflight.out_findings(tmp_path, [plan(11600)])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found.code, most < 64 << 20) == ("OUT_HAS_FOREIGN_FILE", True)
+    record = Entry("runtime/BUILD.json", b"x" * 9)  # which a build puts before anything else
+    place.write_bytes(compress(tar([Entry("runtime/AA", b""), record]), "tar.zst"))
+    (found,) = preflight.out_findings(tmp_path, [plan(11600)])
+    assert "has no BUILD.json" in found.message
+    place.unlink()
+    os.mkfifo(place)
+    (found,) = preflight.out_findings(tmp_path, [plan(11600)])
+    assert "not a regular file" in found.message
 
-    def test_folder_that_this_user_may_not_write_to_is_found(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        asked: list[Path] = []
-        monkeypatch.setattr("os.access", lambda path, _: asked.append(path))  # root may all
-        (found,) = preflight.out_findings(tmp_path / "not" / "there", [])
-        assert (found.code, asked) == ("OUT_NOT_WRITABLE", [tmp_path])
+
+def test_folder_that_is_a_file_is_found_and_one_that_is_not_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (found,) = preflight.out_findings(tmp_path / "file", [])
+    assert found.code == "OUT_NOT_FOLDER"
+    assert preflight.out_findings(tmp_path / "absent", []) == []
+
+
+def test_folder_that_this_user_may_not_write_to_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr("os.access", lambda path, _: asked.append(path))  # root may all
+    (found,) = preflight.out_findings(tmp_path / "not" / "there", [])
+    assert (found.code, asked) == ("OUT_NOT_WRITABLE", [tmp_path])
 
 
 def test_disk_without_room_for_the_sets_is_found(tmp_path: Path) -> None:
@@ -199,74 +198,78 @@ def test_disk_without_room_for_the_sets_is_found(tmp_path: Path) -> None:
         assert preflight.room_findings(request, [replace(plan(), source=llama)], None) == []
 
 
-class TestPublication:
-    """Name, place, channel and key of what follows the build."""
+LLAMA = plan(11549).source
 
-    LLAMA = plan(11549).source
 
-    def findings(self, **wanted: object) -> list[str]:
-        publication = Publication(**wanted)  # type: ignore[arg-type] - its own fields
-        return [one.code for one in preflight.publication_findings(publication, self.LLAMA)]
+def findings(**wanted: object) -> list[str]:
+    publication = Publication(**wanted)  # type: ignore[arg-type] - its own fields
+    return [one.code for one in preflight.publication_findings(publication, LLAMA)]
 
-    @pytest.mark.parametrize(
-        ("name", "code"),
-        [
-            ("b11549-1", []),
-            ("nightly", []),
-            ("b11550-1", ["RELEASE_NAME_WRONG"]),
-            ("../x", ["NAME_INVALID"]),
-            ("channel-stable", ["NAME_INVALID"]),
-        ],
-    )
-    def test_release_s_name(self, name: str, code: list[str]) -> None:
-        assert self.findings(release=name) == code
 
-    def test_name_that_is_published_already(self, tmp_path: Path) -> None:
-        (tmp_path / "b11549-1").mkdir()
-        (tmp_path / "b11549-1" / "manifest.json").write_text("{}")
-        assert self.findings(release="b11549-1", to=str(tmp_path)) == ["PUBLISHED_ALREADY"]
-        assert self.findings(release="b11549-2", to=str(tmp_path)) == []
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("b11549-1", []),
+        ("nightly", []),
+        ("b11550-1", ["RELEASE_NAME_WRONG"]),
+        ("../x", ["NAME_INVALID"]),
+        ("channel-stable", ["NAME_INVALID"]),
+    ],
+)
+def test_release_s_name(name: str, code: list[str]) -> None:
+    assert findings(release=name) == code
 
-    def test_missing_token_and_missing_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("GITHUB_TOKEN", trust.VARIABLE):
-            monkeypatch.delenv(name, raising=False)
-        found = self.findings(release="b11549-1", to="github:me/it", channel="candidate")
-        assert found == ["TOKEN_MISSING", "KEY_MISSING"]
 
-    def test_hub_without_a_token_and_folder_without_the_right_to_write(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "absent"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("farm.publish.hub.get_token", lambda: None)
-        assert self.findings(to="hf:me/it") == ["TOKEN_MISSING"]
-        monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
-        assert self.findings(to=str(tmp_path)) == ["DESTINATION_NOT_WRITABLE"]
+def test_name_that_is_published_already(tmp_path: Path) -> None:
+    (tmp_path / "b11549-1").mkdir()
+    (tmp_path / "b11549-1" / "manifest.json").write_text("{}")
+    assert findings(release="b11549-1", to=str(tmp_path)) == ["PUBLISHED_ALREADY"]
+    assert findings(release="b11549-2", to=str(tmp_path)) == []
 
-    def test_private_repository_whose_release_could_not_be_attested(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("GITHUB_TOKEN", "x")
-        monkeypatch.setenv("GITHUB_ACTIONS", "true")
-        told = {"full_name": "owner/name", "private": True}
-        with http_served.serving(lambda _: Answer(200, told)) as url:
-            monkeypatch.setenv("GITHUB_API_URL", url)
-            assert self.findings(to="github:owner/name") == ["ATTESTATION_UNAVAILABLE"]
-            monkeypatch.setenv("FARM_ATTEST_PRIVATE", "1")
-            assert self.findings(to="github:owner/name") == []
 
-    def test_channel_of_another_key(self, kept: Path, tmp_path: Path) -> None:
-        for name in ("theirs", "ours"):
-            trust.generate(tmp_path / name)
-        place = places.parse(str(tmp_path))
-        content = (tiny_release.of_build(kept, 2, tmp_path) / "manifest.json").read_bytes()
-        comment = f"project {place.project} channel stable serial 1 release b2-1"
-        signature = trust.signer(tmp_path / "theirs").sign(content, comment)
-        place.put_channel("stable", 1, Signed(content, signature))
-        wanted = {"to": str(tmp_path), "channel": "stable"}
-        assert self.findings(**wanted, key=tmp_path / "ours") == ["SIGNED_BY_ANOTHER_KEY"]
-        assert self.findings(**wanted, key=tmp_path / "theirs") == []
+def test_missing_token_and_missing_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_TOKEN", trust.VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    found = findings(release="b11549-1", to="github:me/it", channel="candidate")
+    assert found == ["TOKEN_MISSING", "KEY_MISSING"]
+
+
+def test_hub_without_a_token_and_folder_without_the_right_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "absent"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("farm.publish.hub.get_token", lambda: None)
+    assert findings(to="hf:me/it") == ["TOKEN_MISSING"]
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    assert findings(to=str(tmp_path)) == ["DESTINATION_NOT_WRITABLE"]
+
+
+def test_private_repository_whose_release_could_not_be_attested(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "x")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    told = {"full_name": "owner/name", "private": True}
+    with http_served.serving(lambda _: Answer(200, told)) as url:
+        monkeypatch.setenv("GITHUB_API_URL", url)
+        assert findings(to="github:owner/name") == ["ATTESTATION_UNAVAILABLE"]
+        monkeypatch.setenv("FARM_ATTEST_PRIVATE", "1")
+        assert findings(to="github:owner/name") == []
+
+
+def test_channel_of_another_key(kept: Path, tmp_path: Path) -> None:
+    for name in ("theirs", "ours"):
+        trust.generate(tmp_path / name)
+    place = places.parse(str(tmp_path))
+    content = (tiny_release.of_build(kept, 2, tmp_path) / "manifest.json").read_bytes()
+    comment = f"project {place.project} channel stable serial 1 release b2-1"
+    signature = trust.signer(tmp_path / "theirs").sign(content, comment)
+    place.put_channel("stable", 1, Signed(content, signature))
+    wanted = {"to": str(tmp_path), "channel": "stable"}
+    assert findings(**wanted, key=tmp_path / "ours") == ["SIGNED_BY_ANOTHER_KEY"]
+    assert findings(**wanted, key=tmp_path / "theirs") == []
 
 
 def test_known_hole_is_a_note_of_a_build_and_a_finding_of_a_release(

@@ -21,7 +21,7 @@ from llama_loader.client import Client
 from llama_loader.errors import ServerError
 from llama_loader.manifest import Platform, dump
 from llama_loader.receipt import RECEIPT
-from tests.loader.test_model import MMPROJ
+from tests.loader.test_model_file import MMPROJ
 from tests.loader.test_selection import RELEASE
 from tests.loader.test_server import OTHER_MACHINE
 from tests.rigs import archives, fake_nvml

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import socket
-import struct
 import sys
 import time
 from dataclasses import replace
@@ -24,7 +23,6 @@ from tests.rigs.small_disk import mounted
 
 SPACES = PROJECT / "spaces"
 TINY = self_test.MODEL.read_bytes()
-MMPROJ = b"GGUF" + struct.pack("<IQQQ20sIQ4s", 3, 0, 1, 20, b"general.architecture", 8, 4, b"clip")
 
 
 def refused(path: Path) -> SettingError:
@@ -38,93 +36,6 @@ def refused(path: Path) -> SettingError:
     assert error.exit_status == 2
     assert str(path) in error.message
     return error
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "code"),
-    [
-        ("page.gguf", b"<!doctype html><html>", "MODEL_NOT_GGUF"),
-        ("empty.gguf", b"", "MODEL_NOT_GGUF"),
-        ("begun.gguf", TINY[:4], "MODEL_INCOMPLETE"),
-        ("cut.gguf", TINY[:100], "MODEL_INCOMPLETE"),
-        ("words.gguf", TINY[:4000], "MODEL_INCOMPLETE"),
-        ("half.gguf", TINY[: len(TINY) // 2], "MODEL_INCOMPLETE"),
-        ("end.gguf", TINY[:-1], "MODEL_INCOMPLETE"),
-        ("old.gguf", b"GGUF\1" + TINY[5:], "MODEL_NOT_GGUF"),
-        ("m-00001-of-00003.gguf", TINY, "MODEL_INCOMPLETE"),
-        ("m-00002-of-00003.gguf", TINY, "MODEL_INCOMPLETE"),
-        ("m-00001-of-00000.gguf", TINY, "MODEL_PART"),
-        ("m.gguf.part1of2", TINY, "MODEL_PART"),
-        ("m.gguf-split-a", TINY, "MODEL_PART"),
-        ("mmproj.gguf", MMPROJ, "MODEL_PROJECTOR"),
-        ("none.gguf", None, "MODEL_MISSING"),
-        ("4b", None, "MODEL_MISSING"),
-        ("folder", None, "MODEL_MISSING"),
-    ],
-)
-def test_what_is_no_whole_model_is_refused_before_anything_is_started(
-    tmp_path: Path, name: str, data: bytes | None, code: str
-) -> None:
-    """A piece of a model on the Hub too, before anything is fetched."""
-    if data is not None:
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "folder").mkdir()
-    error = refused(tmp_path / name)
-    assert error.code == code
-    assert ("--hf REPO FILE" in error.hint) is (name in {"none.gguf", "4b"})
-    assert ("name the .gguf file in it" in error.hint) is (name == "folder")
-    assert ("invoke space --model" in error.hint) is (name == "4b")
-    if code == "MODEL_PART" or "-00002-" in name:
-        told = reason(settings(GGUF_FILENAME=name))
-        assert (told.code, told.exit_status) == ("MODEL_PART", 2)
-        assert name in told.message
-        assert ("joined to one file" if code == "MODEL_PART" else "m-00001-of-00003") in told.hint
-    if "-of-00003" in name:
-        (tmp_path / "m-00003-of-00003.gguf").write_bytes(TINY)
-        other = "m-00002-of-00003.gguf" if "-00001-" in name else "m-00001-of-00003.gguf"
-        assert refused(tmp_path / name).message.endswith(f"missing: {other}")
-
-
-def test_model_of_more_parts_than_any_has_is_refused_before_anything_is_asked() -> None:
-    told = reason(settings(GGUF_FILENAME="m-00001-of-99999.gguf"))
-    assert (told.code, told.exit_status) == ("MODEL_PART", 2)
-    assert "would be a model of 99999 parts" in told.message
-    assert reason(settings(GGUF_FILENAME="m-00001-of-01000.gguf")).code == "OFFLINE"
-
-
-def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
-    for number in (1, 2):
-        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(TINY)
-    model_file.require_usable(tmp_path / "m-00001-of-00002.gguf")
-    told = refused(tmp_path / "m-00002-of-00002.gguf")
-    assert told.message.endswith("m-00002-of-00002.gguf is part 2 of 2 of a model")
-    assert told.hint == "name the first part, m-00001-of-00002.gguf"
-    second = tmp_path / "m-00002-of-00002.gguf"
-    for data, words in (
-        (TINY[: len(TINY) // 2], "its tensors end at byte 252352"),
-        (b"<html>", "is no GGUF file"),
-    ):
-        second.write_bytes(data)
-        with pytest.raises(SettingError, match=f"{second}.*{words}"):
-            model_file.require_usable(tmp_path / "m-00001-of-00002.gguf")
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["FIFO", "folder", "device", "FIFO by a link"])
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
-    """Whoever opens a FIFO waits for its writer."""
-    path = tmp_path / "m.gguf"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        os.mkfifo(tmp_path / "fifo")
-        (tmp_path / "fifo").rename(path) if kind == "FIFO" else path.symlink_to("fifo")
-    assert refused(path).code == "MODEL_MISSING"
-    wanted = settings(GGUF_PATH=str(path), GGUF_SHA256="0" * 64)
-    with pytest.raises(SettingError):
-        model.get(wanted)
 
 
 def test_model_that_this_user_may_not_look_at_is_a_setting(

@@ -26,10 +26,10 @@ from tests.rigs.heard import heard
 PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
-    "main", "client", "console", "devices", "disk", "doctor", "errors",
-    "fetch", "host", "loader", "locations", "manifest", "processes",
-    "receipt", "resume", "selection", "server", "server_log", "server_plan", "settings", "store",
-    "server_restarts", "http_transport", "trust", "unpack",
+    "client", "console", "devices", "disk", "doctor", "errors", "events", "fetch", "foreign",
+    "host", "http_transport", "loader", "locations", "main", "manifest", "processes", "receipt",
+    "resume", "selection", "server", "server_log", "server_plan", "server_restarts",
+    "setting_kinds", "settings", "store", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/loader that need nothing but the loader."""
 LEFT_OUT: Final = (

@@ -491,15 +491,6 @@ def test_app_is_told_in_lines_that_name_its_own_variables(
     assert note.hint == "set allow_cpu=1"  # a keyword of this engine
 
 
-def test_zerogpu_without_its_package_is_an_error_that_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    monkeypatch.setitem(sys.modules, "spaces", None)
-    with refused("SPACES_MISSING", SettingError, "spaces"):
-        Engine()
-
-
 def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -520,12 +511,3 @@ def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
     reserved = wanted.reserved
     assert items == [Progress("queue"), reserved, reserved, Progress("start")]
     assert calls == [(1, wanted), (1, wanted)]
-
-
-@pytest.mark.parametrize("error", [RuntimeError("HTTP 500"), ValueError("HTTP\n500"), OSError(5)])
-def test_an_error_of_the_package_without_a_title_is_a_failure(error: Exception) -> None:
-    failure = zerogpu._explained(error)
-    assert (failure.code, failure.exit_status) == ("ZEROGPU_FAILED", 5)
-    assert failure.message
-    assert "\n" not in failure.message
-    assert failure.hint

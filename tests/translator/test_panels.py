@@ -5,13 +5,10 @@ import re
 from typing import Any, get_args
 
 import pytest
-from verbs import PROJECT
 
-from llama_loader import settings
-from llama_loader.doctor import Check, Examination
 from llama_loader.events import Downloading, Note
 from llama_space.values import Failure, Figures, Phase, Progress, Status, Waiting
-from translator import advice, languages, panels, texts
+from translator import panels, texts
 
 WORDS = texts.every()["en"]
 RUNNING = Status(
@@ -28,44 +25,6 @@ RUNNING = Status(
     timeline=(("resolve", 0.08), ("start", 0.5)),
     calls=(Figures(0.0, 0.2, 1.0, 30, warm=False), Figures(1.0, 0.1, 0.5, 12, warm=True)),
 )
-
-
-def test_the_browser_s_first_language_of_ours_is_taken() -> None:
-    headers = {
-        None: "en",
-        "": "en",
-        "ja": "ja",
-        "de-DE,de;q=0.9": "en",
-        "ja-JP,en;q=0.9": "ja",
-        "en-GB,en;q=0.9,ja;q=0.8": "en",
-        "de,ja;q=0.5,en;q=0.4": "ja",
-    }
-    assert {header: texts.accepted(header) for header in headers} == headers
-
-
-def test_both_locales_have_all_words_with_the_same_blanks() -> None:
-    for name, english in texts.every()["en"].items():
-        japanese = texts.every()["ja"][name]
-        assert japanese
-        for blank in ("{count}", "{limit}", "{language}", "{place}", "YAKULINGO"):
-            assert (blank in english) == (blank in japanese), name
-
-
-def test_every_stage_of_a_start_has_its_word() -> None:
-    folders = (PROJECT / "spaces/llama_space", PROJECT / "spaces/llama_loader")
-    source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
-    stages = set(
-        re.findall(
-            r'(?:(?<!console)\.stage|Stage|timeline\.add|timeline=\()\(\s*"([a-z ]+)"', source
-        )
-    )
-    assert {"resolve", "fetch", "model", "start", "page cache"} <= stages
-    assert {name for name in stages if f"stage_{name}" not in WORDS} == set()
-
-
-def test_a_duration_has_the_digits_that_mean_something() -> None:
-    durations = {0.012: "12 ms", 0.5: "0.50 s", 9.99: "9.99 s", 61.2: "61 s"}
-    assert {value: panels.seconds(value) for value in durations} == durations
 
 
 def test_the_colophon_names_everything_that_runs() -> None:
@@ -137,13 +96,6 @@ def test_an_owner_s_failure_says_what_to_set_and_links_to_the_settings(
     assert WORDS["for_owner"] not in visitors
 
 
-def test_every_language_has_a_name_in_both_locales() -> None:
-    for code, known in languages.known().items():
-        assert languages.shown(code, "en").endswith(known.english)
-        assert languages.shown(code, "ja") == known.native or " · " in languages.shown(code, "ja")
-    assert languages.shown("de", "ja") == "Deutsch · ドイツ語"
-
-
 def test_what_comes_from_elsewhere_is_escaped() -> None:
     evil = "<script>alert(1)</script>"
     state = Status(
@@ -168,42 +120,3 @@ def test_while_it_prepares_the_latest_progress_is_shown() -> None:
     state = Status("preparing", progress=news)
     assert "3 MB of 20 MB" in panels.pill(state, WORDS)
     assert "12 s" in panels.pill(dataclasses.replace(state, elapsed=12.3), WORDS)
-
-
-def test_each_line_to_set_names_a_variable_that_is_read() -> None:
-    lines = [line for one in advice.ADVICES.values() for line in one.settings]
-    found = settings.load(environ=dict(line.split("=") for line in lines if "…" not in line))
-    assert (found.unknown, found.startup_timeout) == ((), 300.0)
-
-
-@pytest.mark.parametrize(
-    ("failed", "expected"),
-    [
-        ((), ()),
-        ((("gpu", "NO_GPU"), ("devices", "NO_DEVICE")), ("slow", "devices")),
-        ((("devices", "LIST_TIMEOUT"),), ("devices",)),
-        ((("test run", "MODEL_ON_CPU"),), ("slow",)),
-        ((("model", "MODEL_GATED"),), ("gated",)),
-        ((("model", "MODEL_MISSING"),), ("model",)),
-        ((("model", "HUB_UNREACHABLE"),), ()),
-        ((("runtime", "RELEASE_NOT_CHOSEN"),), ("release",)),
-    ],
-)
-def test_a_failed_check_and_a_failure_are_advised_on_by_code(
-    failed: tuple[tuple[str, str], ...], expected: tuple[str, ...]
-) -> None:
-    checks = [Check(name, ok=False, detail="any words", code=code) for name, code in failed]
-    report = Examination([Check("store", ok=True, detail="good", code="NO_DEVICE"), *checks])
-    assert advice.of_report(report) == expected
-    for (_, code), name in zip(failed, expected, strict=False):
-        if code != "LIST_TIMEOUT":
-            shown = panels.failure(Failure(code, "it broke", "do this", 5), WORDS)
-            assert WORDS[f"advice_{name}_title"] in shown
-            assert "do this" in shown
-
-
-def test_a_model_on_the_cpu_is_said_only_where_it_is() -> None:
-    on_cpu = dataclasses.replace(RUNNING, devices=())
-    assert advice.of_status(on_cpu) == ("cpu",)
-    assert advice.of_status(RUNNING) == ()
-    assert advice.of_status(Status("preparing")) == ()
