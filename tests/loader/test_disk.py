@@ -131,6 +131,25 @@ def test_private_folder_that_another_user_makes_first_is_not_used(
     assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (os.geteuid(), 0o700)
 
 
+def test_files_are_their_owners_to_write_and_room_is_made_of_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    mask = os.umask(0)
+    try:
+        with Folder.open(tmp_path) as folder:
+            folder.write("file", b"x")
+            for name in (*folder.names(), "missing"):
+                folder.make_room(name)
+            file, aside = folder.names()
+            assert (file, aside.partition("-")[0]) == ("file", "folder.aside")
+            assert stat.S_IMODE((tmp_path / file).stat().st_mode) == 0o644
+            folder.renew(file, staging=folder)
+            assert stat.S_IMODE((tmp_path / file).stat().st_mode) == 0o600
+            assert (folder.read(file, 1), folder.read(file, 0)) == (b"x", None)
+    finally:
+        os.umask(mask)
+
+
 def test_no_link_is_followed_out_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "theirs/inner").mkdir(parents=True)
     (tmp_path / "theirs/inner/notes.txt").write_text("mine")

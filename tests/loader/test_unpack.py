@@ -364,11 +364,21 @@ def test_a_format_that_is_not_known_yet(into: Path) -> None:
 
 def test_pieces_stay_small() -> None:
     packed = compress(bytes(30 << 20), "tar.zst")
-    assert max(len(piece) for piece in decompressed(iter([packed]), "tar.zst", "a")) <= 1 << 20
+    assert max(len(piece) for piece in decompressed(iter([packed]), "tar.zst", "a")) == 1 << 19
 
 
 def members(plain: bytes) -> list[unpack.Member]:
     return list(unpack.Reader(pieces(plain, 100), "a", 1 << 30).members())
+
+
+def test_an_extended_header_has_at_most_64_kib() -> None:
+    for size, fine in ((65536, True), (65537, False)):
+        plain = extended((b"%d comment=" % size).ljust(size - 1, b"x") + b"\n") + tar(GOOD)
+        if fine:
+            assert len(members(plain)) == len(GOOD)
+            continue
+        with pytest.raises(IntegrityError, match="an extended header has 65537 bytes"):
+            members(plain)
 
 
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
