@@ -427,5 +427,5 @@ def test_manifest_of_elsewhere_names_no_mirror_on_this_machine(
     if allowed:
         assert len(alone.resolved_urls(base)) == 1
         return
-    with refused("MIRROR_REFUSED", IntegrityError, "this one alone as its mirror"):
+    with refused("MIRROR_REFUSED", IntegrityError, "this machine as its only mirror"):
         alone.resolved_urls(base)

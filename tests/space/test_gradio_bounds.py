@@ -331,10 +331,10 @@ def press(number):
 def read(number):
     return requests.get(f"{gradios}queue/data?session_hash=s{number}").text
 told = [press(number) for number in range(30)]
-told.append("Too many are waiting" in read(29))
+told.append("Too many visitors are waiting" in read(29))
 told.append(requests.post(f"{gradios}call/detect", json={"data": ["Hello."]}).status_code)
 released.set()
-print({*told}, "Too many are waiting" in read(0))
+print({*told}, "Too many visitors are waiting" in read(0))
 """
 
 
