@@ -31,7 +31,7 @@ def test_zstd_frame_has_a_small_window_and_a_checksum(tmp_path: Path) -> None:
     assert (1 << (10 + (window >> 3))) + (1 << (7 + (window >> 3))) * (window & 7) <= 8 << 20
 
 
-def test_chunks() -> None:
+def test_hash_file_gives_the_digest_of_each_chunk_and_of_the_whole() -> None:
     data = os.urandom(10_000)
     found = archive.hash_file(io.BytesIO(data), chunk_size=4096)
     parts = [data[:4096], data[4096:8192], data[8192:]]

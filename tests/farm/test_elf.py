@@ -89,7 +89,7 @@ def test_120_is_answered_by_120_or_120a_but_not_by_both(tmp_path: Path) -> None:
         ("liblto.so", "90", "", CU130, "CODE_NOT_ASKED", "kind 8 for 90"),
     ],
 )
-def test_other_code_than_was_asked_for(
+def test_other_code_than_was_asked_for_is_refused_by_name(
     made: Path, names: str, sass: str, ptx: str, line: targets.Line, code: str, shown: str
 ) -> None:
     files = [elf.inspect(made / name) for name in names.split()]
@@ -110,7 +110,9 @@ def test_other_code_than_was_asked_for(
         ("both-90-size sass-90", "sass-90", "of its 3 CUDA objects, ptx 90 is missing in 1"),
     ],
 )
-def test_code_in_some_objects_only(tmp_path: Path, objects: str, links: str, problem: str) -> None:
+def test_code_that_only_some_objects_hold_is_refused_with_the_gap(
+    tmp_path: Path, objects: str, links: str, problem: str
+) -> None:
     read = [[(FATBINS / f"{n}.fatbin").read_bytes() for n in x.split()] for x in (objects, links)]
     files = [elf.inspect(library_of_objects(tmp_path, "libmixed.so", read[0], links=read[1]))]
     wanted = asked("90", ptx=("90",))
@@ -131,7 +133,7 @@ def test_code_in_some_objects_only(tmp_path: Path, objects: str, links: str, pro
         ({"machine": "m68k"}, "MACHINE_DIFFERS", "m68k"),
     ],
 )
-def test_file_beside_another_in_a_package(
+def test_file_that_does_not_fit_the_others_of_its_package_is_refused(
     made: Path, changes: dict[str, Any], code: str, shown: str
 ) -> None:
     base = elf.inspect(made / "libbase.so.0")
@@ -150,7 +152,7 @@ def test_file_beside_another_in_a_package(
         ("-Wl,--disable-new-dtags,-rpath,$ORIGIN", "RPATH is '$ORIGIN'"),
     ],
 )
-def test_other_runpath(tmp_path: Path, flags: str, shown: str) -> None:
+def test_runpath_other_than_origin_is_refused(tmp_path: Path, flags: str, shown: str) -> None:
     found = elf.inspect(compile_c(tmp_path / "l.so", "", "-shared", flags))
     assert None in {found.rpath, found.runpath}
     assert shown in refused("RUNPATH_NOT_ORIGIN", [found], asked(line=CPU))
@@ -169,7 +171,9 @@ def test_other_runpath(tmp_path: Path, flags: str, shown: str) -> None:
         ("libmount.so.1", CPU, "libmount.so.1"),
     ],
 )
-def test_libraries(made: Path, needs: str, line: targets.Line, refusal: str | None) -> None:
+def test_library_that_no_host_of_its_line_has_is_refused_as_a_need(
+    made: Path, needs: str, line: targets.Line, refusal: str | None
+) -> None:
     cuda = line is CU130
     base = elf.inspect(made / ("libcuda90.so" if cuda else "libbase.so.0"))
     files = [dataclasses.replace(base, needs=tuple(needs.split()))]

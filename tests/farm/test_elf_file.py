@@ -145,7 +145,7 @@ def test_this_machines_programs_read_as_pyelftools_reads_them() -> None:
         assert {name: getattr(found, name) for name in theirs} == theirs, path
 
 
-def test_truncated_library_and_damaged_cuda_section(made: Path) -> None:
+def test_truncated_library_or_damaged_cuda_section_is_refused(made: Path) -> None:
     whole = (made / "libcuda90.so").read_bytes()
     for data, code in (
         (whole[:-5000], "ELF_CORRUPT"),

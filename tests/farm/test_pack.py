@@ -146,7 +146,9 @@ def test_shipped_program_starts_where_nothing_else_is(tree: Path, archive_format
 
 
 @pytest.mark.parametrize("archive_format", FORMATS)
-def test_members(tree: Path, archive_format: str) -> None:
+def test_packed_members_are_sorted_regular_and_have_no_owner_or_time_of_this_machine(
+    tree: Path, archive_format: str
+) -> None:
     asked = request(tree, archive_format)
     pack.pack(**vars(asked))
     with opened(asked.out) as tar:
@@ -233,14 +235,14 @@ def test_entry_of_a_cuda_build(cuda_tree: Path) -> None:
 # What is refused
 
 
-def test_missing_program(tree: Path) -> None:
+def test_tree_without_the_server_is_refused_by_the_programs_name(tree: Path) -> None:
     (tree / "llama-server").unlink()
     message = refused(PackError, "PROGRAM_MISSING", lambda: pack.pack(**vars(request(tree))))
     assert message.endswith("has no llama-server")
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "gone", "libx.so", "link40"])
-def test_link_out_of_the_tree(tree: Path, target: str) -> None:
+def test_link_out_of_the_built_tree_is_refused_by_name(tree: Path, target: str) -> None:
     (tree.parent / "outside").write_text("x", "utf-8")
     (tree / "libx.so").symlink_to(target)
     for number in range(41) if target == "link40" else ():
@@ -249,7 +251,7 @@ def test_link_out_of_the_tree(tree: Path, target: str) -> None:
     assert "libx.so" in message
 
 
-def test_library_that_is_nowhere(tree: Path) -> None:
+def test_library_that_the_built_tree_lacks_is_refused_with_its_soname(tree: Path) -> None:
     for path in tree.glob("libllama.so*"):
         path.unlink()
     message = refused(InspectError, "LIBRARY_NOT_ALLOWED", lambda: pack.pack(**vars(request(tree))))
@@ -278,7 +280,9 @@ def files_up_to(limit: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("archive_format", FORMATS)
 @pytest.mark.parametrize("limit", [1, 4096, 99_000])
-def test_file_that_may_not_grow(tree: Path, archive_format: str, limit: int) -> None:
+def test_packing_beyond_a_file_size_limit_keeps_the_old_tarball(
+    tree: Path, archive_format: str, limit: int
+) -> None:
     asked = request(tree, archive_format, licences={"L": os.urandom(100_000)})
     asked.out.write_bytes(b"?")
     with files_up_to(limit), pytest.raises(PackError) as caught:
@@ -293,7 +297,9 @@ def test_file_that_may_not_grow(tree: Path, archive_format: str, limit: int) -> 
 
 
 @pytest.mark.parametrize("archive_format", FORMATS)
-def test_full_disk(tree: Path, tmp_path: Path, archive_format: str) -> None:
+def test_packing_onto_a_full_disk_is_one_error_and_leaves_nothing(
+    tree: Path, tmp_path: Path, archive_format: str
+) -> None:
     out = tmp_path / "disk" / f"x.{archive_format}"
     asked = request(tree, archive_format, out=out, licences={"L": os.urandom(100_000)})
     with small_disk.mounted(out.parent, "8k"):
@@ -302,7 +308,7 @@ def test_full_disk(tree: Path, tmp_path: Path, archive_format: str) -> None:
     assert "No space left on device" in message
 
 
-def test_folder_that_cannot_be_made(tree: Path) -> None:
+def test_packing_into_a_folder_that_cannot_be_made_is_one_error(tree: Path) -> None:
     asked = request(tree, out=tree / "llama-server" / "x.tar.gz")
     refused(PackError, "WRITE_FAILED", lambda: pack.pack(**vars(asked)))
 
@@ -322,7 +328,9 @@ def test_folder_that_cannot_be_made(tree: Path) -> None:
         ("tar.zst", b"\0"),
     ],
 )
-def test_something_behind_the_archive(tree: Path, archive_format: str, behind: bytes) -> None:
+def test_bytes_behind_the_end_of_a_tarball_are_refused(
+    tree: Path, archive_format: str, behind: bytes
+) -> None:
     asked = request(tree, archive_format)
     pack.pack(**vars(asked))
     with asked.out.open("ab") as stream:
@@ -357,7 +365,7 @@ def tarball(path: Path, *members: tuple[str, dict[str, object], bytes]) -> Path:
         ("BUILD.json has", [("runtime/BUILD.json", {}, bytes((1 << 20) + 1))]),
     ],
 )
-def test_unsound_tarball(
+def test_unsound_members_of_a_tarball_are_refused_in_printable_words(
     tmp_path: Path, problem: str, members: list[tuple[str, dict[str, object], bytes]]
 ) -> None:
     path = tarball(tmp_path / "x.tar.gz", *members)
@@ -383,7 +391,7 @@ def test_error_of_the_farm_shows_no_terminal_codes() -> None:
 
 
 @pytest.mark.parametrize("archive_format", FORMATS)
-def test_tarball_that_is_cut_or_changed(tree: Path, archive_format: str) -> None:
+def test_tarball_that_is_cut_or_changed_is_refused(tree: Path, archive_format: str) -> None:
     asked = request(tree, archive_format)
     pack.pack(**vars(asked))
     whole = asked.out.read_bytes()
@@ -396,13 +404,13 @@ def test_tarball_that_is_cut_or_changed(tree: Path, archive_format: str) -> None
             pack.read_inventory(asked.out)
 
 
-def test_tarball_without_programs(tmp_path: Path) -> None:
+def test_tarball_without_programs_is_read_but_describes_no_artifact(tmp_path: Path) -> None:
     inventory = pack.read_inventory(tarball(tmp_path / "x.tar.gz", ("runtime/x", {}, b"x")))
     assert inventory.build_json == b""
     refused(InspectError, "NO_BINARIES", lambda: inventory.artifact(CPU))
 
 
-def test_tarball_that_is_not_there(tmp_path: Path) -> None:
+def test_tarball_that_does_not_exist_or_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.tar.gz"
     refused(PackError, "TARBALL_UNREADABLE", lambda: pack.read_inventory(path))
     refused(PackError, "FORMAT_UNKNOWN", lambda: pack.read_inventory(tmp_path / "x.zip"))

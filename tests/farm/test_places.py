@@ -175,7 +175,7 @@ def test_list_of_more_than_any_place_has_is_not_kept(
         *("owner/name", "/nowhere/at/all", str(Path(__file__))),
     ],
 )
-def test_a_place_that_is_none(text: str) -> None:
+def test_text_that_names_no_place_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageError):
         places.parse(text)
 
@@ -188,6 +188,6 @@ def test_a_home_folder_that_no_shell_expanded(
 
 
 @pytest.mark.parametrize("name", [None, "", "../x", "a/b", "-x", "x" * 65, "a b"])
-def test_a_name_that_is_none(name: str | None) -> None:
+def test_text_that_is_no_name_of_a_channel_is_wrong_usage(name: str | None) -> None:
     with pytest.raises(UsageError):
         places.require_name("channel", name)

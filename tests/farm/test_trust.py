@@ -74,13 +74,15 @@ def test_public_key_in_place_of_the_secret_one_is_named(
         (__file__, "KEY_INVALID"),  # a file's name where its text is meant
     ],
 )
-def test_what_is_no_key(text: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_or_file_that_is_no_signing_key_is_refused(
+    text: str, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FARM_SIGNING_KEY", text)
     with refused(code, UsageError, hint="--key its file" if text == __file__ else ""):
         trust.signer(None)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_key_in_a_folder_that_does_not_exist_is_one_error(tmp_path: Path) -> None:
     with refused("KEY_NOT_WRITTEN", PublishError, hint="--out FILE"):
         trust.generate(tmp_path / "nowhere" / "key")
     with pytest.raises(UsageError):

@@ -25,7 +25,7 @@ SECRET = "https://hub/file?Signature=abc"
         ),
     ],
 )
-def test_events_in_words(event: Event, said: str) -> None:
+def test_event_is_one_line_with_readable_sizes_and_no_secrets(event: Event, said: str) -> None:
     assert events.line(event) == said
 
 

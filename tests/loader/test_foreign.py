@@ -67,7 +67,9 @@ OFFICIAL = (
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dot", ["", "./"])
-def test_links_become_files(into: Path, form: str, dot: str) -> None:
+def test_links_of_an_archive_become_files_with_the_bytes_of_their_targets(
+    into: Path, form: str, dot: str
+) -> None:
     entries = [replace(entry, path=dot + entry.path) for entry in OFFICIAL]
     found = foreign_unpack(compress(tar(entries), form), into)
     assert found["build/bin/libllama.so"] == b"library"
@@ -140,7 +142,9 @@ def test_their_archive_may_not_lead_out(into: Path, bad: list[Entry], match: str
     assert set(names(into.parent)) == {"into"}
 
 
-def test_their_bombs(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_of_others_with_too_many_members_or_bytes_is_refused(
+    into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = tar([Entry("x", kind=tarfile.DIRTYPE)], tarfile.USTAR_FORMAT)[:512]
     with pytest.raises(IntegrityError, match="more than 20000 members"):
         foreign.unpack(io.BytesIO(compress(folders * 20_001)), "theirs", into)
@@ -168,7 +172,7 @@ def zipped(*members: tuple[str, bytes, int]) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_zip(into: Path) -> None:
+def test_zip_of_others_is_unpacked_with_its_links_and_an_executable_server(into: Path) -> None:
     packed = zipped(
         ("build/bin/", b"", 0o40755),
         ("build/bin/llama-server", SCRIPT, 0),
@@ -189,7 +193,9 @@ def test_a_zip(into: Path) -> None:
         ("x", b"", 0o104755, "mode 4755"),
     ],
 )
-def test_a_bad_zip(into: Path, path: str, data: bytes, mode: int, match: str) -> None:
+def test_zip_of_others_with_an_unsound_member_is_refused(
+    into: Path, path: str, data: bytes, mode: int, match: str
+) -> None:
     packed = zipped(("llama-server", SCRIPT, 0o100755), (path, data, mode))
     with pytest.raises(IntegrityError, match=match):
         foreign_unpack(packed, into)

@@ -352,7 +352,9 @@ def test_a_store_that_cannot_be_a_folder(command: Command, release: Path) -> Non
         assert "STORE_TEMPORARY" not in told
 
 
-def test_output_that_cannot_be_written(home: dict[str, str], release: Path) -> None:
+def test_output_to_a_full_disk_is_one_error_without_a_traceback(
+    home: dict[str, str], release: Path
+) -> None:
     options = [*manifest_options(release), "--allow-cpu", "--json"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -417,7 +419,9 @@ def test_the_version_and_the_app_s_help_are_printed_and_nothing_starts(
     assert (app.returncode, app.stdout[:22]) == (0, "python3 app.py: serves")
 
 
-def test_a_host_without_gpu(command: Command, release: Path, home: dict[str, str]) -> None:
+def test_host_without_a_gpu_is_refused_with_the_option_for_the_cpu(
+    command: Command, release: Path, home: dict[str, str]
+) -> None:
     if Path("/proc/driver/nvidia/gpus").exists():
         pytest.skip("this machine has an NVIDIA GPU")
     home["ALLOW_CPU"] = "1"
@@ -689,7 +693,7 @@ def test_doctor_says_what_another_machine_would_fetch(
         assert (over.returncode, option[0] in over.stderr.splitlines()[0]) == (2, True)
 
 
-def test_a_terminal_of_plain_ascii(home: dict[str, str]) -> None:
+def test_error_on_an_ascii_terminal_is_printed_escaped(home: dict[str, str]) -> None:
     home["PYTHONIOENCODING"] = "ascii:strict"
     assert r"\xfc" in refused(run(home, "fetch", "--arch", "ü"), 2, "SETTING_INVALID")
 

@@ -86,7 +86,7 @@ def test_options_win_and_are_named_as_options() -> None:
         load({"manifest_url": os.path.relpath(__file__)}, environ)
 
 
-def test_a_pin_pins_something() -> None:
+def test_pin_without_anything_to_pin_is_a_setting_error() -> None:
     found = of(LLAMA_CPP_SHA256=DIGEST, LLAMA_CPP_URL="https://example.org/a.tar.gz")
     assert found.sha256 == DIGEST
     with pytest.raises(SettingError, match="none is named") as caught:

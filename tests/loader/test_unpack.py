@@ -186,7 +186,9 @@ def test_a_bomb_is_not_unpacked(into: Path, form: str) -> None:
     ("entry", "times", "match"),
     [(folder("runtime"), 100_000, "more than it may"), (Entry("x/a"), 1_000_000, "not listed")],
 )
-def test_members_without_end(into: Path, entry: Entry, times: int, match: str) -> None:
+def test_members_without_end_are_refused_and_leave_nothing(
+    into: Path, entry: Entry, times: int, match: str
+) -> None:
     packed = compress(tar([entry])[:512] * times)
     refused(into, packed, describe(packed), match)
     assert contents(into) == {}
@@ -204,7 +206,7 @@ def test_an_extended_header_of_a_gigabyte_is_not_read(into: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_truncated_archive(into: Path, form: str) -> None:
+def test_archive_cut_off_anywhere_is_refused_as_damaged(into: Path, form: str) -> None:
     packed, _ = release(form=form)
     whole = len(packed)
     for length in (0, whole // 100, whole // 2, whole * 99 // 100, whole - 8, whole - 4, whole - 1):
@@ -214,7 +216,7 @@ def test_a_truncated_archive(into: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tail", [b"\0", b"garbage", b"\n" * 4096, bytes(100_000)])
-def test_garbage_behind_the_archive(into: Path, form: str, tail: bytes) -> None:
+def test_bytes_behind_an_archive_are_refused_as_damaged(into: Path, form: str, tail: bytes) -> None:
     packed, _ = release(form=form)
     refused(into, packed + tail, describe(packed + tail, form=form), "damaged")
 
@@ -260,12 +262,27 @@ def test_a_flipped_bit_of_the_compressed_data(form: str) -> None:
             assert contents(Path(folder)) == {entry.path: entry.data for entry in GOOD}
 
 
-def test_no_end_and_half_a_header(into: Path) -> None:
+def extended(data: bytes, kind: bytes = b"x") -> bytes:
+    """An extended header with such records."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data.ljust(-(-len(data) // 512) * 512, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        (b"", "ends in the middle"),
+        (bytes(188), "ends in the middle"),
+        (extended(b"10 path=x\n") + bytes(1024), "after an extended header"),
+    ],
+)
+def test_archive_that_ends_without_its_end_or_after_an_extended_header_is_refused(
+    into: Path, last: bytes, words: str
+) -> None:
     plain = tar(GOOD, tarfile.USTAR_FORMAT)
-    end = -(-len(plain.rstrip(b"\0")) // 512) * 512
-    for length in (end, end + 188):
-        packed = compress(plain[:length])
-        refused(into, packed, describe(packed), "ends in the middle")
+    packed = compress(plain[: -(-len(plain.rstrip(b"\0")) // 512) * 512] + last)
+    refused(into, packed, describe(packed), words)
 
 
 def crafted(checksum: bytes = b"", **fields: bytes) -> bytes:
@@ -277,13 +294,6 @@ def crafted(checksum: bytes = b"", **fields: bytes) -> bytes:
     total = sum(plain[:148]) + sum(plain[156:512]) + 256
     plain[148:156] = checksum or b"%06o\0 " % total
     return bytes(plain)
-
-
-def extended(data: bytes, kind: bytes = b"x") -> bytes:
-    """An extended header with such records."""
-    info = tarfile.TarInfo("x")
-    info.type, info.size = kind, len(data)
-    return info.tobuf(tarfile.USTAR_FORMAT) + data.ljust(-(-len(data) // 512) * 512, b"\0")
 
 
 @pytest.mark.parametrize(
@@ -300,7 +310,9 @@ def extended(data: bytes, kind: bytes = b"x") -> bytes:
         ({"checksum": b"9999999\0"}, "not a number"),
     ],
 )
-def test_a_hostile_header(into: Path, fields: dict[str, bytes], match: str) -> None:
+def test_header_with_impossible_fields_is_refused(
+    into: Path, fields: dict[str, bytes], match: str
+) -> None:
     packed = compress(crafted(**fields))
     refused(into, packed, describe(packed), match)
 
@@ -319,17 +331,10 @@ def test_a_header_of_before_posix_and_a_global_comment_are_read(into: Path) -> N
         b"10 path=x\n",  # a file's, but not in a global header
     ],
 )
-def test_a_damaged_extended_header(into: Path, record: bytes) -> None:
+def test_damaged_extended_header_is_refused(into: Path, record: bytes) -> None:
     kind = b"g" if record == b"10 path=x\n" else b"x"
     packed = compress(extended(record, kind) + tar(GOOD))
     refused(into, packed, describe(packed), "damaged|not read|UTF-8|bytes, not")
-
-
-def test_an_extended_header_at_the_end(into: Path) -> None:
-    plain = tar(GOOD, tarfile.USTAR_FORMAT)
-    end = -(-len(plain.rstrip(b"\0")) // 512) * 512
-    packed = compress(plain[:end] + extended(b"10 path=x\n") + bytes(1024))
-    refused(into, packed, describe(packed), "after an extended header")
 
 
 def test_a_zstd_window_of_more_than_8_mib(into: Path) -> None:
@@ -362,7 +367,7 @@ def test_a_format_that_is_not_known_yet(into: Path) -> None:
     assert "update the loader" in caught.value.hint
 
 
-def test_pieces_stay_small() -> None:
+def test_decompressed_pieces_have_at_most_a_mebibyte() -> None:
     packed = compress(bytes(30 << 20), "tar.zst")
     assert max(len(piece) for piece in decompressed(iter([packed]), "tar.zst", "a")) == 1 << 19
 

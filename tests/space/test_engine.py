@@ -225,7 +225,7 @@ def test_a_hundred_calls_leave_nothing_behind(rig: Rig) -> None:
     assert len(engine.status().calls) == 20
 
 
-def test_closed_is_closed(rig: Rig) -> None:
+def test_closed_engine_has_no_server_and_starts_one_for_the_next_call(rig: Rig) -> None:
     engine = rig.behaving()
     rig.answer()
     pid = engine.status().server_pid

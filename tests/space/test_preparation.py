@@ -70,7 +70,9 @@ def installing(
     return asked
 
 
-def test_two_runtimes_and_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_preparation_for_an_unknown_zerogpu_fetches_both_runtimes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked = installing(monkeypatch, tmp_path, ASSUMED)
     ready, known = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
     assert asked == ["120", "90"]
