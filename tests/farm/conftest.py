@@ -14,8 +14,9 @@ from invoke.collection import Collection
 from invoke.program import Program
 
 import tasks
-from farm import trust
+from farm import source, trust
 from tests.rigs import hub_repository, published, tiny_release
+from tests.rigs.heard import HOSTILE, repository
 from tests.rigs.package_index import PackageIndex
 
 
@@ -123,3 +124,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program(folder, "prog", "libbase.so.0", source='#include <stdio.h>\nint main(){puts("x");}\n')
     compile_c(folder / "object.o", "int x;", "-c")
     return folder
+
+
+@pytest.fixture
+def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git's own setting: folders here are what these addresses lead to."""
+    places = {source.GIT_REMOTE: "upstream", HOSTILE: "hostile"}
+    monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(places)))
+    for number, (address, name) in enumerate(places.items()):
+        base = f"url.{(tmp_path / name).as_uri()}.insteadOf"
+        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", base)
+        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", address)
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Path:
+    """A repository of three commits; the second carries the tag b2."""
+    return repository(tmp_path / "upstream")

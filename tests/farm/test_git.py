@@ -11,26 +11,10 @@ from farm import source
 from farm.errors import SourceError, UsageError
 from farm.inputs import git as git_program
 from farm.inputs.packages import cache_folder
-from tests.farm.test_source import HOSTILE, repository
-from tests.rigs.heard import git
+from tests.rigs.heard import git, repository
 from tests.rigs.refusals import refused
 
-
-@pytest.fixture(autouse=True)
-def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git's own setting: folders here are what these addresses lead to."""
-    places = {source.GIT_REMOTE: "upstream", HOSTILE: "hostile"}
-    monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(places)))
-    for number, (address, name) in enumerate(places.items()):
-        base = f"url.{(tmp_path / name).as_uri()}.insteadOf"
-        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", base)
-        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", address)
-
-
-@pytest.fixture
-def upstream(tmp_path: Path) -> Path:
-    """A repository of three commits; the second carries the tag b2."""
-    return repository(tmp_path / "upstream")
+pytestmark = pytest.mark.usefixtures("private_cache", "mirrors")
 
 
 @pytest.mark.parametrize(("ref", "build"), [("b2", 2), ("master", 3)])

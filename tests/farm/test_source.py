@@ -24,42 +24,10 @@ from farm.plan import BuildPlan
 from farm.request import choose_source
 from farm.terminal.progress import BuildReport
 from llama_loader.manifest import Patch
-from tests.rigs.heard import git, heard
+from tests.rigs.heard import HOSTILE, git, heard, repository
 from tests.rigs.refusals import refused
 
-pytestmark = pytest.mark.usefixtures("private_cache")
-HOSTILE = "https://hostile.invalid/llama.cpp"
-
-
-@pytest.fixture(autouse=True)
-def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git's own setting: folders here are what these addresses lead to."""
-    places = {source.GIT_REMOTE: "upstream", HOSTILE: "hostile"}
-    monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(places)))
-    for number, (address, name) in enumerate(places.items()):
-        base = f"url.{(tmp_path / name).as_uri()}.insteadOf"
-        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", base)
-        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", address)
-
-
-@pytest.fixture
-def upstream(tmp_path: Path) -> Path:
-    """A repository of three commits; the second carries the tag b2."""
-    return repository(tmp_path / "upstream")
-
-
-def repository(place: Path) -> Path:
-    tree = Path(shutil.copytree(TINY, place))
-    git(tree, "init", "--quiet", "--initial-branch=master")
-    git(tree, "config", "uploadpack.allowFilter", "true")
-    git(tree, "config", "uploadpack.allowAnySHA1InWant", "true")
-    for number in (1, 2, 3):
-        (tree / "NUMBER").write_text(str(number), "utf-8")
-        git(tree, "add", "--all")
-        git(tree, "commit", "--quiet", "-m", f"commit {number}")
-        if number == 2:
-            git(tree, "tag", "b2")
-    return tree
+pytestmark = pytest.mark.usefixtures("private_cache", "mirrors")
 
 
 def test_a_repository_without_such_tags_is_not_taken_for_one(upstream: Path) -> None:
