@@ -120,8 +120,11 @@ def test_files_are_opened_so_that_nothing_can_hang_or_be_followed(
         opened.add((how, dir_fd is not None or path == place.parent))
         return original(path, how, *rest, dir_fd=dir_fd)
 
+    asked, read_at = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: asked.append(args[1]) or read_at(*args))
     monkeypatch.setattr(os, "open", watched)
     check(place, entries(), PIECE)
+    assert (sum(asked), max(asked)) == (sum(entry.size for entry in entries()), PIECE)
     always = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     assert opened == {(always | os.O_NONBLOCK, True), (always | os.O_DIRECTORY, True)}
 
