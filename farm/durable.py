@@ -262,12 +262,12 @@ def require_own_out(
     Raises:
         BuildError: ``FOLDER_NOT_OWN``.
     """
-    owners, bits = set(), 0
-    for step in (PROJECT_ROOT, *PROJECT_ROOT.parents):
-        status = step.stat()
-        owners.add(status.st_uid)
-        bits |= 0 if status.st_mode & stat.S_ISVTX else status.st_mode & 0o022
-    require_own(folder, code, make=make, owners=frozenset(owners), bits=bits)
+    steps = {step: step.stat() for step in (PROJECT_ROOT, *PROJECT_ROOT.parents)}
+    open_to = {step: one for step, one in steps.items() if not one.st_mode & stat.S_ISVTX}
+    groups = frozenset(disk.writing_group(*one) for one in open_to.items()) - {None}
+    is_public = any(one.st_mode & stat.S_IWOTH for one in open_to.values())
+    owners = frozenset(one.st_uid for one in steps.values())
+    require_own(folder, code, make=make, owners=owners, groups=None if is_public else groups)
 
 
 def require_own_temporary() -> None:

@@ -268,7 +268,7 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
         UsageError: ``VARIABLE_INVALID``: the Space will not have the model's file.
     """
     api = hub.api()
-    with hub.hub_errors(f"Space {deployment.space}"):
+    with hub.understood("Space"), hub.hub_errors(f"Space {deployment.space}"):
         try:
             head = api.space_info(deployment.space).sha
         except RepositoryNotFoundError:

@@ -65,7 +65,7 @@ class _Api(HfApi):
             return list(told) if isinstance(told, Iterator) else told
 
         def ask(*words: Any, **options: Any) -> Any:
-            with _understood(name):
+            with understood(name):
                 return packages.within(seconds, partial(whole, *words, **options))
 
         return ask
@@ -127,7 +127,7 @@ class Hub(Destination):
         )
         if token("HF_TOKEN") is None and get_token() is None:
             raise UsageError("TOKEN_MISSING/hub", hint=hint)
-        with hub_errors(self.where, hint), _understood("whoami"):
+        with hub_errors(self.where, hint), understood("whoami"):
             role = self._api.whoami().get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
             raise UsageError("TOKEN_INVALID/reads", hint=hint)
@@ -333,7 +333,7 @@ def _session(api: HfApi) -> Iterator[requests.Session]:
 
 
 @contextmanager
-def _understood(what: str) -> Iterator[None]:
+def understood(what: str) -> Iterator[None]:
     """Turn the exceptions of the Hub's client about a malformed answer into one error."""
     try:
         yield

@@ -325,14 +325,15 @@ def trusted(
     make: int | None = None,
     sticky: bool = True,
     owners: frozenset[int] = frozenset(),
-    bits: int = 0,
+    groups: frozenset[int] | None = frozenset(),
 ) -> Path:
     """Return a folder's real path if only this user and root can change what it leads to.
 
     Every folder on the way counts, also on the way of up to ``hops`` links that lead to one
     another. ``make`` is the mode of missing ones, each made and looked at before the next; None if
     all must exist. ``sticky``: it may itself be one in which others make files of their own, such
-    as ``/tmp``. ``owners`` are other users, and ``bits`` those of a mode, that count as this user.
+    as ``/tmp``. ``owners`` are other users that count as this user; so do ``groups``' members, or
+    everybody if that is None.
 
     Raises:
         PermissionError: a folder belongs to another user, or others can write to it, or this user
@@ -346,26 +347,38 @@ def trusted(
             with contextlib.suppress(FileExistsError):  # another user's is looked at like any other
                 step.mkdir(make)
         status = step.lstat()
-        if why := why_not(status, _bits_of_others(step, status, sticky=loose) & ~bits, owners):
+        if why := why_not(status, _bits_of_others(step, status, groups, sticky=loose), owners):
             raise PermissionError(errno.EPERM, f"{step} {why}", str(path))
         if stat.S_ISLNK(status.st_mode):
             if not hops:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
             way = step.parent / step.readlink()
-            trusted(way, hops - 1, make=make, sticky=loose, owners=owners, bits=bits)
+            trusted(way, hops - 1, make=make, sticky=loose, owners=owners, groups=groups)
     return Path(os.path.realpath(path))
 
 
-def _bits_of_others(folder: Path, status: os.stat_result, *, sticky: bool) -> int:
+def _bits_of_others(
+    folder: Path, status: os.stat_result, groups: frozenset[int] | None, *, sticky: bool
+) -> int:
     """Return the bits by which others may rename a folder's files; this user's own group may."""
-    # With an access control list, whose users may be any, the group's bits are its mask (acl(5))
-    if not stat.S_ISDIR(status.st_mode) or (sticky and status.st_mode & stat.S_ISVTX):
+    is_free = groups is None or (sticky and status.st_mode & stat.S_ISVTX)
+    if is_free or not stat.S_ISDIR(status.st_mode):
         return 0
-    is_own_group = bool(status.st_mode & stat.S_IWGRP) and _is_alone_in(status.st_gid)
-    if is_own_group:
+    group = writing_group(folder, status)
+    is_own = group is not None and (group in (groups or ()) or _is_alone_in(group))
+    return stat.S_IWOTH | (0 if is_own else stat.S_IWGRP)
+
+
+def writing_group(folder: Path, status: os.stat_result) -> int | None:
+    """Return the one group whose members may write to a folder; None if there is none.
+
+    With an access control list the group's bits are its mask (acl(5)): its users may be any.
+    """
+    lists: list[str] = []
+    if status.st_mode & stat.S_IWGRP:
         with contextlib.suppress(OSError):  # a disk that has no lists
-            is_own_group = not any(map(_LIST.match, os.listxattr(folder)))
-    return stat.S_IWOTH | (0 if is_own_group else stat.S_IWGRP)
+            lists = [one for one in os.listxattr(folder) if _LIST.match(one)]
+    return status.st_gid if status.st_mode & stat.S_IWGRP and not lists else None
 
 
 def _is_alone_in(group: int) -> bool:

@@ -243,6 +243,14 @@ def test_state_that_another_user_can_change_is_refused_by_each_verb(
         os.chown(tmp_path / "state", 4322, 4322)
         with pytest.raises(Exit):
             guarded(lambda: None)()
+        for folder, group in ((tmp_path, 4321), (tmp_path / "state", 4322)):
+            os.chown(folder, -1, group)
+            folder.chmod(0o775)  # the checkout's group may change it, and no other one
+        os.chown(tmp_path / "state", 4321, -1)
+        with pytest.raises(Exit):
+            guarded(lambda: None)()
+        os.chown(tmp_path / "state", -1, 4321)
+        guarded(lambda: None)()
 
 
 @pytest.mark.parametrize("lacking", ["version_info = (3, 10, 13)", "modules['rich'] = None"])

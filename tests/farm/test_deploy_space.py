@@ -285,6 +285,15 @@ def test_damaged_record_deletes_nothing(
         compared(space)
 
 
+def test_variable_of_another_type_is_an_answer_that_the_farm_cannot_use(
+    hub: hub_repository.Hub, space: Path
+) -> None:
+    deploy_space.deploy(compared(space))
+    hub.repositories["me/space"].variables["LLAMA_SPACE_GGUF_REPO_ID"] = 5  # type: ignore[assignment]
+    with refused("PLACE_UNUSABLE", PublishError, "TypeError"):
+        compared(space)
+
+
 def test_commit_since_the_comparison_is_not_overwritten(
     hub: hub_repository.Hub, space: Path, content: dict[str, bytes]
 ) -> None:
