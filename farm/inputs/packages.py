@@ -215,7 +215,8 @@ def received(ask: Callable[[], requests.Response], *, streamed: bool) -> request
 
 def _raw(answer: requests.Response, *, decoded: bool) -> Iterator[bytes]:
     try:
-        yield from answer.raw.stream(_BLOCK, decode_content=decoded)
+        # stream reads a chunk with a length below zero to its end
+        yield from iter(lambda: answer.raw.read1(_BLOCK, decode_content=decoded), b"")
     except urllib3.exceptions.HTTPError as error:
         raise requests.ConnectionError(error) from error
 

@@ -23,7 +23,7 @@ _FILE: Final = re.compile(
     r"(?P<soname>lib(?P<stem>cublasLt|cublas|cudart|nvrtc)\.so\.(?P<major>[0-9]+))"
     r"(?P<rest>(?:\.[0-9]+)*)"
 )
-_NEEDED: Final = re.compile(rb"(?<=\x00)lib(?:cublasLt|cublas|cudart)\.so\.[0-9]+(?=\x00)")
+_NEEDED: Final = re.compile(rb"(?<=\x00)lib(?:cublasLt|cublas|cudart)\.so\.[0-9]{1,6}(?=\x00)")
 _PACKAGE: Final = {
     "cublas": "nvidia-cublas",
     "cublasLt": "nvidia-cublas",
@@ -143,7 +143,7 @@ def read_needs(folders: tuple[Path, ...]) -> tuple[str, ...]:
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            found.update(name.decode("ascii") for name in _NEEDED.findall(data))
+            found.update(one[0].decode("ascii") for one in _NEEDED.finditer(data))
     return tuple(sorted(one for one in found if not any((it / one).exists() for it in folders)))
 
 

@@ -24,6 +24,8 @@ _TEXT: Final = 8
 _ARRAY: Final = 9
 _TEXTS: Final = ("general.architecture", "general.type", "tokenizer.chat_template")
 _MAX_KEYS: Final = 10_000
+_MAX_KEYS_BYTES: Final = 64 << 20
+"""Of all keys and their values; vocabularies of 260,000 words take some 15 MB."""
 _MAX_TENSORS: Final = 65_536
 """The largest models have some thousands."""
 _MAX_DIMENSIONS: Final = 4
@@ -97,7 +99,7 @@ def is_cut(path: Path) -> bool:
     return False
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _read(path: Path, *_state: int) -> Header:
     with path.open("rb") as file:
         return _Reader(file).header()
@@ -189,7 +191,8 @@ class _Reader:
                 texts[key] = self._text()
             elif (number := self._number(kind)) is not None:
                 numbers[key] = number
-        keys = self._file.tell()
+        if (keys := self._file.tell()) > _MAX_KEYS_BYTES:
+            raise ValueError("keys that are too long")
         end = self._end(tensors, numbers.get("alignment") or _ALIGNMENT)
         return Header(numbers, texts, end, keys)
 

@@ -103,8 +103,9 @@ def _body(
         nonlocal seconds, came
         began = time.monotonic()
         with adapter.waiting(began + patience.silence, f"no data within {patience.silence:g} s"):
-            # read1 returns what is there: read would wait for all of it, byte by byte.
-            data: bytes = answer.raw.read1(size, decode_content=False) or b""
+            # read1 returns what is there: read would wait for all of it, byte by byte. Of a chunk
+            # with a length below zero it returns more than it may.
+            data: bytes = (answer.raw.read1(size, decode_content=False) or b"")[:size]
         seconds, came = seconds + time.monotonic() - began, came + len(data)
         if data and seconds >= patience.window:
             if came < patience.rate * seconds:

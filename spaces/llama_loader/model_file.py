@@ -34,15 +34,15 @@ def require_usable(path: Path) -> None:
             told = ", ".join([*missing[:9], "…"][: len(missing)])
             raise SettingError("MODEL_INCOMPLETE", path=path, missing=told)
         require_first(path.name, str(path))
-    headers = [_whole(one) for one in gguf_header.files(path)]
-    header = headers[0]
+    ends = [_whole(one).end for one in gguf_header.files(path)]
+    header = _whole(path)
     kind = header.texts.get("type", "model")
     architecture = header.texts.get("architecture", "without an architecture")
     if architecture == "clip" or kind == "mmproj":
         kind = "multimodal projector (mmproj)"
     elif kind == "model" and architecture in {"controlvector", "without an architecture"}:
         kind = architecture
-    elif kind == "model" and not any(one.end for one in headers):
+    elif kind == "model" and not any(ends):
         kind = "vocabulary, without tensors"
     if kind != "model":  # or an adapter, an imatrix
         name = "MODEL_PROJECTOR" if "mmproj" in kind else "MODEL_KIND"

@@ -265,13 +265,26 @@ def test_index_that_sends_a_byte_now_and_then_is_not_awaited(
         looked_up(server, monkeypatch, fault, 100)
 
 
-@pytest.mark.parametrize("fault", [fault_server.healthy, fault_server.encoded])
+BELOW_ZERO = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fault_server.healthy,
+        fault_server.encoded,
+        fault_server.repeats(bytes(1 << 16), behind=BELOW_ZERO),
+    ],
+)
 def test_page_of_an_index_is_not_read_without_end(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
 ) -> None:
     monkeypatch.setattr(packages, "_LARGEST", 1 << 20)
+    tracemalloc.start()
     with refused("PACKAGE_UNREACHABLE", SourceError, "more than 1 MiB"):
         looked_up(server, monkeypatch, fault, 2 << 20)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("address", ["https://[::1/", "http://127.0.0.1:port/", "x"])

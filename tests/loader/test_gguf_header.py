@@ -1,5 +1,6 @@
 """What a GGUF header says, and headers that ask for much work or memory."""
 
+import os
 import struct
 import time
 import tracemalloc
@@ -90,6 +91,16 @@ def test_what_follows_a_long_array_is_read(tmp_path: Path) -> None:
     ]
     path = raw(tmp_path / "m.gguf", scores, heads, *widths, BLOCKS)
     assert gguf_header.measure(path, 10) == path.stat().st_size + 10 * 7 * 8 * 128 * 2
+
+
+@pytest.mark.parametrize(("size", "is_read"), [(60 << 20, True), (70 << 20, False)])
+def test_keys_of_more_bytes_than_any_model_has_are_no_header(
+    tmp_path: Path, size: int, *, is_read: bool
+) -> None:
+    numbers = pair(b"x", 9, struct.pack("<IQ", 0, size))
+    (path := tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + numbers)
+    os.truncate(path, size + 100)
+    assert bool(gguf_header.read(path)) == is_read
 
 
 @pytest.mark.parametrize("size", [1_300_000, 1_000])

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
-from llama_loader.locations import Patience
+from llama_loader.locations import Patience, Web
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import CHUNK, DATA, IMPATIENT, OTHER, Reader, ranges, refused
 from tests.rigs.fault_server import FaultServer, make_certificate
@@ -97,6 +98,23 @@ def test_what_comes_between_the_bytes_of_a_body_is_no_progress_and_not_read_with
     began = time.monotonic()
     assert reader.fetch(slow, good) == DATA
     assert time.monotonic() - began < IMPATIENT.deadline / 2
+
+
+def test_chunk_with_a_length_below_zero_gives_no_more_than_was_asked_for(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    """http.client returns what comes until the connection ends, in blocks of 8 KiB."""
+    endless = faults.repeats(bytes(1 << 16), behind=CHUNKED + b"-1\r\n")
+    bad, good = server.put("/bad", DATA), server.put("/good", DATA)
+    server.fail("/bad", endless, always=True)
+    reader = Reader(patience=Patience())
+    tracemalloc.start()
+    assert reader.fetch(bad, good) == DATA
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    with (tmp_path / "model").open("w+b") as file:
+        reader.fetcher.resume(Web(bad), file, 1001)
+        assert file.tell() == 1001
 
 
 def test_small_chunks_are_not_mistaken_for_that(server: FaultServer) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,16 @@ def test_gguf_file_that_is_no_whole_model_is_refused_by_what_it_says_of_itself(
     error = refused(tmp_path / "m.gguf")
     assert error.code == code
     assert words in error.message
+
+
+def test_parts_of_a_model_take_the_memory_of_two(tmp_path: Path) -> None:
+    template = text("tokenizer.chat_template", "\U0001f600" + "x" * ((4 << 20) - 200))
+    for number_of in range(1, 9):
+        (tmp_path / f"m-0000{number_of}-of-00008.gguf").write_bytes(gguf(LLAMA, template))
+    tracemalloc.start()
+    model_file.require_usable(tmp_path / "m-00001-of-00008.gguf")
+    assert tracemalloc.get_traced_memory()[1] < 96 << 20  # a header in memory has 16 MiB
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("data", [self_test.MODEL.read_bytes(), gguf(LLAMA)])
