@@ -4,6 +4,8 @@ A worker is a fork of the app's process. Each decorated function has workers of 
 worker a server: a second function would hold the model twice.
 """
 
+import contextlib
+import fcntl
 import importlib
 import pkgutil
 import sys
@@ -18,7 +20,9 @@ from llama_space.request import Request
 from llama_space.values import Failure, Item, Progress, Ready, Reserved, Status
 
 Answer = Callable[[Ready, Request], Iterator[Item | Status]]
-_ABORTED: Final = "ZEROGPU_ABORTED"
+_ABORTED, _FAILED = "ZEROGPU_ABORTED", "ZEROGPU_FAILED"
+_PIPE: Final = 1 << 20
+"""Bytes of a pipe to a worker, the most that Linux allows; a request has some 100 kB at most."""
 _NAMES: Final = {
     "ZeroGPU quota exceeded": "ZEROGPU_QUOTA",
     "ZeroGPU pending credits exceeded": "ZEROGPU_QUOTA/pending",
@@ -47,11 +51,24 @@ def entry_point(size: str) -> Answer:
     try:
         # by its name: the Space's own folder may be called so too, and a type checker finds that
         gpu = importlib.import_module("spaces").GPU
+        _widen_pipes(importlib.import_module("spaces.utils").SimpleQueue)
     except (ImportError, AttributeError, AssertionError) as error:  # the last for a variable unset
         raise SettingError("SPACES_MISSING", error=error) from error
     seconds: Callable[[Ready, Request], int] = lambda _, wanted: wanted.reserved.seconds  # noqa: E731
     decorated: Answer = gpu(duration=seconds, size=size)(worker.answer)
     return decorated
+
+
+def _widen_pipes(queue: Any) -> None:
+    """Have a queue hold a whole request: writing a longer one waits for a worker that has ended."""
+    make = queue.__init__
+
+    def made(self: Any, *given: Any) -> None:
+        make(self, *given)
+        with contextlib.suppress(OSError):  # a user's pipes have a common limit (pipe(7))
+            fcntl.fcntl(self._writer.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
+
+    queue.__init__ = made
 
 
 def call(
@@ -74,7 +91,7 @@ def call(
         except _expected() as error:
             failure = _explained(error)
             less = request.reserved.after(failure.message)
-            if last or began or not (less or failure.code == _ABORTED):
+            if last or began or not (less or failure.code in {_ABORTED, _FAILED}):
                 yield failure
                 return
             request = replace(request, reserved=less or request.reserved)
@@ -83,16 +100,19 @@ def call(
 
 
 def _expected() -> tuple[type[Exception], ...]:
-    """Return what the package raises: gradio's error with a title, its own, HTTP's, JSON's."""
+    """Return what the package raises: gradio's error with a title, its own, HTTP's, JSON's.
+
+    A ``TypeError`` is of a queue that it closes while the request is written.
+    """
     import gradio
 
     http = (sys.modules["httpx"].HTTPError,) if "httpx" in sys.modules else ()
-    return (gradio.Error, RuntimeError, OSError, ValueError, *http)
+    return (gradio.Error, RuntimeError, OSError, TypeError, ValueError, *http)
 
 
 def _explained(error: Any) -> Failure:
     title = getattr(error, "title", "")
     message = str(getattr(error, "message", error))
-    name = _NAMES.get(title, "ZEROGPU_FAILED")
+    name = _NAMES.get(title, _FAILED)
     kind = ServerError if name == _ABORTED else HostError
     return Failure.of(kind(name, told=f"{title}: {message}" if title else message))

@@ -16,6 +16,7 @@ from llama_space import gradio_bounds, guard
 from tests.rigs import http_served, space
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.space import Space
+from tests.rigs.waiting import comes
 
 PRESS = 4
 """The function behind the button that translates, in the order in which the page adds them."""
@@ -44,6 +45,7 @@ def page(
     secrets = {"HF_TOKEN": "hf_owners", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_ENDPOINT": hub[0]}
     options = {"llama_cpp_manifest_url": missing, "max_chars": "1000", "offline": "1"}
     with space.serving(home, **options, **secrets) as up:
+        assert comes(lambda: "/gradio_api/mcp/" in up.said())  # its last line
         yield up
 
 

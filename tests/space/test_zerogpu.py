@@ -1,11 +1,17 @@
 """ZeroGPU's package as the engine meets it: absent, or with errors of its own."""
 
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from spaces.utils import SimpleQueue
 
 from llama_loader.errors import SettingError
 from llama_space import Engine, zerogpu
+from llama_space.request import Request
+from llama_space.values import Progress, Reserved
 from tests.rigs.refusals import refused
 
 
@@ -25,3 +31,31 @@ def test_an_error_of_the_package_without_a_title_is_a_failure(error: Exception) 
     assert failure.message
     assert "\n" not in failure.message
     assert failure.hint
+
+
+@pytest.mark.parametrize("error", [TypeError("its queue is closed"), RuntimeError("gone")])
+def test_request_is_sent_once_more_if_its_worker_ended_before_it_began(error: Exception) -> None:
+    tried: list[Request] = []
+
+    def answer(_: Any, request: Request) -> Iterator[Progress]:
+        tried.append(request)
+        if len(tried) == 1:
+            raise error
+        yield Progress("load")
+
+    items = zerogpu.call(answer, None, Request(["x"], {}, Reserved(15, 5)))  # type: ignore[arg-type]
+    assert [*items][-1] == Progress("load")
+    assert len(tried) == 2
+
+
+def test_pipe_to_a_worker_holds_a_request_that_no_worker_reads() -> None:
+    class Queue(SimpleQueue):  # type: ignore[misc,type-arg]
+        pass
+
+    zerogpu._widen_pipes(Queue)
+    queue = Queue()
+    writing = threading.Thread(target=queue.put, args=("訳" * 60_000,), daemon=True)
+    writing.start()
+    writing.join(10)
+    assert not writing.is_alive()
+    queue.close()
