@@ -257,16 +257,22 @@ def require_own_out(
 ) -> None:
     """Refuse, or make, a folder as ``require_own`` does.
 
-    Who can change the checkout may change the folder, too: they can change the farm's code.
+    The checkout's owner may change it, and in the checkout everybody who may change that: they can
+    change the farm's code.
 
     Raises:
         BuildError: ``FOLDER_NOT_OWN``.
     """
     steps = {step: step.stat() for step in (PROJECT_ROOT, *PROJECT_ROOT.parents)}
+    owners = frozenset(one.st_uid for one in steps.values())
+    # elsewhere not: a closed folder above the checkout may keep them from it
+    ways = (folder.absolute(), Path(os.path.realpath(folder)))
+    if not all(way.is_relative_to(PROJECT_ROOT) for way in ways):
+        require_own(folder, code, make=make, owners=owners)
+        return
     open_to = {step: one for step, one in steps.items() if not one.st_mode & stat.S_ISVTX}
     groups = frozenset(disk.writing_group(*one) for one in open_to.items()) - {None}
     is_public = any(one.st_mode & stat.S_IWOTH for one in open_to.values())
-    owners = frozenset(one.st_uid for one in steps.values())
     require_own(folder, code, make=make, owners=owners, groups=None if is_public else groups)
 
 

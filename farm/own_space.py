@@ -150,11 +150,12 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
     Raises:
         FarmError: the folder is no whole release, or the place refuses.
     """
-    durable.require_own_out(folder)
     if not dry_run:
         place.require_writable()
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
-        plan = publishing.prepare(folder, place, show.note, wheel=loader.build_wheel(Path(made)))
+        wheel = loader.build_wheel(Path(made))
+        durable.require_own_out(folder)  # afterwards: a missing one could be made meanwhile
+        plan = publishing.prepare(folder, place, show.note, wheel=wheel)
         show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
             show.line(publishing.publish(plan, place, show.line))

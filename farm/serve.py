@@ -29,8 +29,6 @@ _RANGE: Final = re.compile(r"bytes=([0-9]{1,19})-([0-9]{0,19})", re.ASCII)
 """From a byte on: how the loader and curl resume. RFC 9110 lets a server ignore other ranges."""
 _TYPES: Final = {".json": "application/json", ".txt": "text/plain; charset=utf-8"}
 _FIRST: Final = "manifest.json"
-_OF_RELEASES: Final = f"*/{_FIRST}"
-_OF_CHANNELS: Final = f"channels/*/{_FIRST}"
 _BLOCK: Final = 1 << 18
 _IDLE_S: Final = 30.0
 """How long a connection may be silent, in seconds."""
@@ -80,7 +78,9 @@ def serve_forever(folder: Path, port: int) -> None:
     """
     with ReleaseServer(folder, port) as server:
         first = _FIRST if (folder / _FIRST).is_file() else ""
-        if not first and not any((*folder.glob(_OF_RELEASES), *folder.glob(_OF_CHANNELS))):
+        homes = [one for one in (folder, folder / "channels") if one.is_dir()]
+        below = (home / name / _FIRST for home in homes for name in durable.names(home))
+        if not first and not any(one.is_file() for one in below):
             why = os.strerror(errno.ENOENT)
             raise UsageError(
                 "RELEASE_MISSING", folder=folder, place=folder.absolute(), strerror=why

@@ -84,7 +84,7 @@ def signer(file: Path | None) -> Signer:
     Raises:
         UsageError: no key was given, it is no key, or the password does not open it.
     """
-    text = os.environ.get(VARIABLE, "").encode() if file is None else _read(file)
+    text = os.environb.get(VARIABLE.encode(), b"") if file is None else _read(file)
     if not text.strip():
         raise UsageError("KEY_MISSING")
     where = VARIABLE if file is None else str(file)

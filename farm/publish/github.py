@@ -104,7 +104,7 @@ class Api:
         self._root = f"{root}/repos/{repository}"
         own = urljoin(root, "/")
         self._own = (own, own.replace("//api.", "//uploads.", 1))
-        self._sleep, self._now = sleep, now
+        self._sleep, self._now, self._patience = sleep, now, _LONGEST_WAIT
         self._session = packages.session(0)
         self._session.headers["Authorization"] = f"Bearer {found}"
         self._session.headers["X-GitHub-Api-Version"] = "2022-11-28"
@@ -173,6 +173,7 @@ class Api:
             except _UnansweredError as error:
                 if attempt == _TRIES - 1:
                     raise
+                self._patience -= error.pause or 0.0
                 self._sleep(2.0**attempt if error.pause is None else error.pause)
             found = find()
             if found is not None:
@@ -199,7 +200,7 @@ class Api:
             _require_success(method, url, answer)
             return answer
         answer.close()
-        if pause > _LONGEST_WAIT:
+        if pause > self._patience:
             raise PublishError("GITHUB_LIMIT", url=packages.shown(url), minutes=pause / 60)
         raise _UnansweredError(method, url, "its rate limit did not end", pause)
 

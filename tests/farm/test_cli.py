@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,10 +20,12 @@ from verbs import PROJECT, Here
 
 import farm
 import tasks
-from farm import preflight, targets
+from farm import durable, preflight, targets
+from farm.errors import BuildError
 from farm.options import BuildRequest
 from farm.terminal.cli import guarded
 from tests.rigs.heard import heard
+from tests.rigs.refusals import refused
 
 VERBS = (
     *("base-image", "build-cpu", "build-cuda", "clean", "cuda-runtime", "demo", "deploy-space"),
@@ -251,6 +254,13 @@ def test_state_that_another_user_can_change_is_refused_by_each_verb(
             guarded(lambda: None)()
         os.chown(tmp_path / "state", -1, 4321)
         guarded(lambda: None)()
+        durable.require_own_out(tmp_path / "state")
+        monkeypatch.setattr("farm.durable.PROJECT_ROOT", tmp_path / "checkout")
+        shutil.copytree(tmp_path / "state", tmp_path / "checkout")
+        os.chown(tmp_path / "checkout", 4321, 4321)
+        tmp_path.chmod(0o755)  # elsewhere they count no more: they may not reach the checkout
+        with refused("FOLDER_NOT_OWN", BuildError, "can be written by other users"):
+            durable.require_own_out(tmp_path / "state")
 
 
 @pytest.mark.parametrize("lacking", ["version_info = (3, 10, 13)", "modules['rich'] = None"])

@@ -168,6 +168,15 @@ def test_what_lasts_or_may_not_be_done_is_said_and_not_waited_for(
     assert server.limited == 8
 
 
+def test_a_verb_waits_for_limits_a_quarter_of_an_hour_in_all(
+    server: github_releases.GitHub, released: Path, waits: list[float]
+) -> None:
+    server.limited, server.limit = 9, Answer(429, {}, {"Retry-After": "400"})
+    with refused("GITHUB_LIMIT", PublishError, "minutes"):
+        publish_to_github(released)
+    assert waits == [400.0, 400.0]
+
+
 def test_a_draft_whose_answer_was_lost_is_not_made_twice(
     server: github_releases.GitHub, released: Path, waits: list[float]
 ) -> None:

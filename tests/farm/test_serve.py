@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from farm.serve import ReleaseServer
+from farm import durable
+from farm.errors import UsageError
+from farm.serve import ReleaseServer, serve_forever
 from tests.rigs.refusals import refused
 
 CONTENT = bytes(range(256)) * 4096
@@ -222,6 +224,16 @@ def test_port_in_use_is_named_and_free_again_afterwards(tmp_path: Path) -> None:
         ReleaseServer(tmp_path, first.port)
     with ReleaseServer(tmp_path, first.port) as second:
         assert second.port == first.port
+
+
+def test_folder_of_more_names_than_any_place_has_is_not_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "MOST_ENTRIES", 3)
+    for number in range(4):
+        (tmp_path / "channels" / f"{number}").mkdir(parents=True)
+    with refused("FOLDER_TOO_LARGE", UsageError, "channels"):
+        serve_forever(tmp_path, 0)
 
 
 def test_serve_forever_prints_its_url_and_ends_on_interrupt(tmp_path: Path) -> None:

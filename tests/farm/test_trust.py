@@ -70,7 +70,10 @@ def test_public_key_in_place_of_the_secret_one_is_named(
     ("text", "code"),
     [
         ("", "KEY_MISSING"),
-        *((text, "KEY_INVALID") for text in ("nonsense", "RWQ=", "untrusted comment: x\nRWQ=")),
+        *(
+            (text, "KEY_INVALID")
+            for text in ("nonsense", "RWQ=", "RWQ\udcff=", "untrusted comment: x\nRWQ=")
+        ),
         (__file__, "KEY_INVALID"),  # a file's name where its text is meant
     ],
 )
