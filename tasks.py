@@ -157,14 +157,14 @@ def pack(
 @verb
 def cuda_runtime(
     _: object,
-    line: str = "cu130",
+    line: str = "cu128",
     out: Path = Path("dist"),
     format: str = "tar.zst",  # noqa: A002 - the option's name
 ) -> None:
     """Pack NVIDIA's cuBLAS and cudart, unmodified, for hosts that have none.
 
     Args:
-        line: the CUDA line whose libraries they are, e.g. cu130
+        line: the CUDA line whose libraries they are, as build-cuda's
         out: where the tarball goes; `invoke manifest` lists it
         format: tar.zst or tar.gz
     """

@@ -211,7 +211,7 @@ def _check_schema(described: bytes, note: Callable[[str], None]) -> None:
         raise _mismatch(f"{SCHEMA} is no schema of a release manifest")
     note(
         f"note[SCHEMA_ANOTHER]: {SCHEMA} is another farm's; that is harmless: it only describes"
-        " the manifest, and no loader reads it"
+        " the manifest, and no loader reads it (`invoke manifest --release NEW` writes this farm's)"
     )
 
 

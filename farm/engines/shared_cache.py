@@ -35,7 +35,9 @@ ANY_VARIABLE: Final = "FARM_CCACHE_REMOTE_ANY"
 MAXSIZE_VARIABLE: Final = "CCACHE_MAXSIZE"
 DEFAULT_MAXSIZE: Final = "20G"
 
-_STORAGE: Final = re.compile(r"(redis|redis\+unix|http):\S+|file:(?://)?(?P<folder>/[^\s|]+)\S*")
+_STORAGE: Final = re.compile(
+    r"((redis|http)://|redis\+unix:)\S+|file:(?://)?(?P<folder>/[^\s|]+)\S*"
+)
 _SIZE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(?:[kKMGT]i?B?)?")
 """ccache also accepts other texts, such as ``5GG``, with another meaning."""
 _HITS: Final = ("direct_cache_hit", "preprocessed_cache_hit")

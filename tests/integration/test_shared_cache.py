@@ -203,6 +203,7 @@ def test_ccache_is_told_the_bound_that_was_given(
         (shared_cache.MAXSIZE_VARIABLE, "5GG", "CCACHE_MAXSIZE_INVALID"),
         (shared_cache.MAXSIZE_VARIABLE, "-1", "CCACHE_MAXSIZE_INVALID"),
         (shared_cache.VARIABLE, "memcached://host", "CCACHE_REMOTE_INVALID"),
+        (shared_cache.VARIABLE, "redis:/host", "CCACHE_REMOTE_INVALID"),
     ],
 )
 def test_a_variable_that_ccache_would_not_take_is_one_error_before_anything_starts(

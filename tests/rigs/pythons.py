@@ -138,7 +138,10 @@ def _source(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 if __name__ == "__main__":
-    for version in sys.argv[1:] or (*BY_HAND, *DISTRIBUTIONS):
+    known = (*BY_HAND, *DISTRIBUTIONS)
+    if unknown := {*sys.argv[1:]} - {*known}:
+        sys.exit(f"{', '.join(unknown)}: there are {', '.join(known)}")
+    for version in sys.argv[1:] or known:
         done = run(version)
         print(f"Python {version}: {done.log}")
         if done.status:
