@@ -28,7 +28,7 @@ from farm.terminal import show
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from farm.options import Wish
+    from farm.options import Deploy, Wish
     from farm.publish.places import Destination
     from farm.publish.publishing import Plan
     from farm.terminal.progress import BuildReport
@@ -98,7 +98,8 @@ def make(wish: Wish, report: BuildReport) -> None:
     usual = (hardware or deploy_space.HARDWARE).value
     host_of(usual)
     looked_at = deploy_space.plan(wish, release={})
-    warnings = looked_at.unknown()
+    for warning in looked_at.unknown():
+        report.say(warning)
     try:
         hub.Hub(wish.to).require_writable()
     except FarmError as error:
@@ -118,7 +119,7 @@ def make(wish: Wish, report: BuildReport) -> None:
     planned = deploy_space.plan(wish, release=pin)
     report.say(f"comparing spaces/ with Space {wish.to}")
     changes = deploy_space.compare(planned, adopt=wish.adopt)
-    show.deployment(changes, hardware, warnings)
+    show.deployment(changes, hardware)
     if wish.dry_run:
         return
     address = deploy_space.deploy(changes, hardware=hardware)
@@ -175,19 +176,12 @@ def _chosen(
         show.archive(found)
         return tuple(f"{name}={value}" for name, value in found.variables().items()), {}
     if not wish.release and not wish.releases and pin_space.FILE.is_file():
-        report.say(f"release: the one that {pin_space.FILE.name} in spaces/ pins")
-        url = pin_space.manifest_url()
-        try:
-            manifest = gate.read_manifest(url)
-        except FarmError as error:  # a private repository: the Space's own token can read it
-            report.say(f"note[{error.code}]: not compared with the hardware: {error.message}")
-        else:
-            _require_runs(manifest, wish, host, url)
+        require_pin_runs(wish, report.say)
         return (), None
     place = places.parse(wish.releases or f"hf:{wish.to.partition('/')[0]}/llama-server")
     if wish.release:
         named = place.small(places.require_name("release", wish.release), release.MANIFEST)
-        _require_runs(named, wish, host, f"{wish.release} of {place.where}")
+        _require_runs(named, wish, f"{wish.release} of {place.where}")
     name = wish.release or _usable(place, wish, host, report)
     if name is None:  # of a dry run: the release's address is known once it is published
         return (), {"manifest_url": "of the release that is published then"}
@@ -195,8 +189,22 @@ def _chosen(
     return (), pin_space.release(place, places.require_name("release", name)).content
 
 
-def _require_runs(manifest: bytes, wish: Wish, host: Host, what: str) -> None:
+def require_pin_runs(asked: Deploy, say: Callable[[str], None]) -> None:
+    """Refuse the release of ``spaces/release.json`` if the hardware that is named cannot run it."""
+    say(f"release: the one that {pin_space.FILE.name} in spaces/ pins")
+    url = pin_space.manifest_url()
+    try:
+        host_of(asked.hardware or "")
+        manifest = gate.read_manifest(url)
+    except FarmError as error:  # a private repository: the Space's own token can read it
+        say(f"note[{error.code}]: not compared with the hardware: {error.message}")
+    else:
+        _require_runs(manifest, asked, url)
+
+
+def _require_runs(manifest: bytes, wish: Deploy, what: str) -> None:
     """Refuse a release that was named, and that the hardware cannot run."""
+    host = host_of(wish.hardware or "")
     allowed = any(one.endswith("_ALLOW_CPU=1") for one in wish.variable)
     said = _refusal(manifest, host, *(("--allow-cpu",) if allowed else ()))
     if said:

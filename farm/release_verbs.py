@@ -267,14 +267,18 @@ def pin_space(
 @verb
 def deploy_space(_: object, space: Deploy) -> None:
     """Upload spaces/ alone to a Space on the Hub, and set its variables and hardware."""
+    from farm import own_space
     from farm.publish import deploy_space as deploying
 
     wanted = deploying.hardware(space.hardware)
-    deployment = deploying.plan(space)
-    warnings = deployment.unknown()
+    for warning in deploying.plan(space).unknown():
+        show.note(warning)
     deployment = deploying.plan(replace(space, model=deploying.found_model(space.model)))
     changes = deploying.compare(deployment, adopt=space.adopt)
-    show.deployment(changes, wanted, warnings)
+    show.deployment(changes, wanted)
+    if deployment.pins:
+        named = (wanted.value if wanted else changes.hardware) or deploying.HARDWARE.value
+        own_space.require_pin_runs(replace(space, hardware=named), show.line)
     if not space.dry_run:
         show.line(deploying.deploy(changes, hardware=wanted))
 

@@ -100,6 +100,11 @@ class Deployment:
         """Whether ``release.json`` or a variable names the release to run."""
         return "release.json" in self.files or bool(self.variables.keys() & _both(_OF_RELEASE))
 
+    @property
+    def pins(self) -> bool:
+        """Whether ``release.json``, and no variable, names the release to run."""
+        return "release.json" in self.files and not self.variables.keys() & _both(_OF_RELEASE)
+
     def unknown(self) -> list[str]:
         """Return a warning for each variable that is no setting, or is one without its prefix.
 

@@ -211,9 +211,7 @@ def archive(found: Archive) -> None:
     note(f"{told}{_remarks(artifact.name, found.url, (artifact,))}")
 
 
-def deployment(
-    changes: Changes, hardware: SpaceHardware | None, warnings: Sequence[str] = ()
-) -> None:
+def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
     """Print what a deployment adds, changes, deletes and keeps in a Space."""
     planned, size = changes.deployment, changes.deployment.size / 1e3
     new = " (new)" if changes.head is None else ""
@@ -245,8 +243,6 @@ def deployment(
         line(f"  remove variable {name}")
     for name, value in planned.variables.items():
         line(f"  variable {name}={value}")
-    for warning in warnings:
-        note(warning)
     if not planned.names_release:
         note(
             "note[RELEASE_NOT_CHOSEN]: neither spaces/release.json nor --variable names a release:"

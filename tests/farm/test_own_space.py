@@ -170,6 +170,10 @@ def test_pinned_release_that_the_hardware_cannot_run_is_refused(
         make(Wish(SPACE), dry_run=True)
     assert "invoke pin-space" in caught.value.hint
     assert "\n" not in caught.value.message
+    with refused("RELEASE_CANNOT_RUN", PublishError):  # deploy-space, too
+        own_space.require_pin_runs(Deploy(SPACE, hardware="zero-a10g"), print)
+    own_space.require_pin_runs(Deploy(SPACE, hardware="cray"), (told := []).append)
+    assert told[-1].startswith("note[HARDWARE_UNKNOWN]: not compared with the hardware: ")
     own_space.publish(released, places.parse(f"hf:{RELEASES}"))
     named = Wish(SPACE, releases=f"hf:{RELEASES}", release="b11549-1")
     with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: release .*NO_ARTIFACT"):

@@ -142,7 +142,7 @@ def test_an_installed_package_reads_the_file_beside_the_apps_script(
         resolve(tmp_path)
     assert f" {tmp_path}/release.json cannot" in caught.value.message
     assert caught.value.code == "RELEASE_NOT_CHOSEN"
-    for way in ("put release.json beside the app", "llama_cpp_manifest_url", "--manifest "):
+    for way in ("put a release.json there", "llama_cpp_manifest_url", "--manifest "):
         assert way in caught.value.hint
     assert "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL" in caught.value.hint
     write(place, manifest_url=url, manifest_sha256=sha256)
