@@ -60,13 +60,21 @@ def test_chunks_are_handed_over_as_they_come(server: FaultServer, reader: Reader
     "fault",
     [
         *(faults.healthy, faults.cut(400_000), faults.ignores_range, faults.status(416)),
-        *(faults.content_range("bytes 1-2/3"), faults.stalls(300_000), faults.shaped(20_000)),
+        faults.content_range("bytes 1-2/3"),
+        pytest.param(faults.stalls(300_000), id="stalls"),
+        pytest.param(faults.shaped(20_000), id="shaped"),
+        faults.body(DATA + b"more", chunked=True),
     ],
 )
 def test_resume_appends_what_is_missing_whatever_the_server_did(
-    server: FaultServer, reader: Reader, fault: faults.Fault, kept: int
+    server: FaultServer,
+    reader: Reader,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: faults.Fault,
+    kept: int,
 ) -> None:
-    """There is no deadline, as models are large."""
+    """There is no deadline and, with a known size, no other bound, as models are large."""
+    monkeypatch.setattr(fetch_module, "_LARGEST", 1)
     place = Web(server.put("/a", DATA))
     server.fail("/a", fault, fault)
     target = BytesIO(DATA[:kept])
@@ -78,8 +86,9 @@ def test_resume_appends_what_is_missing_whatever_the_server_did(
 
 @pytest.mark.parametrize("fault", [faults.cut(400_000), faults.body(DATA, chunked=True)])
 def test_resume_of_a_file_of_unknown_size_ends_where_the_answer_says(
-    server: FaultServer, reader: Reader, fault: faults.Fault
+    server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault
 ) -> None:
+    monkeypatch.setattr(fetch_module, "_LARGEST", len(DATA))  # a file may be as large as the bound
     place, target = Web(server.put("/a", DATA)), BytesIO(b"")
     server.fail("/a", fault)
     reader.fetcher.resume(place, target, None)
@@ -98,11 +107,13 @@ def test_resume_of_a_file_of_unknown_size_has_a_bound(
     first: list[faults.Fault],
     requests: int,
 ) -> None:
+    assert (fetch_module.PIECE, fetch_module._LARGEST) == (262_144, 1_099_511_627_776)
     monkeypatch.setattr(fetch_module, "_LARGEST", 300_000)
     place, target = Web(server.put("/a", DATA)), BytesIO(b"")
     server.fail("/a", *first)
-    with pytest.raises(NetworkError, match="larger than 300000 bytes"):
+    with pytest.raises(NetworkError, match="larger than 300000 bytes") as caught:
         reader.fetcher.resume(place, target, None)
+    assert caught.value.refusals == {200}
     assert len(target.getvalue()) <= 300_000 + fetch_module.PIECE
     assert len(server.requests) == requests
 
@@ -141,12 +152,25 @@ def test_resume_gives_up_where_no_attempt_gains_anything(
     assert caught.value.refusals == {refusal}
 
 
-def test_resume_forgives_what_failed_with_every_gain(server: FaultServer, reader: Reader) -> None:
+@pytest.mark.parametrize("end", [0, 1])
+def test_backoff_doubles_up_to_8_seconds_with_jitter(
+    monkeypatch: pytest.MonkeyPatch, end: int
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda *ends: ends[end])
+    pauses = [fetch_module.backoff(failures, None, IMPATIENT) for failures in range(1, 7)]
+    assert pauses == [(0.5, 1.5)[end] * own for own in (1, 2, 4, 8, 8, 8)]
+
+
+def test_resume_forgives_what_failed_with_every_gain(
+    server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
     place, target = Web(server.put("/a", DATA)), BytesIO()
+    server.fail("/a", faults.status(503))
     server.fail("/a", *[faults.cut(fetch_module.PIECE * number) for number in range(1, 4)])
     reader.fetcher.resume(place, target, len(DATA))
     assert target.getvalue() == DATA
-    assert all(pause <= 1.5 for pause in reader.sleeps)
+    assert reader.sleeps == [1.0] * 4
 
 
 def cut_in_a_chunk(answer: faults.Answer) -> None:
@@ -196,6 +220,7 @@ def test_every_chunk_gained_forgives_what_failed(server: FaultServer, reader: Re
     url = server.put("/a", DATA)
     server.fail("/a", *[faults.cut(CHUNK * number + 1) for number in range(1, 10)])
     assert reader.fetch(url) == DATA
+    assert len(reader.sleeps) == 9
     assert all(0.5 <= pause <= 1.5 for pause in reader.sleeps)
 
 
@@ -368,8 +393,12 @@ def test_waiting_has_an_end(server: FaultServer, *, small: bool) -> None:
     reader = Reader(patience=Patience(deadline=3600 if small else 30))
     if small:
         server.fail("/a", faults.status(503, Retry_After="60"), always=True)
-        with pytest.raises(NetworkError, match=r"asked again in 60 s; not done within 60 s"):
+        with pytest.raises(
+            NetworkError, match=r"asked again in 60 s; not done within 60 s"
+        ) as caught:
             reader.fetcher.manifest_bytes(url)
+        assert caught.value.refusals == {0}
+        assert "does this machine reach it" in caught.value.hint
     else:
         assert "not done within 30 s" in refused(NetworkError, "UNREACHABLE", reader, url)
     assert reader.sleeps == []
