@@ -125,7 +125,7 @@ class Writer:
 
     def __init__(self, tar: tarfile.TarFile, mtime: int) -> None:
         self._tar = tar
-        self._mtime = mtime
+        self._mtime, self._left = mtime, MAX_BYTES
 
     def add(self, member: TarMember) -> None:
         """Add one file.
@@ -133,6 +133,9 @@ class Writer:
         Raises:
             PackError: ``NAME_TOO_LONG``, or ``FILE_CHANGED``: it has fewer bytes than its size.
         """
+        self._left -= member.size  # a library may have many names, and each is a file
+        if self._left < 0:
+            raise PackError("ARCHIVE_UNSOUND/most", what=member.path, most="more than a release")
         info = tarfile.TarInfo(member.path)
         info.size, info.mode, info.mtime = member.size, member.mode, self._mtime
         try:

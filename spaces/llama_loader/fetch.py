@@ -38,6 +38,9 @@ _LARGEST: Final = 1 << 40
 """Most bytes of a file whose size is not known before its download."""
 
 _SLOWEST_BACKOFF: Final = 8.0
+_MOST_REASONS: Final = 400
+"""Reasons that an error tells, the last ones, and characters of each: a download of hours may fail
+often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +215,8 @@ class Mirrors:
         return mirror
 
     def _failed(self, mirror: Mirror, error: AttemptError) -> None:
-        self._reasons.append(f"{mirror.name}: {error}")
+        self._reasons.append(f"{mirror.name}: {error}"[:_MOST_REASONS])
+        del self._reasons[:-_MOST_REASONS]
         mirror.failures += 1
         mirror.wait = backoff(mirror.failures, error.wait, self._patience)
         if isinstance(error, RangeError):

@@ -267,9 +267,13 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
     A table of sockets that is empty or has no inodes, as in some sandboxes, proves nothing.
     """
     try:
-        rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
-        places = {f"{address}:{port:04X}" for address in _ADDRESSES}
-        inodes = {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTEN and row[1] in places}
+        inodes, is_empty = set(), True
+        with (proc / "net/tcp").open(encoding="ascii") as table:  # others may have 100,000 rows
+            next(table, None)
+            for row in map(str.split, table):
+                is_empty, (address, _, number) = False, row[1].partition(":")
+                if row[3] == _LISTEN and address in _ADDRESSES and number == f"{port:04X}":
+                    inodes.add(f"socket:[{row[9]}]")
         held = set()
         folder = proc / str(pid) / "fd"
         for name in os.listdir(folder):  # noqa: PTH208 - an interrupt leaves no open iterator
@@ -277,7 +281,7 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
                 held.add(str((folder / name).readlink()))
     except (OSError, IndexError, ValueError):
         return None
-    if not rows or "socket:[0]" in inodes:
+    if is_empty or "socket:[0]" in inodes:
         return None
     return not inodes.isdisjoint(held)
 

@@ -197,7 +197,7 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
 def _own(lines: Sequence[str]) -> list[str]:
     """Leave out empty lines, and those that repeat texts of the model's file or of a request."""
     foreign = (_OF_THE_MODEL, _OF_A_REQUEST)
-    told = [line for line in lines if line.strip()]
+    told = [line[:_LINE] for line in lines if line.strip()]
     return [line for line in told if not any(one.match(_message(line)) for one in foreign)]
 
 

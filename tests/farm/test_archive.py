@@ -16,6 +16,7 @@ from binaries import FATBINS, library
 from farm import fatbin, pack
 from farm.errors import PackError
 from farm.tarball import archive
+from farm.tarball.archive import TarMember
 from tests.farm.test_pack import MTIME, refused, tarball
 
 
@@ -82,6 +83,10 @@ def test_tarball_of_more_bytes_than_a_release_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "MAX_BYTES", 10_000)
+    with (tmp_path / "w").open("wb") as raw, archive.write(raw, "tar.gz", 0) as writer:
+        writer.add(TarMember("runtime/a", 8_000, 0o644, io.BytesIO(bytes(8_000))))
+        with pytest.raises(PackError, match="more than a release"):  # under another name
+            writer.add(TarMember("runtime/b", 8_000, 0o644, io.BytesIO(bytes(8_000))))
     entries = ((f"runtime/{name}", {}, bytes(5_000)) for name in "abc")
     path = tarball(tmp_path / "x.tar.gz", *entries)
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))

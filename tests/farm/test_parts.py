@@ -246,3 +246,9 @@ def test_headers_without_a_licence_are_a_part_that_verify_refuses(tmp_path: Path
     found = read(root)
     assert found is not None
     assert (found[0].licence, found[0].licence_files) == (None, ())
+
+
+def test_texts_whose_paths_make_one_name_are_both_kept() -> None:
+    texts = parts._Texts()
+    names = [texts.put("vendor-a-b-LICENSE", text) for text in (b"one", b"two", b"one")]
+    assert [texts[name] for name in names] == [b"one", b"two", b"one"]
