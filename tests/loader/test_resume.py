@@ -163,7 +163,7 @@ def test_what_nobody_went_on_with_is_swept(server: FaultServer, tmp_path: Path) 
 @pytest.mark.parametrize("here", [1, LAST, COUNT])
 def test_only_what_is_not_here_is_asked_for(server: FaultServer, tmp_path: Path, here: int) -> None:
     url, file = begin(server, tmp_path, 1), the_file(tmp_path)
-    file.write_bytes(PACKED[: here * CHUNK])
+    file.write_bytes(PACKED[: here * CHUNK] + b"x" * (here == COUNT))
     install(tmp_path, url)
     assert ranges(server, "/a") == ([] if here == COUNT else [f"bytes={here * CHUNK}-"])
     assert server.sent("/a") == max(0, len(PACKED) - here * CHUNK)
