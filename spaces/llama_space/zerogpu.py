@@ -20,7 +20,9 @@ from llama_space.request import Request
 from llama_space.values import Failure, Item, Progress, Ready, Reserved, Status
 
 Answer = Callable[[Ready, Request], Iterator[Item | Status]]
-_ABORTED, _FAILED = "ZEROGPU_ABORTED", "ZEROGPU_FAILED"
+_ABORTED: Final = "ZEROGPU_ABORTED"
+_UNSENT: Final = (TypeError, BrokenPipeError)
+"""Of a request whose worker ends while it is written: the first if the package closes the queue."""
 _PIPE: Final = 1 << 20
 """Bytes of a pipe to a worker, the most that Linux allows; a request has some 100 kB at most."""
 _NAMES: Final = {
@@ -91,7 +93,7 @@ def call(
         except _expected() as error:
             failure = _explained(error)
             less = request.reserved.after(failure.message)
-            if last or began or not (less or failure.code in {_ABORTED, _FAILED}):
+            if last or began or not (less or failure.code == _ABORTED):
                 yield failure
                 return
             request = replace(request, reserved=less or request.reserved)
@@ -100,19 +102,17 @@ def call(
 
 
 def _expected() -> tuple[type[Exception], ...]:
-    """Return what the package raises: gradio's error with a title, its own, HTTP's, JSON's.
-
-    A ``TypeError`` is of a queue that it closes while the request is written.
-    """
+    """Return what the package raises: gradio's error with a title, its own, HTTP's, JSON's."""
     import gradio
 
     http = (sys.modules["httpx"].HTTPError,) if "httpx" in sys.modules else ()
-    return (gradio.Error, RuntimeError, OSError, TypeError, ValueError, *http)
+    return (gradio.Error, RuntimeError, OSError, ValueError, *_UNSENT, *http)
 
 
 def _explained(error: Any) -> Failure:
     title = getattr(error, "title", "")
     message = str(getattr(error, "message", error))
-    name = _NAMES.get(title, _FAILED)
+    ended = _ABORTED if isinstance(error, _UNSENT) else "ZEROGPU_FAILED"
+    name = _NAMES.get(title, ended)
     kind = ServerError if name == _ABORTED else HostError
     return Failure.of(kind(name, told=f"{title}: {message}" if title else message))

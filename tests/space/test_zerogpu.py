@@ -33,7 +33,7 @@ def test_an_error_of_the_package_without_a_title_is_a_failure(error: Exception) 
     assert failure.hint
 
 
-@pytest.mark.parametrize("error", [TypeError("its queue is closed"), RuntimeError("gone")])
+@pytest.mark.parametrize("error", [TypeError("its queue is closed"), BrokenPipeError(32)])
 def test_request_is_sent_once_more_if_its_worker_ended_before_it_began(error: Exception) -> None:
     tried: list[Request] = []
 
