@@ -24,7 +24,7 @@ _ABORTED: Final = "ZEROGPU_ABORTED"
 _UNSENT: Final = (TypeError, BrokenPipeError)
 """Of a request whose worker ends while it is written: the first if the package closes the queue."""
 _PIPE: Final = 1 << 20
-"""Bytes of a pipe to a worker, the most that Linux allows; a request has some 100 kB at most."""
+"""Bytes of a pipe to a worker, the most that Linux allows; a request has some 650 kB at most."""
 _NAMES: Final = {
     "ZeroGPU quota exceeded": "ZEROGPU_QUOTA",
     "ZeroGPU pending credits exceeded": "ZEROGPU_QUOTA/pending",

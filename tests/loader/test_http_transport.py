@@ -117,6 +117,13 @@ def test_chunk_with_a_length_below_zero_gives_no_more_than_was_asked_for(
         assert file.tell() == 1001
 
 
+def test_cookies_are_not_kept(server: FaultServer) -> None:
+    """``http.cookiejar`` warns of this one with a traceback."""
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.body(DATA, Set_Cookie=f"x=y; expires=1 Jan {'1' * 5000}"), always=True)
+    assert Reader().fetch(url) == DATA
+
+
 def test_small_chunks_are_not_mistaken_for_that(server: FaultServer) -> None:
     def crumbs(answer: faults.Answer) -> None:
         answer.handler.wfile.write(CHUNKED)
