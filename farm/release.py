@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -40,7 +41,6 @@ from llama_loader.manifest import Artifact, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from farm.tarball.build_record import BuildRecord
     from farm.tarball.parts import Part
@@ -71,17 +71,22 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Packed:
     durable.require_own_out(tree)
     try:
         build_json = durable.read_small(tree / BUILD_RECORD, follow=False)
+        with durable.held(tree / LICENCES) as folder:
+            names = durable.names(folder)
+            licences = {name: durable.read_small(folder / name, follow=False) for name in names}
     except OSError as error:
-        raise UsageError("TREE_MISSING/record", tree=tree, strerror=error.strerror) from error
+        raise UsageError(
+            "TREE_MISSING/record",
+            tree=tree,
+            strerror=error.strerror,
+            name=Path(str(error.filename)).name,
+        ) from error
     record = build_record.decode(build_json, what=str(tree))
     return pack(
         tree / "bin",
         out / _name(record, archive_format),
         asked=_asked(record),
-        licences={
-            path.name: durable.read_small(path, follow=False)
-            for path in (tree / LICENCES).iterdir()
-        },
+        licences=licences,
         build_json=build_json,
         programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
     )

@@ -54,6 +54,8 @@ DEADLINE: Final = 3600.0
 _LARGEST: Final = 16 << 20
 """Bytes of an answer that is no file; GitHub lists the files of a hundred releases on a page."""
 _SHOWN: Final = 64 << 10
+_LONGEST_HEADERS: Final = 32 << 10
+"""Bytes of an answer's headers; GitHub's have 5 KB. http.client accepts 6.5 MB."""
 _LARGEST_PAGE: Final = 4 << 20
 """Bytes of a project's page, and of its files' addresses; the largest page has 0.5 MB."""
 _LINK: Final = re.compile(rb"""\bhref\s*=\s*["']([^"']*)""", re.IGNORECASE)
@@ -186,6 +188,14 @@ class _Adapter(HTTPAdapter):
         ask = partial(super().send, request, *words, **(options | {"stream": True}))
         keep = partial(received, ask, streamed=options.get("stream", False))
         return within(seconds, keep)
+
+    def build_response(self, req: Any, resp: Any) -> requests.Response:
+        """Refuse long headers, of which requests makes ten times as much; keep no cookies."""
+        if sum(map(len, resp.headers.values())) > _LONGEST_HEADERS:
+            resp.close()
+            raise requests.RequestException(f"headers of more than {_LONGEST_HEADERS >> 10} KiB")
+        del resp._original_response.msg["Set-Cookie"]  # noqa: SLF001 - where requests reads them
+        return super().build_response(req, resp)
 
 
 def received(ask: Callable[[], requests.Response], *, streamed: bool) -> requests.Response:

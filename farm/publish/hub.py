@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -89,9 +90,11 @@ def api() -> HfApi:
 def _client(hub: httpx2.URL) -> httpx2.Client:
     """Return what the library sends with: the Hub names addresses, and they get no token.
 
-    Of a large file it names where to send it, and where to say that it was sent (git LFS).
+    Of a large file it names where to send it, and where to say that it was sent (git LFS). Cookies,
+    which nothing uses, are not kept.
     """
     client = default_client_factory()
+    client.cookies.jar.set_policy(DefaultCookiePolicy(netscape=False))
 
     def keep_token(request: httpx2.Request) -> None:
         if (request.url.scheme, request.url.netloc) != (hub.scheme, hub.netloc):

@@ -41,7 +41,7 @@ _MOST: Final = 1_000
 class LineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The line's promises: checked again whenever the tarball is read."""
 
-    name: str
+    name: schema.Name
     toolkit: schema.Version | None
     min_driver: schema.Version | None
     glibc: schema.Version

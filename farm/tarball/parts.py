@@ -163,8 +163,8 @@ class _Texts(dict[str, bytes]):
         if self.left < 0:
             why = f"with it the tree's licences have more than {_MOST_TEXTS >> 20} MiB"
             raise UsageError("SOURCE_UNREADABLE", shown=name, why=why)
-        while self.get(name, text) != text:  # a-b/LICENSE, and a/b/LICENSE
-            name += "-"
+        if self.get(name, text) != text:  # a-b/LICENSE, and a/b/LICENSE
+            name += f"-{hashlib.sha256(text).hexdigest()}"
         self[name] = text
         return name
 

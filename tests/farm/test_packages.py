@@ -308,7 +308,7 @@ def test_redirect_to_what_is_no_url_is_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_long_address_of_a_page_is_not_kept_for_each_of_its_links(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    redirect = http_served.Answer(302, None, {"Location": f"/{'x' * 60_000}/"})
+    redirect = http_served.Answer(302, None, {"Location": f"/{'x' * 30_000}/"})
     page = http_served.Answer(200, b"<a href=''>" * 10_000, {"Content-Type": "text/html"})
     with http_served.serving(lambda asked: page if "xx" in asked.path else redirect) as url:
         monkeypatch.setenv("PIP_INDEX_URL", url)
@@ -354,3 +354,25 @@ def test_page_of_an_index_takes_bounded_memory(
         monkeypatch.setattr(packages, "_LARGEST_PAGE", 1 << 18)
         with packages.session() as web, refused("PACKAGE_UNREACHABLE", SourceError, "its page has"):
             packages.project_files(web, "thing")
+
+
+@pytest.mark.parametrize("name", ["Set-Cookie", "Link", "X"])
+def test_headers_of_an_index_take_bounded_memory(
+    pin: PackagePin, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """requests makes a dictionary of each cookie and each link of a header."""
+
+    def answer(_asked: http_served.Request) -> http_served.Answer:
+        return http_served.Answer(200, b"", {name: "<x>;a," * 10_000})
+
+    with http_served.serving(answer) as url:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
+        with refused("PACKAGE_UNREACHABLE", SourceError, "headers of more than 32 KiB"):
+            packages.fetch_package(pin)
+
+
+def test_cookies_of_an_index_are_not_kept() -> None:
+    """``http.cookiejar`` warns of this one with a traceback."""
+    cookie = {"Set-Cookie": f"x=y; expires=1 Jan {'1' * 5000}"}
+    with http_served.serving(lambda _: http_served.Answer(200, b"", cookie)) as url:
+        assert packages.session().get(url).ok

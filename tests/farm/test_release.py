@@ -232,6 +232,7 @@ def test_larger_tarball_than_listed_is_not_hashed(
         ("line", "[" * 100_000),
         ("line", "{}"),
         ("archs", '"\\ud800"'),
+        ("line", '{"name": "../../x", "toolkit": null, "min_driver": null, "glibc": "2.34"}'),
     ],
 )
 def test_record_with_a_value_that_none_has_is_one_error(
@@ -246,6 +247,15 @@ def test_record_with_a_value_that_none_has_is_one_error(
     (copy / "BUILD.json").write_text(lying, "utf-8")
     with refused("BUILD_RECORD_INVALID", PackError):
         packed(copy, tmp_path / "out")
+
+
+def test_licences_of_a_tree_that_lie_elsewhere_are_not_packed(tree: Path, tmp_path: Path) -> None:
+    copy = changed(tree, tmp_path / "copy")
+    (copy / "licenses").rename(tmp_path / "private")
+    (copy / "licenses").symlink_to(tmp_path / "private")
+    with refused("TREE_MISSING", UsageError, "licenses"):
+        packed(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("missing", ["LICENSE", "vendor-stb-stb_image.h.txt"])
