@@ -48,7 +48,7 @@ def publish(
         from farm.publish import channels
 
         own = channels.Channel(place, wanted, signer)
-        show.promotion(own.promote(plan.release, checked=checked))
+        show.promotion(own.promote(plan.release, checked=checked), place.channels())
 
 
 @verb
@@ -113,7 +113,8 @@ def promote(
     checked = checking.require_gate(place, name, show.check, checked=sha256)
     if sha256 is None:
         show.not_started(f"--to {place.where} --release {name}")
-    show.promotion(own.promote(name, days=days, at_least=serial, checked=checked))
+    done = own.promote(name, days=days, at_least=serial, checked=checked)
+    show.promotion(done, place.channels())
 
 
 @verb

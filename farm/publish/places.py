@@ -173,7 +173,7 @@ class Destination(ABC):
         if name == MANIFEST and not folder.startswith(self.channel_folder):
             others = self.releases()[::-1]
             named = ", ".join([*others[:5], *(["…"] if others[5:] else [])])
-            hint = f"there is: {named}" if named else "no release is published there"
+            hint = f"there is: {named}" if named else "no release is there: invoke publish"
         return PublishError("NOT_PUBLISHED", where=self.where, name=name, folder=folder, hint=hint)
 
     def moved(self, channel: str, serial: int) -> PublishError:

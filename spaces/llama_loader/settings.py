@@ -259,9 +259,9 @@ def prefixed(text: str, settings: Settings | None = None) -> str:
         keyword = found[1].lower()
         if keyword == "gguf_path" and "gguf_repo_id" in keywords:  # it would win over the variable
             return "the keyword gguf_path instead of gguf_repo_id"
-        return keyword if keyword in keywords else prefix + found[1]
+        return keyword if keyword in keywords else f"{prefix}{found[1]}{found[2] or ''}"
 
-    return re.sub(rf"{PREFIX}(\w*)", own, text)
+    return re.sub(rf"{PREFIX}(\w*)( \(on a command line [^()]*\))?", own, text)
 
 
 def _prefix(environ: Mapping[str, str], keywords: frozenset[str] = frozenset()) -> str:

@@ -460,6 +460,18 @@ def zeros_without_end(channel: Path) -> None:
 DAMAGES = [bad_content, bad_name, bad_signature, far_end, no_manifest, unreadable]
 
 
+def test_promotion_to_a_mistyped_channel_names_those_that_are_there(
+    signed: Signed, tmp_path: Path
+) -> None:
+    told = []
+    for name in ("stable", "stabel", "stabel"):
+        where = ("--to", signed.to.where, "--channel", name, "--key", str(tmp_path / "key"))
+        done = verbs.invoke("promote", "b11549-1", *where)
+        assert done.stdout.split()[:2] == ["channel", name]
+        told += re.findall(r"note\[CHANNEL_NEW\].*", done.stderr)
+    assert told == ["note[CHANNEL_NEW]: stabel is a new channel; the other ones: stable"]
+
+
 def test_renewal_signs_the_promotion_that_a_person_approved_alone(
     signed: Signed, tmp_path: Path, here: verbs.Here
 ) -> None:

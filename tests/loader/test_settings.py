@@ -147,7 +147,8 @@ def test_message_tells_which_of_its_variables_are_set_without_a_prefix(
     assert told.endswith("_GGUF_PATH; set without the prefix LLAMA_SPACE_: GGUF_PATH")
     assert settings.named(told) == told
     given = load(environ={}, gguf_path="m.gguf")
-    assert settings.named(f"{PREFIX}GGUF_PATH", given) == "gguf_path"
+    hint = f"correct {PREFIX}GGUF_PATH (on a command line --model, in Python gguf_path); else"
+    assert settings.named(hint, given) == "correct gguf_path; else"
 
 
 def test_both_prefixes_with_different_values_are_an_error_that_names_both() -> None:
