@@ -65,6 +65,12 @@ class FarmError(Exception):
         return "\n".join([*map(shown, lines), *(other.render() for other in self.others)])
 
 
+def remark(code: str, kind: str = "note", **values: object) -> str:
+    """Return a line about what a person must know, with the words of a sentence: ``note[CODE]``."""
+    named, what, _ = sentence(code, "", values, _SENTENCES)
+    return f"{kind}[{named}]: {what}"
+
+
 def shown(text: str) -> str:
     """Return a text for a terminal: without what that acts on, further lines of it indented.
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 
 from farm import cuda_runtime, durable, loader, pipeline, preflight, release
-from farm.errors import FarmError, PublishError, UsageError
+from farm.errors import FarmError, PublishError, UsageError, remark
 from farm.inputs import packages
 from farm.options import BuildRequest, one_of
 from farm.publish import deploy_space, gate, hub, pin_space, places, publishing
@@ -110,8 +110,7 @@ def make(wish: Wish, report: BuildReport) -> None:
     wish = replace(wish, model=deploy_space.found_model(wish.model))
     found = deploy_space.compare(looked_at, adopt=wish.adopt)
     if hardware is None and found.head and not found.hardware:
-        told = f"the release is chosen for {usual}: give --hardware for another"
-        report.say(f"note[HARDWARE_UNKNOWN]: the Hub does not report the Space's hardware: {told}")
+        report.say(remark("HARDWARE_UNKNOWN/hub", usual=usual))
     wish = replace(wish, hardware=usual if hardware else found.hardware or usual)
     host = host_of(wish.hardware or usual)
     variables, pin = _chosen(wish, host, report)

@@ -18,7 +18,7 @@ from farm.engines.docker import DockerEngine
 from farm.engines.docker.connection import connect
 from farm.engines.docker.inventory import DockerImages
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
+from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all, remark
 from farm.execute import BuiltTree, Log, execute
 from farm.inputs import images, pins, toolkit
 from farm.kept import Journal, KeptTree, digest
@@ -240,10 +240,7 @@ def _reference(request: BuildRequest, line: Line | None, report: BuildReport) ->
         return pinned.image((line or targets.load().line(targets.DEFAULT_LINE)).image).reference
     known = {pin.tag: pin.reference for pin in pinned.images}
     if request.image not in known and not images.names_digest(request.image):
-        report.say(
-            f"note[IMAGE_NOT_PINNED]: {request.image} has no digest in build/pins.toml; BUILD.json "
-            "records the one that is used"
-        )
+        report.say(remark("IMAGE_NOT_PINNED/chosen", image=request.image))
     return known.get(request.image, request.image)
 
 
@@ -252,10 +249,7 @@ def promise_of_this_host(line: Line, report: BuildReport) -> Line:
     host = platform.libc_ver()[1]
     if not host or version_key(host) <= version_key(line.glibc):
         return line
-    report.say(
-        f"note[GLIBC_OF_THIS_HOST]: line {line.name} promises glibc {line.glibc}; what is built "
-        f"here may need up to {host}, and the manifest says what it needs"
-    )
+    report.say(remark("GLIBC_OF_THIS_HOST", line=line, host=host))
     return msgspec.structs.replace(line, glibc=host)
 
 
@@ -310,7 +304,7 @@ def keep(kept: KeptTree, built: BuiltTree, request: BuildRequest, report: BuildR
     survey = parts.survey(plan.source.tree, version=plan.source.version)
     for part in survey.parts:
         if not part.licence_files:
-            report.say(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
+            report.say(remark("LICENCE_MISSING/source", path=part.path))
     _check_nvcc(plan, built.toolchain.nvcc)
     found = _with_cub(survey, built.cub)
     inputs = {}  # the digests of pinned files that neither the source nor an image's digest covers

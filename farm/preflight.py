@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from farm import cuda_runtime, durable, pipeline, release, run_lock, targets, trust
 from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine
-from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
+from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all, remark
 from farm.inputs import pins
 from farm.plan import BuildEngine, BuildPlan
 from farm.publish import channels, places
@@ -179,10 +179,8 @@ def _tell_source(tree: SourceTree, report: BuildReport) -> None:
     report.say(f"patches: {', '.join(one.name for one in tree.patches) or 'none'}")
     holes = pins.advisories_of(tree.build, pins.advisories())
     if holes and tree.build > 0:  # build 0 has a note of its own
-        report.say(
-            f"note[KNOWN_ADVISORY]: b{tree.build} has {', '.join(one.id for one in holes)}; "
-            "invoke publish will refuse it"
-        )
+        ids = ", ".join(one.id for one in holes)
+        report.say(remark("KNOWN_ADVISORY/build", build=tree.build, ids=ids))
 
 
 def _tell_defined(plan: BuildPlan, report: BuildReport) -> None:
@@ -196,7 +194,7 @@ def _tell_defined(plan: BuildPlan, report: BuildReport) -> None:
             text = durable.head(path)
             unknown = {name for name in unknown if not re.search(rf"\b{name}\b", text)}
     for name in sorted(unknown):
-        report.say(f"note[DEFINE_UNKNOWN]: no CMake file of the source has {name}: is it right?")
+        report.say(remark("DEFINE_UNKNOWN", name=name))
 
 
 def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
@@ -295,14 +293,9 @@ def only(request: BuildRequest, publication: Publication, report: BuildReport) -
             for plan in ready.plans:
                 report.say(f"can be built: {plan.artifact_name}")
     if request.engine == "dask":
-        report.say(
-            "note[HOSTS_NOT_CHECKED]: the cluster's hosts and their images were not checked; a"
-            " build asks them before it compiles"
-        )
+        report.say(remark("HOSTS_NOT_CHECKED"))
     if publication.to and not publication.release:
-        report.say(
-            "note[RELEASE_NOT_NAMED]: --to without --release: no release's name was compared"
-        )
+        report.say(remark("RELEASE_NOT_NAMED"))
     report.say("no problem was found")
     return True
 

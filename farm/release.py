@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from farm import cuda_runtime, durable, elf, run_lock, targets
-from farm.errors import PackError, UsageError
+from farm.errors import PackError, UsageError, remark
 from farm.inputs import patches
 from farm.pack import (
     BUILD_RECORD,
@@ -214,10 +214,7 @@ def _check_schema(described: bytes, note: Callable[[str], None]) -> None:
     named = {key: found.get(key) for key in _OF_SCHEMA} if isinstance(found, dict) else {}
     if named != {key: own[key] for key in _OF_SCHEMA}:
         raise _mismatch(f"{SCHEMA} is no schema of a release manifest")
-    note(
-        f"note[SCHEMA_ANOTHER]: {SCHEMA} is another farm's; that is harmless: it only describes"
-        " the manifest, and no loader reads it (`invoke manifest --release NEW` writes this farm's)"
-    )
+    note(remark("SCHEMA_ANOTHER", schema=SCHEMA))
 
 
 def verify_artifact(
@@ -246,11 +243,7 @@ def verify_artifact(
         raise _mismatch(f"{listed.name}: was built from {source}, not the manifest's source")
     _check_licences(found, note)
     if found.variants:
-        note(
-            f"note[FEW_CPU_VARIANTS]: {listed.name} starts on some processors only: it has"
-            f" the CPU variant {found.variants} alone, as the demo builds it; invoke build-cpu or"
-            " build-cuda builds all of them"
-        )
+        note(remark("FEW_CPU_VARIANTS", name=listed.name, variants=found.variants))
 
 
 def require_whole(manifest: Manifest, url: str) -> None:
@@ -295,10 +288,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
     """Refuse a part without its licence's text in the tarball; ``cuda_runtime`` checks its own."""
     name = found.artifact.name
     if found.parts is None:
-        note(
-            f"note[PARTS_UNKNOWN]: {name} was packed before the parts of its source were "
-            "recorded; its licences were found by an older farm"
-        )
+        note(remark("PARTS_UNKNOWN", name=name))
         return
     packed = {entry.path for entry in found.artifact.files}
     for part in found.parts:

@@ -25,7 +25,7 @@ import msgspec
 from farm import durable, execute, pipeline, release, source, targets
 from farm.engines.docker.connection import connect
 from farm.engines.docker.inventory import DockerImages
-from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError
+from farm.errors import BuildError, EngineError, PackError, SourceError, UsageError, remark
 from farm.inputs import images, patches, pins, toolkit
 from farm.kept import KeptTree
 from farm.options import BuildRequest, RebuildRequest, require_known
@@ -220,8 +220,7 @@ def _build(
                 raise SourceError("SOURCE_DIFFERS", differing=", ".join(differing))
         plan = plan_of(record, tree, listed.format)
         if plan.line.glibc != (own := targets.load().line(plan.line.name).glibc):
-            told = f"BUILD.json promises glibc {plan.line.glibc}, build/targets.toml {own}"
-            report.say(f"note[GLIBC_OF_RECORD]: {told}; the manifest has the files' real needs")
+            report.say(remark("GLIBC_OF_RECORD", recorded=plan.line.glibc, own=own))
         report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
         is_of_wheels = record.toolchain.engine == "local" and bool(record.inputs)
         request = BuildRequest(
@@ -287,7 +286,7 @@ def source_of(
     if folder is not None:  # it tells no sha256, and without a history no build and commit
         build, commit = found.build or record.build, found.commit or record.commit
         whole = replace(found, build=build, commit=commit, sha256=record.sha256)
-        note = f"note[SOURCE_AS_RECORDED]: {folder} lacks facts that BUILD.json records"
+        note = remark("SOURCE_AS_RECORDED", folder=folder)
         found = found if whole == found else replace(whole, note=note)
     facts = msgspec.structs.asdict(build_record.source_of(found))
     differing = [name for name, it in facts.items() if it != getattr(record, name)]
@@ -337,10 +336,7 @@ def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> s
         return asked.image
     reference = recorded.image or ""
     if asked.image is not None:
-        report.say(
-            f"note[OTHER_IMAGE]: built on {reference} ({recorded.image_digest}), rebuilt on "
-            f"{asked.image}"
-        )
+        report.say(remark("OTHER_IMAGE", recorded=recorded, image=asked.image))
         return asked.image
     with closing(connect()) as client:
         store = DockerImages(client)
@@ -448,17 +444,14 @@ def _explain(kept: Path, say: Callable[[str], None]) -> None:
     """
     program, report = shutil.which(_DIFFOSCOPE), kept.absolute() / "diffoscope.txt"
     if program is None:
-        say(
-            f"note[NO_DIFFOSCOPE]: {_DIFFOSCOPE} is not installed (apt-get install "
-            f"diffoscope-minimal), so nothing explains what differs; both sides are in {kept}"
-        )
+        say(remark("NO_DIFFOSCOPE", kept=kept))
         return
     for path in filter(Path.is_file, [*kept.rglob("*")]):
         if path.stat().st_size > _EXPLAINED or not is_elf(path) or _is_tar(path):
             aside = kept / "unexplained" / path.relative_to(kept)
             aside.parent.mkdir(parents=True, exist_ok=True)
             path.rename(aside)
-            say(f"note[NO_DIFFOSCOPE]: {aside} is no program of at most {_EXPLAINED >> 20} MiB")
+            say(remark("NO_DIFFOSCOPE/file", aside=aside, most=_EXPLAINED >> 20))
     options = ("--exclude-directory-metadata=recursive", "--text", str(report), *SIDES)
     path_variable = os.environ.get("PATH", os.defpath)
     with (

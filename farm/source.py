@@ -22,7 +22,7 @@ import msgspec
 
 from farm import durable, run_lock
 from farm.durable import files, folder_digest, new_folder
-from farm.errors import SourceError, UsageError
+from farm.errors import SourceError, UsageError, remark
 from farm.inputs import git, patches
 from farm.inputs.archives import extract_subtree
 from farm.inputs.packages import cache_folder, fetch_package
@@ -50,7 +50,6 @@ _COMMIT: Final = re.compile("[0-9a-fA-F]{40}")
 _BUILD_TAG: Final = ("--tags", "--match", "b[0-9]*", "--abbrev=0")
 _NEEDED_OPTIONS: Final = ("GGML_BACKEND_DL", "GGML_CPU_ALL_VARIANTS")
 """ggml's options in a plan; CMake ignores an unknown option without an error."""
-_ASSUME_HINT: Final = "--assume-build N tells the farm which build of llama.cpp it is"
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def from_archive(pin: SourcePin) -> SourceTree:
     tree, digest, note = _kept(key, partial(extract_subtree, archive, pin.subdir))
     origin = f"pypi:{pin.filename}#{pin.subdir}"
     names = ", ".join(pin.without_patches)
-    left_out = f"note[PATCHES_LEFT_OUT]: by build/pins.toml, {names} does not fit b{pin.build}"
+    left_out = remark("PATCHES_LEFT_OUT", names=names, build=pin.build)
     note = _joined(note, left_out if names else None)
     facts = (tree, pin.llama_version, pin.build, None, origin, pin.sha256)
     return _read(SourceTree(*facts, note=note, digest=digest))
@@ -227,11 +226,8 @@ def _read(found: SourceTree) -> SourceTree:
 
 def assume_build(found: SourceTree, build: int) -> SourceTree:
     """Return a source with the build number that the person gave; ``BUILD.json`` records that."""
-    note = (
-        f"note[BUILD_ASSUMED]: the builder gave the number b{build}; the source has "
-        f"{f'b{found.build}' if found.build else 'no build number'}. BUILD.json and the manifest "
-        "record that the number was assumed"
-    )
+    own = f"b{found.build}" if found.build else "no build number"
+    note = remark("BUILD_ASSUMED", build=build, own=own)
     kept = found.note if found.build else None  # the note was about the missing number
     return replace(found, build=build, build_assumed=True, note=_joined(kept, note))
 
@@ -278,9 +274,7 @@ def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str, str | None
             if recorded == (digest := folder_digest(tree)).encode():
                 return tree, digest, None
             if recorded is not None:  # else it was cut off between the two
-                note = (
-                    f"note[SOURCE_CHANGED]: {tree} was changed since it was made; it is made again"
-                )
+                note = remark("SOURCE_CHANGED/kept", tree=tree)
             durable.remove(tree)
         with durable.writing(record):
             with new_folder(tree) as staging:
@@ -357,7 +351,7 @@ def read_version(tree: Path) -> str | None:
 def _history(tree: Path) -> tuple[int, str | None, str | None]:
     """Return the build number that a work tree's history proves, its commit, and a note."""
     if not (tree / ".git").exists():
-        return 0, None, _unknown_build(tree, "has no git history")
+        return 0, None, remark("BUILD_NUMBER_UNKNOWN", tree=tree, why="has no git history")
     with git.foreign(tree) as at:
         commit = git.call("rev-parse", "HEAD", at=at)
         build, note = _proven_build(tree, at)
@@ -372,7 +366,11 @@ def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
     if git.call("rev-parse", "--is-shallow-repository", at=at) == "true":
         if build := _newest_tag(at, "--exact-match"):
             return build, None
-        return 0, _unknown_build(tree, "is a shallow clone, so its commits cannot be counted")
+        return 0, remark(
+            "BUILD_NUMBER_UNKNOWN",
+            tree=tree,
+            why="is a shallow clone, so its commits cannot be counted",
+        )
     count = int(git.call("rev-list", "--count", "HEAD", at=at))
     asked = ("config", "--file", git.SETTINGS, "--no-includes", "--get-regexp")
     listed = git.run(*asked, r"^remote\..*\.url$", at=at)
@@ -388,21 +386,18 @@ def _proven_build(tree: Path, at: tuple[str, ...]) -> tuple[int, str | None]:
     else:
         base = count  # as llama.cpp's own CMake counts
     if base == 0:
-        return 0, _unknown_build(tree, "is a fork that no build of llama.cpp is known of")
-    fork = f"note[SOURCE_IS_FORK]: {tree} is b{base} with {count - base} commits of its own"
+        return 0, remark(
+            "BUILD_NUMBER_UNKNOWN",
+            tree=tree,
+            why="is a fork that no build of llama.cpp is known of",
+        )
+    fork = remark("SOURCE_IS_FORK", tree=tree, base=base, own=count - base)
     return base, fork if count > base else None
 
 
 def _newest_tag(at: tuple[str, ...], *options: str) -> int:
     tag = git.run("describe", *options, *_BUILD_TAG, at=at).stdout.strip()
     return int(tag[1:]) if re.fullmatch("b[1-9][0-9]{0,8}", tag) else 0
-
-
-def _unknown_build(tree: Path, why: str) -> str:
-    return (
-        f"note[BUILD_NUMBER_UNKNOWN]: {tree} {why}; it is built as b0, which invoke publish "
-        f"refuses: {_ASSUME_HINT}"
-    )
 
 
 def _require_https(remote: str) -> None:

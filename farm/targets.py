@@ -16,7 +16,7 @@ import tomllib
 from msgspec import Meta
 
 from farm import MACHINE, PROJECT_ROOT
-from farm.errors import UsageError
+from farm.errors import UsageError, remark
 from farm.tarball.archive import FORMATS
 from llama_loader.manifest import CUDA_RUNTIME
 
@@ -161,11 +161,7 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if row is None or int(minor) <= row.checked:
             return None
         archs = "its own nvcc lists" if line.codes else f"CUDA {major}.{row.checked} has"
-        return (
-            f"note[CUDA_MINOR_UNCHECKED]: CUDA {line.toolkit} is newer than build/targets.toml, "
-            f"which knows {major}.{row.checked}: taken are {major}.x's driver ({row.min_driver}) "
-            f"and the architectures that {archs} ({line.span})"
-        )
+        return remark("CUDA_MINOR_UNCHECKED", line=line, major=major, row=row, archs=archs)
 
     def _line_of(self, version: str) -> Line:
         major, minor = version.split(".")

@@ -16,7 +16,7 @@ from typing import Final
 
 import minisign
 
-from farm.errors import PublishError, UsageError
+from farm.errors import PublishError, UsageError, remark
 from llama_loader.errors import LoaderError
 from llama_loader.trust import signed_comment
 
@@ -151,7 +151,7 @@ def _read(file: Path) -> bytes:
     except OSError as error:
         raise UsageError("KEY_MISSING/file", file=file, strerror=error.strerror) from error
     if mode & 0o077 and not _is_public(content):
-        sys.stderr.write(f"note[KEY_READABLE]: others may read {file}: chmod 600 {file}\n")
+        print(remark("KEY_READABLE", file=file), file=sys.stderr)
     return content
 
 

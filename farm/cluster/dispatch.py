@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Self
 
 from farm import durable, pipeline
-from farm.errors import BuildError, EngineError, FarmError, UsageError
+from farm.errors import BuildError, EngineError, FarmError, UsageError, remark
 from farm.kept import Journal, KeptTree, digest
 from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
@@ -128,9 +128,7 @@ class Dispatcher:
         seen = time.monotonic()
         while self._waiting or self._builds:
             if self.link.is_lost:
-                self.fleet.say(
-                    "note[SCHEDULER_LOST]: the scheduler does not answer; waiting for it"
-                )
+                self.fleet.say(remark("SCHEDULER_LOST"))
                 self.link.reopen(seen + _PATIENCE)
             hosts = self._usable(self.link.hosts())
             if hosts:
@@ -177,8 +175,7 @@ class Dispatcher:
             told = "; ".join(f"{place(worker)}: {self._dropped[worker]}" for worker in hosts)
             raise EngineError("HOSTS_UNUSABLE", told=told)
         for worker in self._dropped.keys() - self._noted:
-            said = f"{place(worker)} is not used: {self._dropped[worker]}"
-            self.fleet.say(f"note[HOST_DROPPED]: {said}")
+            self.fleet.say(remark("HOST_DROPPED", host=place(worker), why=self._dropped[worker]))
             self._noted.add(worker)
         return good
 
@@ -354,10 +351,7 @@ class _ClusterRun:
             jobs = {one.key: host.BuildJob(one, asked) for one in self.plans}
             identities = dispatcher.identities(jobs[plan.key])
             if len(identities) > 1:
-                self.report.say(
-                    "note[COMPILERS_DIFFER]: the hosts have different compilers: what they make "
-                    "may differ, and the cache is not shared between them"
-                )
+                self.report.say(remark("COMPILERS_DIFFER"))
             identity = "\n".join(identities)
             for one in self.plans:
                 kept[one.key] = KeptTree(one, digest(one, identity), pipeline.STATE)

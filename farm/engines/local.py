@@ -25,7 +25,7 @@ from typing import Final
 
 from farm import durable, run_lock
 from farm.engines import shared_cache
-from farm.errors import EngineError
+from farm.errors import EngineError, remark
 from farm.inputs import patches
 from farm.inputs.packages import cache_folder
 from farm.plan import LONGEST_LINE, BuildPlan, Layout, LineSink, Workspace
@@ -147,7 +147,7 @@ class LocalEngine:
         _require_compiler()
         ccache = shared_cache.program() if self._cached else None
         if ccache is None and self._cached:
-            sink("note[NO_CCACHE]: no ccache on PATH, so nothing is cached between builds")
+            sink(remark("NO_CCACHE"))
         parent = cache_folder("builds")
         sweep_folders(parent, sink)
         with held_folder(parent, f"{plan.key}.") as folder:
@@ -239,7 +239,7 @@ def sweep_folders(parent: Path, sink: LineSink) -> None:
                 ended = _end_workers(file.parent)
                 durable.remove(file.parent)
                 also = f", and ended {ended} processes in it" if ended else ""
-                sink(f"note[LEFT_BEHIND]: removed {file.parent}, whose maker was killed{also}")
+                sink(remark("LEFT_BEHIND", folder=file.parent, also=also))
 
 
 def _end_workers(folder: Path) -> int:

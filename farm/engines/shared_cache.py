@@ -21,7 +21,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from farm.errors import UsageError
+from farm.errors import UsageError, remark
 from farm.plan import CACHE_CONFIG, LineSink, Workspace
 
 if TYPE_CHECKING:
@@ -98,10 +98,7 @@ def check(note: Callable[[str], None]) -> None:
     remote()
     size = bound()
     if (number := _SIZE.fullmatch(size)) and float(number[1]) == 0:
-        note(
-            f"note[CCACHE_UNBOUNDED]: {MAXSIZE_VARIABLE}={size} disables the limit: the compiler"
-            " cache grows until its disk is full"
-        )
+        note(remark("CCACHE_UNBOUNDED", variable=MAXSIZE_VARIABLE, size=size))
 
 
 def owner(source: SourceTree, image: ImageFacts | None) -> str:
@@ -132,11 +129,7 @@ def environment(source: SourceTree, image: ImageFacts | None, note: LineSink) ->
     address = remote()
     if address is not None and not is_for(source, image):
         on = f" on {image.reference}" if image and not image.trusted else ""
-        note(
-            f"note[CACHE_NOT_SHARED]: {VARIABLE} is for the pinned source, on images that are"
-            f" pinned or made by the farm; {source.origin}{on} has a cache of its own on this"
-            f" machine ({ANY_VARIABLE}=1 shares it all the same)"
-        )
+        note(remark("CACHE_NOT_SHARED", origin=source.origin, on=on))
     elif address is not None:
         variables["CCACHE_REMOTE_STORAGE"] = address
     return variables
@@ -215,26 +208,20 @@ def watched(workspace: Workspace, environment: Mapping[str, str], say: LineSink)
 
     probe = counted("sh", "-c", _PROBE, "sh", str(layout.build / _FOLDER), layout.launcher)
     if trouble := _trouble(probe):
-        say(f"{trouble}; the build continues with this machine's own cache")
+        say(trouble)
     before = failed()
     yield
     if (errors := failed() - before) > 0:
-        say(
-            f"note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed {errors} times: "
-            "what it missed was compiled here, or stays on this machine"
-        )
+        say(remark("CCACHE_REMOTE_ERRORS", errors=errors))
 
 
 def _trouble(found: Counter[str]) -> str | None:
     """Return what is wrong, from what the probe's two compilations counted."""
     if not found.keys() & set(_ERRORS):
-        return f"note[CCACHE_TOO_OLD]: {VARIABLE} needs ccache 4.7, and this one is older"
+        return remark("CCACHE_TOO_OLD")
     if any(found[name] for name in _ERRORS):
-        return "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses"
+        return remark("CCACHE_REMOTE_DOWN")
     # To ccache a refused GET is a miss, not an error (docs/building.md)
     if found["remote_storage_write"] and not found["remote_storage_hit"]:
-        return (
-            "note[CCACHE_REMOTE_UNREADABLE]: the shared compiler cache accepts objects and "
-            "returns none"
-        )
+        return remark("CCACHE_REMOTE_UNREADABLE")
     return None

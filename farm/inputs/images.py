@@ -29,7 +29,7 @@ import msgspec
 
 from farm import MACHINE, PROJECT_ROOT, durable
 from farm.elf import version_key
-from farm.errors import EngineError, UsageError
+from farm.errors import EngineError, UsageError, remark
 from farm.inputs import pins, toolkit
 from farm.inputs.packages import cache_folder, cache_root
 from farm.plan import SOURCE_DATE_EPOCH
@@ -198,11 +198,8 @@ def line_of_tools(table: Targets, tools: ImageTools) -> tuple[Line, tuple[str, .
     notes = [note for note in (table.unchecked(line),) if note]
     for beyond in _beyond(line, tools):
         line = msgspec.structs.replace(line, **{beyond.name: beyond.has})
-        notes.append(
-            f"note[{beyond.name.upper()}_OF_IMAGE]: {tools.image} has {beyond.name} "
-            f"{beyond.has}; what is built there may need it, where other images of {line.name} "
-            f"promise {beyond.promised}. The manifest says what it needs"
-        )
+        code = "GLIBC_OF_IMAGE" if beyond.name == "glibc" else "GLIBCXX_OF_IMAGE"
+        notes.append(remark(code, tools=tools, beyond=beyond, line=line))
     return line, tuple(notes)
 
 
@@ -309,7 +306,7 @@ def make_base_image(
         return there
     if there is not None and not fresh:
         why = "was made of other inputs" if is_ours(there) else "is not one that this user made"
-        log(f"note[BASE_IMAGE_REPLACED]: the engine's {tag} {why}; it is made again")
+        log(remark("BASE_IMAGE_REPLACED", tag=tag, why=why))
     labels = {"llama-farm": BASE, INPUTS_LABEL: inputs}
     if base is None:
         with root_tar(log) as root:

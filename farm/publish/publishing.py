@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from farm import durable
 from farm import release as folder_of
-from farm.errors import PublishError
+from farm.errors import PublishError, remark
 from farm.inputs import pins
 from farm.publish import places
 from llama_loader import manifest as schema
@@ -120,10 +120,7 @@ def prepare(
     name = places.require_name("release", manifest.release)
     pins.require_no_advisory(manifest.source.build)
     if manifest.source.build_assumed:
-        note(
-            f"note[BUILD_ASSUMED]: the builder gave the number b{manifest.source.build}; "
-            "the source did not tell"
-        )
+        note(remark("BUILD_ASSUMED/publish", build=manifest.source.build))
     present = destination.present(name)
     more = [] if wheel is None else [of_file(wheel)]
     for part in more:

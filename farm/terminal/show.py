@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.filesize import decimal
 
-from farm.errors import shown
+from farm.errors import remark, shown
 from llama_loader.errors import printable
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def promotion(done: Promotion, others: Iterable[str] = ()) -> None:
     )
     line(done.url)
     if done.before is None and (named := ", ".join(one for one in others if one != done.channel)):
-        note(f"note[CHANNEL_NEW]: {done.channel} is a new channel; the other ones: {named}")
+        note(remark("CHANNEL_NEW", channel=done.channel, named=named))
 
 
 def check(made: GateCheck) -> None:
@@ -166,10 +166,7 @@ def gate(report: Report, to: str | None = None) -> None:
 
 def not_started(release: str) -> None:
     """Print a note: programs were not started, as they could read the key; the gate does so."""
-    note(
-        "note[NOT_STARTED]: no program of the release was started, because it could read the"
-        f" signing key; where no key is, this starts them: invoke gate {release}"
-    )
+    note(remark("NOT_STARTED", release=release))
 
 
 def pin(written: CheckedPin, file: Path) -> None:
@@ -226,13 +223,11 @@ def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
     line(f"  model {planned.model}{by}")
     named = hardware.value if hardware else changes.hardware
     if named == "cpu-basic" and "-27b-" in planned.model:
-        note(
-            "warning[MODEL_TOO_LARGE]: it has 17 GB, and cpu-basic 16 GB of memory: try --model 4b"
-        )
+        note(remark("MODEL_TOO_LARGE", "warning"))
     left = sum(one.stat().st_size for one in planned.left_out) / 1e6
     if left > 1:
         ignored = ", ".join(one.name for one in planned.left_out)
-        note(f"note[FILES_LEFT_OUT]: {ignored} ({left:.0f} MB) stays here: git ignores it")
+        note(remark("FILES_LEFT_OUT", ignored=ignored, left=left))
     for what, names in (
         ("add", changes.added if changes.head else ()),  # of a new Space it is all of spaces/
         ("change", changes.changed),
@@ -246,10 +241,7 @@ def deployment(changes: Changes, hardware: SpaceHardware | None) -> None:
     for name, value in planned.variables.items():
         line(f"  variable {name}={value}")
     if not planned.names_release:
-        note(
-            "note[RELEASE_NOT_CHOSEN]: neither spaces/release.json nor --variable names a release:"
-            " invoke pin-space writes that file, unless the Space's own variables name one"
-        )
+        note(remark("RELEASE_NOT_CHOSEN"))
     if planned.volume is not None:
         line(f"  mount {planned.volume.to_uri()}")
 
@@ -271,10 +263,7 @@ def overview(found: Overview) -> None:
     for row in found.channels:
         if row.left is not None and row.left <= WARNED:
             ends = f"expires in {_left(row)}" if row.left > timedelta(0) else "has expired"
-            line(
-                f"warning[CHANNEL_EXPIRES]: channel {row.name} {ends}: Spaces that follow it"
-                f" warn, and take no release after that; invoke renew --channel {row.name}"
-            )
+            line(remark("CHANNEL_EXPIRES", "warning", name=row.name, ends=ends))
     for error in found.failed:
         line(f"warning[{error.code}]: {error.message} ({error.hint})")
     supposed = [row for row in (*found.channels, *found.releases) if row.gets]

@@ -25,6 +25,16 @@ def test_each_sentence_gets_exactly_its_values_where_an_error_is_made() -> None:
     assert found > 200
 
 
+def test_each_note_gets_exactly_its_values() -> None:
+    made = [one for one in uses(SOURCES) if ast.unparse(one[0].func) == "remark"]
+    for _, names, given in made:
+        assert [name for name in names if values(SENTENCES[name]) != given] == []
+    assert len(made) > 40
+    assert errors.remark("KEY_READABLE", file="a") == (
+        "note[KEY_READABLE]: others may read a: chmod 600 a"
+    )
+
+
 def test_each_sentence_is_said_somewhere() -> None:
     source = "".join(path.read_text("utf-8") for path in SOURCES)
     assert [name for name in SENTENCES if f'"{name}"' not in source] == []

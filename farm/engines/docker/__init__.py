@@ -20,7 +20,7 @@ from farm.engines import shared_cache
 from farm.engines.docker.connection import engine_errors
 from farm.engines.docker.container import LABEL, DockerWorkspace, running
 from farm.engines.docker.inventory import CACHE_VOLUME, DockerImages, make_volume
-from farm.errors import EngineError
+from farm.errors import EngineError, remark
 from farm.inputs import images, patches
 from farm.inputs.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
 from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan, LineSink
@@ -140,7 +140,7 @@ class DockerEngine:
         found = self._images.find(tag)
         if found is not None and images.is_ours(found, tag):
             return found
-        sink(f"note[BUILDER_IMAGE]: making {tag} on top of {self._reference}")
+        sink(remark("BUILDER_IMAGE", tag=tag, reference=self._reference))
         context, base_id = io.BytesIO(), {"BASE": base.id}
         durable.write_tar(context, {"Dockerfile": BUILDER_DOCKERFILE.read_bytes()})
         made = self._images.build(
