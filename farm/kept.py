@@ -18,9 +18,9 @@ import msgspec
 from farm import durable, release
 from farm.durable import folder_digest
 from farm.errors import PackError
-from farm.inputs import patches
 from farm.pack import BUILD_RECORD, LICENCES, Packed
-from farm.plan import CONTAINER_LAYOUT, BuildPlan
+from farm.plan import BuildPlan, Toolchain
+from farm.tarball import build_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -167,17 +167,8 @@ class KeptTree:
 def digest(plan: BuildPlan, engine: str) -> str:
     """Return the sha256 of everything that decides the bytes of a tarball's binaries.
 
-    ``engine`` is ``BuildEngine.identity``: which compiler builds it.
+    That is what ``BUILD.json`` records, before a compiler was asked. ``engine`` is
+    ``BuildEngine.identity``: which compiler builds it.
     """
-    line, source = plan.line, plan.source
-    decides = {
-        # The commands for one fixed layout and number of jobs: with all of the plan's options.
-        "steps": [step.argv for step in plan.steps(CONTAINER_LAYOUT, jobs=1)],
-        "environment": plan.environment(CONTAINER_LAYOUT, ccache_dir=None),
-        "key": plan.key,
-        "line": [line.toolkit, line.min_driver, line.glibc],
-        "source": [source.origin, source.commit, source.digest, source.patches],
-        "recipe": patches.recipe_sha256(),
-        "engine": engine,
-    }
-    return hashlib.sha256(msgspec.json.encode(decides)).hexdigest()
+    record = build_record.of(plan, Toolchain(engine, "", "", None))
+    return hashlib.sha256(msgspec.json.encode([record, plan.source.digest])).hexdigest()

@@ -174,6 +174,25 @@ class Publication:
 
 
 @dataclass(frozen=True)
+class Promoting:
+    """A channel of a place, and how its next promotion is signed.
+
+    Attributes:
+        channel: e.g. stable
+        to: the place: a folder, github:OWNER/REPO or hf:OWNER/REPO
+        key: the file with the signing key, else FARM_SIGNING_KEY
+        days: until the promotion expires
+        project: OWNER/REPO that the signature names; the place's own if not given
+    """
+
+    channel: str | None = None
+    to: str | None = None
+    key: Path | None = None
+    days: Days = 90
+    project: str | None = None
+
+
+@dataclass(frozen=True)
 class Deploy:
     """What is deployed to which Space.
 

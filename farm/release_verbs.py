@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 from farm import options
-from farm.options import BuildRequest, Days, Deploy, Only, RebuildRequest, Sha256, Wish
+from farm.options import (
+    BuildRequest,
+    Days,
+    Deploy,
+    Only,
+    Promoting,
+    RebuildRequest,
+    Sha256,
+    Wish,
+)
 from farm.terminal import show
 from farm.terminal.cli import verb
 
@@ -82,91 +91,53 @@ def gate(
 def promote(
     _: object,
     release: str,
-    channel: str | None = None,
-    to: str | None = None,
-    key: Path | None = None,
-    days: Days = 90,
+    asked: Promoting,
     serial: int = 1,
-    project: str | None = None,
     sha256: Sha256 = None,
 ) -> None:
     """Make a published release the current one of a channel, with the next serial; signs it.
 
     Args:
         release: its name, e.g. b11549-1
-        channel: e.g. stable
-        to: where the release is published, and its channel is
-        key: the file with the signing key, else FARM_SIGNING_KEY
-        days: until it expires
+        asked: the channel
         serial: the lowest to give, where the place has lost those that it gave before
-        project: OWNER/REPO that the signature names; the place's own if not given
         sha256: of the manifest that `invoke gate` passed; without it, it is read here, not started
     """
-    from farm import trust
     from farm.publish import channels, places
     from farm.publish import gate as checking
 
     name = places.require_name("release", release)
-    place = places.parse(to)
-    wanted, signer = places.require_given("channel", channel, place), trust.signer(key)
-    own = channels.Channel(place, wanted, signer, places.project(project))
-    checked = checking.require_gate(place, name, show.check, checked=sha256)
+    own = channels.of(asked)
+    checked = checking.require_gate(own.place, name, show.check, checked=sha256)
     if sha256 is None:
-        show.not_started(f"--to {place.where} --release {name}")
-    done = own.promote(name, days=days, at_least=serial, checked=checked)
-    show.promotion(done, place.channels())
+        show.not_started(f"--to {own.place.where} --release {name}")
+    done = own.promote(name, days=asked.days, at_least=serial, checked=checked)
+    show.promotion(done, own.place.channels())
 
 
 @verb
-def rollback(
-    _: object,
-    channel: str | None = None,
-    to: str | None = None,
-    key: Path | None = None,
-    days: Days = 90,
-    project: str | None = None,
-) -> None:
-    """Make the previous release of a channel current again, with a higher serial.
+def rollback(_: object, asked: Promoting) -> None:
+    """Make the previous release of a channel current again, with a higher serial."""
+    from farm.publish import channels
 
-    Args:
-        channel: e.g. stable
-        to: where it is
-        key: the file with the signing key, else FARM_SIGNING_KEY
-        days: until it expires
-        project: OWNER/REPO that the signature names; the place's own if not given
-    """
-    from farm import trust
-    from farm.publish import channels, places
-
-    place = places.parse(to)
-    wanted, signer = places.require_given("channel", channel, place), trust.signer(key)
-    own = channels.Channel(place, wanted, signer, places.project(project))
-    show.promotion(own.rollback(days=days))
+    show.promotion(channels.of(asked).rollback(days=asked.days))
 
 
 @verb
 def renew(
     _: object,
-    to: str | None = None,
-    channel: str | None = None,
+    asked: Promoting,
     within: Days = 30,
-    days: Days = 90,
-    key: Path | None = None,
-    project: str | None = None,
     sha256: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Sign channels that end soon again: the same release, a higher serial.
+    """Sign channels that end soon again, or one of them: the same release, a higher serial.
 
     A channel that cannot be renewed is an error after all others were.
 
     Args:
-        to: where the channels are
-        channel: one of them; without it each that ends soon
+        asked: the channels
         within: days; a channel that ends later is left as it is
-        days: until they expire
-        key: the file with the signing key, else FARM_SIGNING_KEY
-        project: OWNER/REPO that the signature names; the place's own if not given
         sha256: NAME=HEX … of the channels to renew, as --dry-run printed them; no other is signed
         dry_run: print the channels that end soon with their digests, and end; needs no key
     """
@@ -174,8 +145,8 @@ def renew(
     from farm.errors import FarmError, raise_all
     from farm.publish import channels, places
 
-    place, named = places.parse(to), places.project(project)
-    due, failed = channels.due(place, within, channel)
+    place, named = places.parse(asked.to), places.project(asked.project)
+    due, failed = channels.due(place, within, asked.channel)
     for name, current in due.items():
         show.note(f"channel {name} names {current.release}, serial {current.serial}")
     if not due:
@@ -187,14 +158,14 @@ def renew(
             show.note(error.line)
         show.line(" ".join(f"{name}={current.sha256}" for name, current in due.items()))
         return
-    signer = trust.signer(key)
+    signer = trust.signer(asked.key)
     approved = None if sha256 is None else sha256.split()
     for name, current in due.items():
         try:
             if approved is not None and f"{name}={current.sha256}" not in approved:
                 raise channels.not_approved(place, name, current.sha256)
             own = channels.Channel(place, name, signer, named)
-            show.promotion(own.renew(days=days, checked=current.sha256))
+            show.promotion(own.renew(days=asked.days, checked=current.sha256))
         except FarmError as error:
             failed.append(error)
     raise_all(failed)

@@ -85,10 +85,7 @@ def prove(request: BuildRequest, report: BuildReport) -> None:
     """
     require_known("ENGINE_UNKNOWN", "--engine", request.engine, ENGINES[:-1])
     line, sets = resolve(request)
-    if line is None:
-        with closing(pipeline.choose_engine(request, line, report)) as engine:
-            line = pipeline.settled(engine, request, line, report, sets)
-    elif request.engine != "local" and request.image is None:
+    if line is not None and request.engine != "local" and request.image is None:
         request = replace(pipeline.with_image(request, line.name, report), line=line.name)
     differing = [one.name for one in sets if not _is_same_twice(request, line, one, report)]
     if differing:
@@ -96,24 +93,24 @@ def prove(request: BuildRequest, report: BuildReport) -> None:
 
 
 def _is_same_twice(
-    request: BuildRequest, line: Line, arch_set: ArchSet, report: BuildReport
+    request: BuildRequest, line: Line | None, arch_set: ArchSet, report: BuildReport
 ) -> bool:
-    key, made = f"{line.name}-{arch_set.name}", []
+    made = []
     with tempfile.TemporaryDirectory(prefix="llama-farm-twice-") as name:
         for jobs, side in enumerate(SIDES, request.jobs or cgroups.processors()):
             asked = replace(request, jobs=jobs, fresh=True)
-            report.say(f"{key}: {side} build, -j {jobs}, no compiler cache")
             with (
                 closing(pipeline.choose_engine(asked, line, report)) as engine,
                 choose_source(asked).private() as own,
             ):
                 settled = pipeline.settled(engine, asked, line, report, (arch_set,))
                 plan = BuildPlan(arch_set, settled, own)
+                report.say(f"{plan.key}: {side} build, -j {jobs}, no compiler cache")
                 made.append(_tarball(plan, engine, asked, report, Path(name) / side))
         if made[0].sha256 == made[1].sha256:
-            report.say(f"identical: {key}, twice the same bytes")
+            report.say(f"identical: {plan.key}, twice the same bytes")
             return True
-        compare(made[0].path, made[1].path, KEPT / key, report.say)
+        compare(made[0].path, made[1].path, KEPT / plan.key, report.say)
     return False
 
 

@@ -18,7 +18,7 @@ import msgspec
 from farm import trust
 from farm.errors import FarmError, PublishError
 from farm.inputs import pins
-from farm.publish import publishing
+from farm.publish import places, publishing
 from farm.publish.places import Destination, Signed, require_name
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
@@ -28,6 +28,7 @@ from llama_loader.trust import signed_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from farm.options import Promoting
     from farm.trust import Signer
     from llama_loader.manifest import Artifact, Manifest
 
@@ -285,6 +286,17 @@ class Channel:
         was = before.release if before else None
         url = self.place.channel_url(self.name)
         return Promotion(self.name, pointer.release, was, serial, expires, url)
+
+
+def of(asked: Promoting) -> Channel:
+    """Return the channel that a verb's options name.
+
+    Raises:
+        UsageError: no place, channel or key was given, or one cannot be read.
+    """
+    place = places.parse(asked.to)
+    name, signer = places.require_given("channel", asked.channel, place), trust.signer(asked.key)
+    return Channel(place, name, signer, places.project(asked.project))
 
 
 class Due(NamedTuple):
