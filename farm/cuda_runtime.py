@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Annotated, BinaryIO, Final, cast
+from typing import IO, Annotated, BinaryIO, Final, cast
 
 import msgspec
 from msgspec import Meta
@@ -24,19 +26,14 @@ from farm.errors import InspectError, PackError, SourceError
 from farm.inputs import pins
 from farm.inputs.archives import open_wheel
 from farm.inputs.packages import fetch_package
+from farm.inputs.pins import PackagePin
 from farm.pack import LICENCES, Inventory, Packed, place, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH
 from farm.tarball import archive
 from farm.tarball.archive import Chunking, TarMember
 from farm.tarball.build_record import LineRecord
+from farm.targets import Line
 from llama_loader.manifest import CUDA_RUNTIME, Artifact, Cuda
-
-if TYPE_CHECKING:
-    import zipfile
-    from collections.abc import Sequence
-
-    from farm.inputs.pins import PackagePin
-    from farm.targets import Line
 
 ROOT: Final = "cuda-runtime"
 RECORD: Final = "CUDA_RUNTIME.json"

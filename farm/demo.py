@@ -10,10 +10,11 @@ import io
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.bar import Bar
 from rich.console import Console
@@ -24,15 +25,11 @@ from farm.errors import FarmError, UsageError
 from farm.inputs import packages, pins, toolkit
 from farm.inputs.images import names_digest
 from farm.options import BuildRequest
+from farm.pipeline import Made
 from farm.publish.gate import EXPECTED, MODEL, PROMPT
 from farm.request import choose_source, resolve
 from farm.serve import ReleaseServer
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from farm.pipeline import Made
-    from farm.terminal.progress import BuildReport
+from farm.terminal.progress import BuildReport
 
 CUDA_LINE: Final = "cu130"
 """The one line whose toolkit comes as packages, without any image registry."""

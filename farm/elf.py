@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -19,9 +21,6 @@ from farm.errors import FarmError, InspectError, PackError, UsageError
 from llama_loader.errors import tell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from collections.abc import Set as AbstractSet
-
     from farm.tarball.build_record import LineRecord
 
 _CODE_SECTIONS: Final = frozenset({"nv_fatbin", "nv_relfatbin"})

@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from farm import durable
 from farm.engines import shared_cache
 from farm.errors import BuildError, EngineError
 from farm.plan import BuildEngine, BuildPlan, Step, Toolchain, Workspace
 from farm.tarball import parts
-
-if TYPE_CHECKING:
-    from farm.tarball.parts import Part
+from farm.tarball.parts import Part
 
 SHOWN_LINES: Final = 20
 """How many of a failed compiler's lines the error shows; the log has them all."""

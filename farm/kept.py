@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 
@@ -21,10 +22,6 @@ from farm.errors import PackError
 from farm.pack import BUILD_RECORD, LICENCES, Packed
 from farm.plan import BuildPlan, Toolchain
 from farm.tarball import build_record
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 
 class JournalEntry(msgspec.Struct, frozen=True):

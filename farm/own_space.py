@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import requests
@@ -19,19 +20,14 @@ import requests
 from farm import cuda_runtime, durable, loader, pipeline, preflight, release
 from farm.errors import FarmError, PublishError, UsageError, remark
 from farm.inputs import packages
-from farm.options import BuildRequest, one_of
+from farm.options import BuildRequest, Deploy, Wish, one_of
 from farm.publish import deploy_space, gate, hub, pin_space, places, publishing
 from farm.publish.directory import Directory
+from farm.publish.places import Destination
+from farm.publish.publishing import Plan
 from farm.request import resolve
 from farm.terminal import show
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from farm.options import Deploy, Wish
-    from farm.publish.places import Destination
-    from farm.publish.publishing import Plan
-    from farm.terminal.progress import BuildReport
+from farm.terminal.progress import BuildReport
 
 _ENDED: Final = frozenset({"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "STOPPED", "PAUSED"})
 """Stages of a Space in which waiting is useless."""

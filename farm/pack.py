@@ -13,17 +13,19 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
+from typing import IO, BinaryIO, Final, cast
 
 from farm import durable, elf
+from farm.elf import Inspection
 from farm.errors import InspectError, PackError
 from farm.plan import SOURCE_DATE_EPOCH, TARGETS
 from farm.tarball import archive, build_record
 from farm.tarball.archive import Chunking, Digests, TarMember
+from farm.tarball.build_record import LineRecord
 from llama_loader.manifest import (
     LLAMA_SERVER,
     Artifact,
@@ -31,12 +33,6 @@ from llama_loader.manifest import (
     FileEntry,
     Platform,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from farm.elf import Inspection
-    from farm.tarball.build_record import LineRecord
 
 ROOT: Final = "runtime"
 PROGRAMS: Final = TARGETS

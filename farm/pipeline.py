@@ -8,7 +8,7 @@ import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -23,15 +23,13 @@ from farm.execute import BuiltTree, Log, execute
 from farm.inputs import images, pins, toolkit
 from farm.kept import Journal, KeptTree, digest
 from farm.options import BuildRequest, require_known
+from farm.pack import Packed
+from farm.plan import BuildEngine, BuildPlan
 from farm.request import ENGINES, require_buildable
 from farm.tarball import build_record, parts
+from farm.tarball.parts import Part, Survey
+from farm.targets import ArchSet, Line
 from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
-
-if TYPE_CHECKING:
-    from farm.pack import Packed
-    from farm.plan import BuildEngine, BuildPlan
-    from farm.tarball.parts import Part, Survey
-    from farm.targets import ArchSet, Line
 
 STATE: Final = STATE_FOLDER
 _NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")

@@ -12,6 +12,7 @@ import posixpath
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from threading import Timer
@@ -20,8 +21,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from farm.inputs.images import ImageFacts
     from farm.source import SourceTree
     from farm.tarball.build_record import LineRecord

@@ -11,33 +11,30 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from farm import cuda_runtime, durable, pipeline, release, run_lock, targets, trust
 from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all, remark
 from farm.inputs import pins
+from farm.options import BuildRequest, Publication
+from farm.pipeline import Made
 from farm.plan import BuildEngine, BuildPlan
 from farm.publish import channels, places
 from farm.request import choose_source, options, resolve
+from farm.source import SourceTree
 from farm.tarball import build_record
+from farm.targets import ArchSet, Line
+from farm.terminal.progress import BuildReport
 from llama_loader import disk
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
 from llama_loader.manifest import CUDA_RUNTIME
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from farm.options import BuildRequest, Publication
-    from farm.pipeline import Made
-    from farm.source import SourceTree
-    from farm.targets import ArchSet, Line
-    from farm.terminal.progress import BuildReport
 
 RELEASE: Final = "release"
 """The value of ``--check --arch-set`` for all sets of the table ``[release]``."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -35,15 +35,11 @@ from farm.pack import (
 from farm.plan import artifact_name
 from farm.tarball import archive, build_record, sbom
 from farm.tarball.archive import Chunking
+from farm.tarball.build_record import BuildRecord
+from farm.tarball.parts import Part
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from llama_loader.manifest import Artifact, Manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from farm.tarball.build_record import BuildRecord
-    from farm.tarball.parts import Part
 
 MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "manifest.schema.json"

@@ -14,11 +14,12 @@ import signal
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -33,18 +34,14 @@ from farm.pack import ROOT, SHIPPED, Packed, is_elf, read_inventory
 from farm.plan import TARGETS, BuildEngine, BuildPlan, Toolchain
 from farm.publish.gate import opened
 from farm.request import ENGINES, RPC, choose_source, definitions, resolve
+from farm.source import SourceTree
 from farm.tarball import archive, build_record, parts
+from farm.tarball.build_record import BuildRecord
+from farm.targets import ArchSet, Line
 from farm.terminal.progress import BUILT, BuildReport, Fleet
 from llama_loader import cgroups
 from llama_loader import manifest as schema
 from llama_loader.manifest import LLAMA_SERVER, Artifact, Manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from farm.source import SourceTree
-    from farm.tarball.build_record import BuildRecord
-    from farm.targets import ArchSet, Line
 
 KEPT: Final = pipeline.STATE / "reproducible"
 """Both versions of the files that differ, for a person to look at."""

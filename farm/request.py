@@ -8,7 +8,9 @@ library which the manifest does not require of a host.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,14 +21,9 @@ from farm.inputs import patches, pins
 from farm.options import BuildRequest, require_known
 from farm.pack import ALSO, RPC_SERVER, SHIPPED
 from farm.plan import HOST_DEFINES, TARGETS
+from farm.source import SourceTree
 from farm.tarball import archive
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-    from farm.source import SourceTree
-    from farm.targets import ArchSet, Line, Targets
+from farm.targets import ArchSet, Line, Targets
 
 ENGINES: Final = ("auto", "docker", "local", "dask")
 SCHEMES: Final = ("tcp", "tls", "ws", "wss")

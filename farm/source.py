@@ -11,11 +11,12 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,13 +27,9 @@ from farm.errors import SourceError, UsageError, remark
 from farm.inputs import git, patches
 from farm.inputs.archives import extract_subtree
 from farm.inputs.packages import cache_folder, fetch_package
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from farm.inputs.patches import Change
-    from farm.inputs.pins import SourcePin
-    from llama_loader.manifest import Patch
+from farm.inputs.patches import Change
+from farm.inputs.pins import SourcePin
+from llama_loader.manifest import Patch
 
 GIT_REMOTE: Final = "https://github.com/ggml-org/llama.cpp"
 """A mirror is named with git's own ``url.<base>.insteadOf`` setting."""

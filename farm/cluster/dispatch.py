@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from farm import durable, pipeline
 from farm.errors import BuildError, EngineError, FarmError, UsageError, remark
@@ -28,16 +28,15 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError("DASK_MISSING", name=error.name) from error
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
-    from distributed import Future
+from distributed import Future
 
-    from farm.cluster.host import BuildJob
-    from farm.cluster.scheduler import Event
-    from farm.options import BuildRequest
-    from farm.pipeline import Made
-    from farm.plan import BuildPlan
+from farm.cluster.host import BuildJob
+from farm.cluster.scheduler import Event
+from farm.options import BuildRequest
+from farm.pipeline import Made
+from farm.plan import BuildPlan
 
 TRIES: Final = 2
 LOSSES: Final = 3

@@ -13,10 +13,11 @@ import socket
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from distributed import get_worker
 from distributed.core import Status
@@ -27,17 +28,13 @@ from farm.durable import folder_digest, new_folder, remove, require_own_temporar
 from farm.errors import BuildError, EngineError, FarmError, PackError
 from farm.execute import BuiltTree, execute
 from farm.inputs.packages import cache_folder
+from farm.options import BuildRequest
 from farm.pack import ROOT, select, write
+from farm.plan import BuildEngine, BuildPlan
 from farm.tarball import archive
+from farm.tarball.archive import TarMember
+from farm.targets import Line
 from farm.terminal.progress import BuildReport
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from farm.options import BuildRequest
-    from farm.plan import BuildEngine, BuildPlan
-    from farm.tarball.archive import TarMember
-    from farm.targets import Line
 
 TOPIC: Final = "llama-farm"
 """The topic of the events that builds send."""

@@ -7,20 +7,17 @@ import logging
 import socket
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from distributed import Client, Future, Scheduler, SpecCluster, Worker
 
 from farm.cluster import host
+from farm.cluster.host import BuildJob, Outcome
 from farm.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from farm.cluster.host import BuildJob, Outcome
-    from farm.options import BuildRequest
+from farm.options import BuildRequest
 
 RESOURCE: Final = "FARM_BUILD"
 """The resource that a worker declares: how many builds it takes at a time."""

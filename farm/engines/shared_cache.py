@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -22,12 +23,10 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from farm.errors import UsageError, remark
+from farm.inputs.images import ImageFacts
 from farm.plan import CACHE_CONFIG, LineSink, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from farm.inputs.images import ImageFacts
     from farm.source import SourceTree
 
 VARIABLE: Final = "FARM_CCACHE_REMOTE"

@@ -8,15 +8,13 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Final, Literal, NoReturn, Self
+from typing import IO, Final, Literal, NoReturn, Self
 
 from farm import durable
 from farm.errors import SourceError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 _BLOCK: Final = 1 << 20
 _EXECUTABLE: Final = 0o100

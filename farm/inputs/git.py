@@ -8,17 +8,15 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from farm import durable
 from farm.errors import SourceError
 from farm.inputs.packages import ANSWER, DEADLINE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SETTINGS: Final = "foreign"
 """The file in ``foreign``'s folder with the settings of a foreign repository; git only

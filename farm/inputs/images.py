@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -35,8 +36,6 @@ from farm.inputs.packages import cache_folder, cache_root
 from farm.plan import SOURCE_DATE_EPOCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     from farm.engines.docker.inventory import DockerImages
     from farm.targets import Line, Targets
 

@@ -16,10 +16,11 @@ import io
 import os
 import re
 import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
@@ -33,15 +34,11 @@ from urllib3.util import Retry
 from farm import durable, run_lock
 from farm.errors import SourceError
 from farm.inputs.archives import open_wheel
+from farm.inputs.pins import ModelPin, PackagePin
 from llama_loader.concurrency import Background
 from llama_loader.errors import without_secrets
 from llama_loader.locations import is_loopback
 from llama_loader.manifest import Sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from farm.inputs.pins import ModelPin, PackagePin
 
 APPLICATION: Final = "llama-server-farm"
 _BLOCK: Final = 1 << 20

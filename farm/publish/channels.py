@@ -7,30 +7,27 @@ promotions, and tell a rollback the previous release.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from itertools import chain
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from farm import trust
 from farm.errors import FarmError, PublishError
 from farm.inputs import pins
+from farm.options import Promoting
 from farm.publish import places, publishing
 from farm.publish.places import Destination, Signed, require_name
 from farm.release import MANIFEST
+from farm.trust import Signer
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
+from llama_loader.manifest import Artifact, Manifest
 from llama_loader.trust import signed_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from farm.options import Promoting
-    from farm.trust import Signer
-    from llama_loader.manifest import Artifact, Manifest
 
 DAYS: Final = 90
 """How long a promotion is valid: long enough for holidays, and short enough that Spaces notice

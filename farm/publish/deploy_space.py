@@ -13,9 +13,10 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceHardware, Volume
@@ -24,13 +25,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from farm import PROJECT_ROOT, loader
 from farm.errors import FarmError, PublishError, UsageError
 from farm.inputs import git
+from farm.options import Deploy
 from farm.publish import hub, places
 from llama_loader import gguf_header
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from farm.options import Deploy
 
 ROOT: Final = PROJECT_ROOT / "spaces"
 NEEDED: Final = ("app.py", "README.md", "requirements.txt")

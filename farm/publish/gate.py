@@ -14,10 +14,11 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import msgspec
@@ -28,18 +29,14 @@ from farm.errors import FarmError, PackError, PublishError, SourceError, UsageEr
 from farm.inputs import packages, pins
 from farm.inputs.packages import shown
 from farm.publish import publishing
+from farm.publish.places import Destination
 from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError, without_secrets
 from llama_loader.locations import is_allowed_web
 from llama_loader.manifest import LLAMA_SERVER, Artifact, Manifest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from farm.publish.places import Destination
-
-    Choice = Callable[[Manifest], Artifact]
+Choice = Callable[[Manifest], Artifact]
 
 MODEL: Final = "smollm2"
 PROMPT: Final = "The capital of France is"

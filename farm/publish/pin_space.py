@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from farm import PROJECT_ROOT, durable, elf, loader, targets, trust
@@ -17,16 +18,11 @@ from farm.errors import FarmError, InspectError, PublishError, UsageError
 from farm.inputs.packages import shown
 from farm.pack import Inventory, is_elf
 from farm.publish import channels, gate
-from farm.publish.places import Signed
+from farm.publish.places import Destination, Signed
 from farm.release import MANIFEST
 from farm.tarball.archive import Chunking, Digests
 from llama_loader import manifest as schema
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from farm.publish.places import Destination
-    from llama_loader.manifest import Artifact
+from llama_loader.manifest import Artifact
 
 FILE: Final = PROJECT_ROOT / "spaces" / "release.json"
 BESIDE: Final[dict[str, tuple[str, ...]]] = {

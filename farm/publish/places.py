@@ -6,11 +6,13 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
+import requests
 
 from farm import durable
 from farm.errors import FarmError, PublishError, UsageError
@@ -20,10 +22,6 @@ from llama_loader.locations import is_allowed_web
 from llama_loader.manifest import MAX_MANIFEST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    import requests
-
     from farm.publish.publishing import Known, Plan
 
 MOST_PAGES: Final = 1000

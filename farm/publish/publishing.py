@@ -6,8 +6,10 @@ import hashlib
 import math
 import re
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from rich.filesize import decimal
 
@@ -16,14 +18,9 @@ from farm import release as folder_of
 from farm.errors import PublishError, remark
 from farm.inputs import pins
 from farm.publish import places
+from farm.publish.places import Destination
 from llama_loader import manifest as schema
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
-
-    from farm.publish.places import Destination
-    from llama_loader.manifest import Artifact, Manifest
+from llama_loader.manifest import Artifact, Manifest
 
 BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""

@@ -7,6 +7,7 @@ machine: the same plan with the same compiler gives the same record. Command lin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -21,8 +22,6 @@ from farm.tarball.parts import Part
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from farm.source import SourceTree
 
 LAYOUT: Final = Layout(

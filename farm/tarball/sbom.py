@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
@@ -29,14 +30,12 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 from farm.plan import SOURCE_DATE_EPOCH
+from farm.tarball.build_record import BuildRecord
 from farm.tarball.parts import PUBLIC_DOMAIN, Part
+from llama_loader.manifest import Artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from farm.cuda_runtime import RuntimeRecord
-    from farm.tarball.build_record import BuildRecord
-    from llama_loader.manifest import Artifact
 
 SUFFIX: Final = ".cdx.json"
 PROPERTY: Final = "llama-farm"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from rich.filesize import decimal
 
@@ -24,19 +25,14 @@ from farm.engines import shared_cache
 from farm.engines.docker.connection import connect
 from farm.engines.docker.inventory import CACHE_VOLUME, Stored, cache_counters, stored
 from farm.engines.local import ccache_dir
-from farm.errors import EngineError, PublishError, UsageError
+from farm.engines.shared_cache import Statistics
+from farm.errors import EngineError, FarmError, PublishError, UsageError
 from farm.inputs.packages import cache_root
 from farm.publish import channels
+from farm.publish.places import Destination
 from farm.terminal import show
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from farm.engines.shared_cache import Statistics
-    from farm.errors import FarmError
-    from farm.publish.places import Destination
 
 _FOLDER: Final = Path("dist")
 _PATIENCE: Final = 2

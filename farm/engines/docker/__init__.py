@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farm import durable
@@ -26,9 +28,6 @@ from farm.inputs.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
 from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan, LineSink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     import docker
 
 

@@ -8,10 +8,13 @@ import os
 import re
 import secrets
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path, PurePath
+from typing import Any, Final
 
+import docker
 from docker.errors import APIError, NotFound
 from docker.utils.socket import frames_iter
 
@@ -19,15 +22,8 @@ from farm import durable
 from farm.engines.docker.connection import engine_errors
 from farm.errors import EngineError, SourceError
 from farm.inputs.archives import unpack
+from farm.inputs.images import ImageFacts
 from farm.plan import CONTAINER_LAYOUT, LONGEST_LINE, LineSink, Workspace
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path, PurePath
-
-    import docker
-
-    from farm.inputs.images import ImageFacts
 
 LABEL: Final = "llama-farm"
 """The label of every container and image of ours: a person finds them with ``--filter label=…``."""

@@ -11,11 +11,13 @@ Everything here raises ``EngineError`` where the engine is out of reach.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
+import docker
 from docker.errors import APIError, ImageNotFound, NotFound
 
 from farm.engines.docker.connection import ENGINE_FAILURES, engine_errors, reason
@@ -23,11 +25,6 @@ from farm.engines.docker.container import CONFLICT, LABEL, is_named_by_us, remov
 from farm.errors import EngineError
 from farm.inputs.images import PROBE, ImageFacts, ImageTools, is_ours, names_digest, tools_of
 from farm.plan import CACHE_CONFIG, CACHE_FOLDER
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    import docker
 
 CACHE_VOLUME: Final = "llama-farm-ccache"
 """The cache of the pinned archive on trusted images; others have their owner's name appended."""
