@@ -17,7 +17,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, Final, cast
@@ -181,13 +181,20 @@ def new_file(path: Path) -> io.FileIO:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[Path]:
-    """Open a folder, not a link; give a path to it that stays right when its name is changed."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def handle_of(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """Open a file or folder until the context is left, with flags of open(2); give its handle."""
+    handle = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
-        yield opened(handle)
+        yield handle
     finally:
         os.close(handle)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Open a folder, not a link; give a path to it that stays right when its name is changed."""
+    with handle_of(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as handle:
+        yield opened(handle)
 
 
 def opened(handle: int) -> Path:
@@ -200,14 +207,9 @@ def followed(path: Path) -> Path | None:
 
     Python's ``realpath`` follows any number of links, in a time that grows with their square.
     """
-    try:
-        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
+    with suppress(OSError), handle_of(path, os.O_PATH) as handle:
         return opened(handle).readlink()
-    finally:
-        os.close(handle)
+    return None
 
 
 @contextmanager
@@ -310,22 +312,16 @@ def sync_tree(folder: Path) -> None:
 
     A source tree has thousands of files; one ``fsync`` for each takes half a minute.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with handle_of(folder) as handle:
         if ctypes.CDLL(None, use_errno=True).syncfs(handle):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(folder))
-    finally:
-        os.close(handle)
 
 
 def sync(path: Path) -> None:
     """Wait until one file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    with handle_of(path) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_tar(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -50,7 +51,7 @@ class FarmError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Let pickle carry all fields between the hosts of a cluster."""
-        return _again, (type(self), self.code, self.message, self.hint)
+        return partial(type(self), self.code, self.message, hint=self.hint), ()
 
     @property
     def line(self) -> str:
@@ -77,10 +78,6 @@ def shown(text: str) -> str:
     Tarballs, ELF files, manifests and servers are foreign: no text of theirs begins a line.
     """
     return "\n    ".join(map(printable, text.split("\n")))
-
-
-def _again(kind: type[FarmError], code: str, message: str, hint: str) -> FarmError:
-    return kind(code, message, hint=hint)
 
 
 class UsageError(FarmError):

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Final
 
@@ -17,7 +17,7 @@ from farm.engines import shared_cache
 from farm.errors import BuildError, EngineError
 from farm.plan import BuildEngine, BuildPlan, Step, Toolchain, Workspace
 from farm.tarball import parts
-from farm.tarball.parts import Part
+from farm.tarball.parts import Survey
 
 SHOWN_LINES: Final = 20
 """How many of a failed compiler's lines the error shows; the log has them all."""
@@ -62,7 +62,7 @@ class BuiltTree:
     toolchain: Toolchain
     seconds: float
     log: Path
-    cub: tuple[Part, bytes] | None = None
+    cub: Survey = field(default_factory=Survey)
 
 
 class Log:
@@ -153,7 +153,7 @@ def execute(
             environment |= shared_cache.environment(plan.source, workspace.image, log.note)
         # Before the first step: the source's own programs could answer in their place.
         told = workspace.ask(workspace.layout.cmake, "--version")
-        hashed, cub = programs(plan, workspace), None
+        hashed, cub = programs(plan, workspace), Survey()
         if plan.line.is_cuda and workspace.layout.cuda is not None:
             cub = parts.parse_cub(workspace.ask(*parts.cub_command(workspace.layout.cuda)))
         with shared_cache.watched(workspace, environment, log.note):

@@ -27,7 +27,6 @@ from farm.pack import Packed
 from farm.plan import BuildEngine, BuildPlan
 from farm.request import ENGINES, require_buildable
 from farm.tarball import build_record, parts
-from farm.tarball.parts import Part, Survey
 from farm.targets import ArchSet, Line
 from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
 
@@ -304,7 +303,7 @@ def keep(kept: KeptTree, built: BuiltTree, request: BuildRequest, report: BuildR
         if not part.licence_files:
             report.say(remark("LICENCE_MISSING/source", path=part.path))
     _check_nvcc(plan, built.toolchain.nvcc)
-    found = _with_cub(survey, built.cub)
+    found = survey + built.cub
     inputs = {}  # the digests of pinned files that neither the source nor an image's digest covers
     if built.toolchain.engine == "docker":
         inputs = {images.BUILDER_DOCKERFILE.name: images.builder_sha256()}
@@ -343,15 +342,6 @@ def pack_kept(kept: KeptTree, request: BuildRequest, report: BuildReport, *, beg
         tarball.copy(request.copy)
     report.say(f"{how}: {tarball.path} ({tarball.size / 1e6:.1f} MB)")
     return Made(tarball, compiled - began, time.monotonic() - compiled)
-
-
-def _with_cub(survey: Survey, cub: tuple[Part, bytes] | None) -> Survey:
-    """Add what the toolkit put into the binaries to what the source did."""
-    if cub is None:
-        return survey
-    part, text = cub
-    texts = dict.fromkeys(part.licence_files, text)
-    return parts.Survey((*survey.parts, part), {**survey.texts, **texts})
 
 
 def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:

@@ -200,16 +200,15 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
         there = durable.names(out) if out.exists() else []
     except NotADirectoryError:
         return [UsageError("OUT_NOT_FOLDER", out=out)]
-    found: list[FarmError] = []
-    with (collector := Findings()).collecting():
+    findings = Findings()
+    with findings.collecting():
         durable.require_own_out(out)
-    found += collector.found
     if not os.access(place := disk.nearest(out.absolute()), os.W_OK | os.X_OK):
-        found.append(UsageError("OUT_NOT_WRITABLE", out=out, place=place))
+        findings.found.append(UsageError("OUT_NOT_WRITABLE", out=out, place=place))
     replaced = {plan.artifact_name for plan in plans}
     own = build_record.source_of(plans[0].source) if plans else None
     for path in map(out.joinpath, there):
-        with (collector := Findings()).collecting():
+        with findings.collecting():
             if path.name == release.MANIFEST:
                 try:
                     release.load(out)
@@ -217,8 +216,7 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
                     raise UsageError("OUT_MANIFEST_INVALID", manifest=path, error=error) from error
             elif path.name not in replaced and release.is_tarball(path.name):
                 _require_source(path, own)
-        found += collector.found
-    return found
+    return findings.found
 
 
 def _require_source(path: Path, own: schema.Source | None) -> None:

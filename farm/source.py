@@ -307,10 +307,9 @@ def _require_own(tree: Path, paths: Iterable[Path]) -> None:
         plain = path.is_symlink() or path.is_file()
         if plain and inside and os.fsencode(path).decode("utf-8", "replace") == str(path):
             continue
-        shown = str(path).encode("utf-8", "backslashreplace").decode()
         why = "a name that is not UTF-8" if plain else "neither a file, a folder nor a link"
         why = why if inside else "a link that leads out of the tree"
-        raise UsageError("SOURCE_UNREADABLE", shown=shown, why=why)
+        raise durable.beyond(path, why)
 
 
 def _leads_inside(path: Path, root: Path) -> bool:

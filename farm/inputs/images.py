@@ -213,11 +213,10 @@ def contradictions(line: Line, tools: ImageTools) -> tuple[UsageError, ...]:
         found.append(UsageError("TOOLKIT_NOT_OF_LINE", line=line, tools=tools))
     found += [
         UsageError(
-            f"IMAGE_{beyond.name.upper()}_TOO_NEW",
-            f"{tools.image} has {beyond.name} {beyond.has}: what is built there needs it, and line "
-            f"{line.name} promises {beyond.promised}",
-            hint="take an image of Ubuntu 22.04 or Debian 12; or leave --line out: the line then "
-            "promises what the image has",
+            "IMAGE_GLIBC_TOO_NEW" if beyond.name == "glibc" else "IMAGE_GLIBCXX_TOO_NEW",
+            tools=tools,
+            beyond=beyond,
+            line=line,
         )
         for beyond in _beyond(line, tools)
     ]

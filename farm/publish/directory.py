@@ -171,8 +171,7 @@ class Directory(Destination):
         leads to the folder that is locked.
         """
         self._root.mkdir(exist_ok=True)
-        handle = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with durable.handle_of(self._root, os.O_DIRECTORY) as handle:
             try:
                 run_lock.wait(handle, self.where, _PATIENCE, "DESTINATION_LOCKED")
             except TimeoutError as by:
@@ -180,8 +179,6 @@ class Directory(Destination):
                     "DESTINATION_LOCKED", folder=self.where, by=by, patience=_PATIENCE
                 ) from by
             yield durable.opened(handle)
-        finally:
-            os.close(handle)
 
 
 def _gathered(release: str) -> str:

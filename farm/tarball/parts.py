@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -136,8 +136,12 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 class Survey:
     """The parts of a tree, and every licence text by its file name in the tarball."""
 
-    parts: tuple[Part, ...]
-    texts: Mapping[str, bytes]
+    parts: tuple[Part, ...] = ()
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __add__(self, other: Survey) -> Survey:
+        """Return the parts and texts of both."""
+        return Survey((*self.parts, *other.parts), {**self.texts, **other.texts})
 
 
 class _Upstream(NamedTuple):
@@ -358,10 +362,10 @@ def cub_command(cuda: PurePath) -> tuple[str, ...]:
     return ("sh", "-c", _CUB_SCRIPT, "sh", str(cuda))
 
 
-def parse_cub(lines: list[str]) -> tuple[Part, bytes] | None:
-    """Turn what ``cub_command`` printed into a part and its licence's text; None without CUB."""
+def parse_cub(lines: list[str]) -> Survey:
+    """Turn what ``cub_command`` printed into a part and its licence's text; none without CUB."""
     if _CUB_FILES not in lines:
-        return None
+        return Survey()
     at = lines.index(_CUB_FILES)
     headers, files = "\n".join(lines[:at]), lines[at + 1 :]
     text, version = in_comments(headers) or "", None
@@ -377,7 +381,7 @@ def parse_cub(lines: list[str]) -> tuple[Part, bytes] | None:
         licence_files=(_CUB_LICENCE,) if text else (),
         sha256=hashlib.sha256("".join(f"{line}\n" for line in files).encode()).hexdigest(),
     )
-    return part, text.encode()
+    return Survey((part,), {_CUB_LICENCE: text.encode()} if text else {})
 
 
 def identify(text: str) -> str | None:

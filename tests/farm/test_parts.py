@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import vendored
 
-from farm import pipeline, source
+from farm import source
 from farm.errors import UsageError
 from farm.inputs import patches
 from farm.tarball import parts
@@ -208,7 +208,7 @@ def toolkit(root: Path, below: str) -> Path:
     return root
 
 
-def read(root: Path) -> tuple[parts.Part, bytes] | None:
+def read(root: Path) -> parts.Survey:
     done = subprocess.run(parts.cub_command(root), capture_output=True, text=True, check=True)
     return parts.parse_cub(done.stdout.splitlines())
 
@@ -216,8 +216,8 @@ def read(root: Path) -> tuple[parts.Part, bytes] | None:
 @pytest.mark.parametrize("below", ["include", "include/cccl"])
 def test_it_is_read_where_cuda_12_and_13_have_it(tmp_path: Path, below: str) -> None:
     found = read(toolkit(tmp_path, below))
-    assert found is not None
-    part, text = found
+    (part,) = found.parts
+    text = found.texts[part.licence_files[0]]
     assert (part.name, part.version, part.licence) == ("CUB", "2.3.2", "BSD-3-Clause")
     assert text.startswith(b"Copyright (c) 2011, Somebody.")
     names = ("cub/block/block_reduce.cuh", "cub/cub.cuh", "cub/version.cuh")
@@ -229,12 +229,12 @@ def test_it_is_read_where_cuda_12_and_13_have_it(tmp_path: Path, below: str) -> 
 
 
 def test_a_toolkit_without_it_has_none(tmp_path: Path) -> None:
-    assert read(tmp_path) is None
+    assert read(tmp_path) == parts.Survey()
 
 
 def test_its_licence_travels_with_the_parts_of_the_source(tmp_path: Path) -> None:
     tree = Path(__file__).parent.parent / "rigs" / "tiny_llama"
-    found = pipeline._with_cub(parts.survey(tree), read(toolkit(tmp_path, "include")))
+    found = parts.survey(tree) + read(toolkit(tmp_path, "include"))
     assert [part.name for part in found.parts] == ["llama.cpp", "CUB"]
     for part in found.parts:
         assert all(found.texts[name] for name in part.licence_files)
@@ -243,9 +243,8 @@ def test_its_licence_travels_with_the_parts_of_the_source(tmp_path: Path) -> Non
 def test_headers_without_a_licence_are_a_part_that_verify_refuses(tmp_path: Path) -> None:
     root = toolkit(tmp_path, "include")
     (root / "include" / "cub" / "cub.cuh").write_text("#pragma once\n")
-    found = read(root)
-    assert found is not None
-    assert (found[0].licence, found[0].licence_files) == (None, ())
+    (part,) = read(root).parts
+    assert (part.licence, part.licence_files) == (None, ())
 
 
 def test_texts_whose_paths_make_one_name_are_both_kept() -> None:
