@@ -42,32 +42,23 @@ MOST_ARCHIVE: Final = 8 << 30
 """Bytes of what is in a wheel. The largest wheel of CUDA has less than 1 GB."""
 
 
-class _FixedSizeFile(io.RawIOBase):
+class _FixedSizeFile(io.FileIO):
     """A file that ends where it ended when it was opened: another user can let it grow."""
 
-    def __init__(self, file: io.FileIO, size: int) -> None:
-        self._file, self._size = file, size
+    read = io.RawIOBase.read  # type: ignore[assignment]  # it calls readinto, as the next does
+    readall = io.RawIOBase.readall
+
+    def __init__(self, handle: int, size: int) -> None:
+        super().__init__(handle)
+        self._size = size
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # io gives no other
-        left = max(0, self._size - self._file.tell())
-        return self._file.readinto(memoryview(buffer)[:left])
+        return super().readinto(memoryview(buffer)[: max(0, self._size - self.tell())])
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        ends = {io.SEEK_SET: 0, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self._size}
-        return self._file.seek(ends[whence] + offset)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        if whence == io.SEEK_END:
+            return super().seek(self._size + offset)
+        return super().seek(offset, whence)
 
 
 @contextmanager
@@ -110,7 +101,7 @@ def open_regular(path: Path, *, follow: bool = True, most: int | None = None) ->
         os.close(handle)
         why = f"larger than {most} bytes" if stat.S_ISREG(found.st_mode) else "not a regular file"
         raise OSError(errno.EINVAL, why, str(path))
-    bounded = _FixedSizeFile(io.FileIO(handle), found.st_size)
+    bounded = _FixedSizeFile(handle, found.st_size)
     return cast("BinaryIO", io.BufferedReader(bounded, 1 << 17))
 
 
