@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -19,24 +20,19 @@ from typing import Final, Self
 from farm import durable, pipeline
 from farm.errors import BuildError, EngineError, FarmError, UsageError, remark
 from farm.kept import Journal, KeptTree, digest
-from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
-
-try:
-    from farm.cluster import host
-    from farm.cluster.host import Outcome, place
-    from farm.cluster.scheduler import POLL, SchedulerClient, cluster
-except ModuleNotFoundError as error:
-    raise UsageError("DASK_MISSING", name=error.name) from error
-
-from collections.abc import Callable, Generator, Iterator
-
-from distributed import Future
-
-from farm.cluster.host import BuildJob
-from farm.cluster.scheduler import Event
 from farm.options import BuildRequest
 from farm.pipeline import Made
 from farm.plan import BuildPlan
+from farm.terminal.progress import BUILT, FAILED, BuildReport, Fleet
+
+try:
+    from distributed import Future
+
+    from farm.cluster import host
+    from farm.cluster.host import BuildJob, Outcome, place
+    from farm.cluster.scheduler import POLL, Event, SchedulerClient, cluster
+except ModuleNotFoundError as error:
+    raise UsageError("DASK_MISSING", name=error.name) from error
 
 TRIES: Final = 2
 LOSSES: Final = 3
