@@ -44,39 +44,6 @@ class JournalEntry(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Journal:
-    """The entries of one checkout. ``folder`` is made when something is written."""
-
-    folder: Path
-
-    def read(self, key: str, plan: str = "") -> JournalEntry:
-        """Return a plan's entry: of another plan the seconds alone; an empty one if unreadable."""
-        try:
-            entry = msgspec.json.decode(self._file(key).read_bytes(), type=JournalEntry)
-        except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
-            return JournalEntry(plan)
-        return entry if entry.plan == plan else JournalEntry(plan, seconds=entry.seconds)
-
-    def times(self, plans: Iterable[BuildPlan]) -> dict[str, float | None]:
-        """Return the seconds of the last finished build of each plan's key, None without one."""
-        return {plan.key: self.read(plan.key).seconds for plan in plans}
-
-    def write(self, key: str, entry: JournalEntry) -> None:
-        """Replace an entry; it is on the disk when this returns.
-
-        Raises:
-            PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
-        """
-        place = self._file(key)
-        with durable.writing(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            durable.replace(place, msgspec.json.format(msgspec.json.encode(entry), indent=2), 0o644)
-
-    def _file(self, key: str) -> Path:
-        return self.folder / f"{key}.json"
-
-
-@dataclass(frozen=True)
 class KeptTree:
     """One plan's place in a checkout's ``.farm``, which is ``state``; ``digest`` is the plan's."""
 
@@ -85,23 +52,37 @@ class KeptTree:
     state: Path
 
     @property
-    def journal(self) -> Journal:
-        """The checkout's journal."""
-        return Journal(self.state / "journal")
-
-    @property
     def folder(self) -> Path:
         """Where the tree is: ``bin``, ``licenses``, ``BUILD.json``."""
         return self.state / "trees" / self.plan.key
 
+    @property
+    def _record(self) -> Path:
+        return self.state / "journal" / f"{self.plan.key}.json"
+
     def entry(self) -> JournalEntry:
-        """Return the journal's entry of this plan."""
-        return self.journal.read(self.plan.key, self.digest)
+        """Return the plan's entry: of another plan its seconds alone; an empty one if unreadable."""
+        try:
+            entry = msgspec.json.decode(self._record.read_bytes(), type=JournalEntry)
+        except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
+            return JournalEntry(self.digest)
+        same = entry.plan == self.digest
+        return entry if same else JournalEntry(self.digest, seconds=entry.seconds)
+
+    def write(self, entry: JournalEntry) -> None:
+        """Replace the plan's entry; it is on the disk when this returns.
+
+        Raises:
+            PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
+        """
+        with durable.writing(self._record):
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            text = msgspec.json.format(msgspec.json.encode(entry), indent=2)
+            durable.replace(self._record, text, 0o644)
 
     def begin(self) -> None:
         """Record that a build begins; the entry keeps the last build's time."""
-        entry = JournalEntry(self.digest, begun=True, seconds=self.entry().seconds)
-        self.journal.write(self.plan.key, entry)
+        self.write(JournalEntry(self.digest, begun=True, seconds=self.entry().seconds))
 
     def is_whole(self) -> bool:
         """Whether the tree that the journal names exists, unchanged."""
@@ -124,7 +105,7 @@ class KeptTree:
                 that was written is removed, so that the next sets have room.
         """
         entry = JournalEntry(self.digest, begun=True, seconds=seconds)
-        self.journal.write(self.plan.key, entry)
+        self.write(entry)
         try:
             with durable.writing(self.folder):
                 durable.remove(self.folder)
@@ -137,7 +118,7 @@ class KeptTree:
         except PackError:
             durable.remove(self.folder)
             raise
-        self.journal.write(self.plan.key, msgspec.structs.replace(entry, tree=whole))
+        self.write(msgspec.structs.replace(entry, tree=whole))
 
     def packed(self, out: Path) -> Packed | None:
         """Return this tree's tarball in ``out`` if it has the recorded bytes."""
@@ -157,8 +138,13 @@ class KeptTree:
         """
         made, entry = release.pack_tree(self.folder, out, self.plan.arch_set.format), self.entry()
         tarballs = {**entry.tarballs, made.path.name: made.sha256}
-        self.journal.write(self.plan.key, msgspec.structs.replace(entry, tarballs=tarballs))
+        self.write(msgspec.structs.replace(entry, tarballs=tarballs))
         return made
+
+
+def times(plans: Iterable[BuildPlan], state: Path) -> dict[str, float | None]:
+    """Return the seconds of the last finished build of each plan's key, None without one."""
+    return {plan.key: KeptTree(plan, "", state).entry().seconds for plan in plans}
 
 
 def digest(plan: BuildPlan, engine: str) -> str:

@@ -21,7 +21,7 @@ from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all, remark
 from farm.execute import BuiltTree, Log, execute
 from farm.inputs import images, pins, toolkit
-from farm.kept import Journal, KeptTree, digest
+from farm.kept import KeptTree, digest, times
 from farm.options import BuildRequest, require_known
 from farm.pack import Packed
 from farm.plan import BuildEngine, BuildPlan
@@ -54,7 +54,7 @@ def build_all(
     """
     made: list[Made] = []
     failures: dict[str, FarmError] = {}
-    with Fleet(report, Journal(STATE / "journal").times(plans), many=False) as fleet:
+    with Fleet(report, times(plans, STATE), many=False) as fleet:
         for plan in plans:
             try:
                 made.append(_build_one(plan, engine, request, fleet))

@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from farm import durable, pipeline
 from farm.errors import BuildError, EngineError, FarmError, UsageError, remark
-from farm.kept import Journal, KeptTree, digest
+from farm.kept import KeptTree, digest, times
 from farm.options import BuildRequest
 from farm.pipeline import Made
 from farm.plan import BuildPlan
@@ -335,7 +335,7 @@ class _ClusterRun:
         # without folders of this machine
         own = replace(self.request, source=None, out=Path())
         asked = replace(own, engine=engine, line=plan.line.name)
-        recorded = Journal(pipeline.STATE / "journal").times(self.plans)
+        recorded = times(self.plans, pipeline.STATE)
         fleet = Fleet.longest_first(self.report, recorded)
         kept: dict[str, KeptTree] = {}
 

@@ -37,7 +37,7 @@ from farm.engines import shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
 from farm.inputs import patches
-from farm.kept import Journal, JournalEntry, KeptTree, digest
+from farm.kept import JournalEntry, KeptTree, digest, times
 from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.publish import gate, places
@@ -267,11 +267,14 @@ def test_a_tree_that_somebody_changed_is_not_used(built: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan": 1}', b'{"plan": "\xff"}'])
-def test_a_journal_that_cannot_be_read_is_no_journal(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "cpu-cpu.json").write_bytes(content)
-    journal = Journal(tmp_path)
-    assert journal.read("cpu-cpu", "one") == JournalEntry("one")
-    assert journal.read("cpu-cpu").seconds is None
+def test_a_journal_that_cannot_be_read_is_no_journal(
+    tiny: Path, tmp_path: Path, content: bytes
+) -> None:
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tiny))
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / f"{plan.key}.json").write_bytes(content)
+    assert KeptTree(plan, "one", tmp_path).entry() == JournalEntry("one")
+    assert times([plan], tmp_path) == {plan.key: None}
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
@@ -364,12 +367,14 @@ def test_a_disk_that_is_full_while_a_tree_is_kept_fails_that_set_alone(
     assert said.startswith(told)
 
 
-def test_the_time_of_another_plan_is_kept_and_nothing_else_of_it(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.write("k", JournalEntry("one", tree="t", seconds=12.0))
-    assert journal.read("k", "two") == JournalEntry("two", seconds=12.0)
-    assert journal.read("k").seconds == 12.0
-    assert journal.read("other").seconds is None
+def test_the_time_of_another_plan_is_kept_and_nothing_else_of_it(
+    tiny: Path, tmp_path: Path
+) -> None:
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tiny))
+    other = replace(plan, arch_set=TABLE.sets["sm90"])
+    KeptTree(plan, "one", tmp_path).write(JournalEntry("one", tree="t", seconds=12.0))
+    assert KeptTree(plan, "two", tmp_path).entry() == JournalEntry("two", seconds=12.0)
+    assert times([plan, other], tmp_path) == {plan.key: 12.0, other.key: None}
 
 
 def test_what_decides_the_bytes_decides_the_digest(tiny: Path) -> None:
