@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -127,17 +127,18 @@ def pack(
         content: dict[str, _Taken | bytes] = {one.name: one for _, files in taken for one in files}
         content[RECORD] = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
+        def members() -> Iterator[TarMember]:
+            for path, source in sorted(content.items()):
+                member = f"{ROOT}/{path}"
+                if isinstance(source, bytes):
+                    yield TarMember(member, len(source), archive.FILE_MODE, io.BytesIO(source))
+                    continue
+                with source.wheel.open(source.info) as stream:
+                    size, opened_file = source.info.file_size, cast("BinaryIO", stream)
+                    yield TarMember(member, size, archive.FILE_MODE, opened_file)
+
         def write(raw: IO[bytes]) -> Artifact:
-            with archive.write(raw, archive_format, SOURCE_DATE_EPOCH, level=ZSTD_LEVEL) as writer:
-                for path, source in sorted(content.items()):
-                    member = f"{ROOT}/{path}"
-                    if isinstance(source, bytes):
-                        text = io.BytesIO(source)
-                        writer.add(TarMember(member, len(source), archive.FILE_MODE, text))
-                        continue
-                    with source.wheel.open(source.info) as stream:
-                        size, opened_file = source.info.file_size, cast("BinaryIO", stream)
-                        writer.add(TarMember(member, size, archive.FILE_MODE, opened_file))
+            archive.write(raw, archive_format, members(), SOURCE_DATE_EPOCH, level=ZSTD_LEVEL)
             raw.flush()
             return read_with_record(durable.opened(raw.fileno()), name=name)[0]
 

@@ -154,7 +154,8 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
         plan = publishing.prepare(folder, place, show.note, wheel=wheel)
         show.plan(plan, each=dry_run)  # what is sent is told file by file
         if not dry_run:
-            show.line(publishing.publish(plan, place, show.line))
+            place.publish(plan, show.line)
+            show.line(place.manifest_url(plan.release))
             line = publishing.requirement(plan, place)
             if line is not None and "@ file:" not in line:  # which no Space could read
                 show.note(f"for requirements.txt of a Space: {line}")

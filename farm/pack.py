@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -359,14 +359,17 @@ def write(
     level: int = archive.ZSTD_LEVEL,
 ) -> None:
     """Write an archive of files and texts by name; ``programs`` are to be started."""
-    with archive.write(raw, archive_format, SOURCE_DATE_EPOCH, level=level) as writer:
+
+    def members() -> Iterator[TarMember]:
         # Sorted, so that the CPU variants, which resemble one another, lie in one window.
         for name in sorted([*files, *texts]):
             path = f"{ROOT}/{name}"
             if name in texts:
                 text = texts[name]
-                writer.add(TarMember(path, len(text), archive.FILE_MODE, io.BytesIO(text)))
+                yield TarMember(path, len(text), archive.FILE_MODE, io.BytesIO(text))
                 continue
             mode = archive.PROGRAM_MODE if name in programs else archive.FILE_MODE
             with files[name].open("rb") as stream:
-                writer.add(TarMember(path, os.fstat(stream.fileno()).st_size, mode, stream))
+                yield TarMember(path, os.fstat(stream.fileno()).st_size, mode, stream)
+
+    archive.write(raw, archive_format, members(), SOURCE_DATE_EPOCH, level=level)

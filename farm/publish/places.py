@@ -79,7 +79,12 @@ class Destination(ABC):
 
     @abstractmethod
     def publish(self, plan: Plan, tell: Callable[[str], None]) -> None:
-        """Send the new parts, read everything back, then make it visible; the manifest last."""
+        """Send the new parts, read everything back, then make it visible; the manifest last.
+
+        Raises:
+            PublishError: it was cut off, or the place has other bytes than those that were sent. No
+                visible file refers to a missing one; publishing again sends only what is missing.
+        """
 
     @abstractmethod
     def read(self, folder: str, name: str) -> Iterator[bytes]:

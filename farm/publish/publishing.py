@@ -140,17 +140,6 @@ def requirement(plan: Plan, destination: Destination) -> str | None:
     return None
 
 
-def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -> str:
-    """Carry a plan out; return the manifest's URL.
-
-    Raises:
-        PublishError: it was cut off, or the place has other bytes than those that were sent. No
-            visible file refers to a missing one; publishing again sends only what is missing.
-    """
-    destination.publish(plan, tell)
-    return destination.manifest_url(plan.release)
-
-
 def names_of(manifest: Manifest) -> tuple[str, ...]:
     """Return the names of a release's files; the manifest's is the last.
 

@@ -12,8 +12,7 @@ import io
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Final, Self, cast
 
@@ -73,7 +72,7 @@ class Chunking:
 class TarMember:
     """One regular file of an archive. ``stream`` is valid until the next member is read.
 
-    ``mtime`` is the time in the archive; a ``Writer`` gives all of its members one time.
+    ``mtime`` is the time in the archive; ``write`` gives all members one time.
     """
 
     path: str
@@ -120,48 +119,43 @@ def hash_file(stream: BinaryIO, chunk_size: int) -> Digests:
     return hasher.digests()
 
 
-class Writer:
-    """Puts members into an archive, in the order in which they are added."""
-
-    def __init__(self, tar: tarfile.TarFile, mtime: int) -> None:
-        self._tar = tar
-        self._mtime, self._left = mtime, MAX_BYTES
-
-    def add(self, member: TarMember) -> None:
-        """Add one file.
-
-        Raises:
-            PackError: ``NAME_TOO_LONG``, or ``FILE_CHANGED``: it has fewer bytes than its size.
-        """
-        self._left -= member.size  # a library may have many names, and each is a file
-        if self._left < 0:
-            raise PackError("ARCHIVE_UNSOUND/most", what=member.path, most="more than a release")
-        info = tarfile.TarInfo(member.path)
-        info.size, info.mode, info.mtime = member.size, member.mode, self._mtime
-        try:
-            self._tar.addfile(info, member.stream)
-        except ValueError as error:
-            raise PackError("NAME_TOO_LONG", path=member.path, error=error) from error
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            raise PackError("FILE_CHANGED", path=member.path) from error
-
-
-@contextmanager
 def write(
-    raw: IO[bytes], archive_format: str, mtime: int, *, level: int = ZSTD_LEVEL
-) -> Iterator[Writer]:
-    """Write an archive to ``raw``, which stays open; ``level`` is zstd's.
+    raw: IO[bytes],
+    archive_format: str,
+    members: Iterable[TarMember],
+    mtime: int,
+    *,
+    level: int = ZSTD_LEVEL,
+) -> None:
+    """Write members, in their order, to ``raw``, which stays open; ``level`` is zstd's.
+
+    Each is written before the next one is asked for.
 
     Raises:
-        PackError: ``FORMAT_UNKNOWN``.
+        PackError: ``FORMAT_UNKNOWN``, ``NAME_TOO_LONG``, ``ARCHIVE_UNSOUND``: they are more than a
+            release has, or ``FILE_CHANGED``: one has fewer bytes than its size.
     """
+    left = MAX_BYTES
     with (
         _compressor(raw, archive_format, level) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        yield Writer(tar, mtime)
+        for member in members:
+            left -= member.size  # a library may have many names, and each is a file
+            if left < 0:
+                raise PackError(
+                    "ARCHIVE_UNSOUND/most", what=member.path, most="more than a release"
+                )
+            info = tarfile.TarInfo(member.path)
+            info.size, info.mode, info.mtime = member.size, member.mode, mtime
+            try:
+                tar.addfile(info, member.stream)
+            except ValueError as error:
+                raise PackError("NAME_TOO_LONG", path=member.path, error=error) from error
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                raise PackError("FILE_CHANGED", path=member.path) from error
 
 
 def members(
@@ -215,7 +209,7 @@ def format_of(name: str) -> str:
 
 
 class _PlainInfo(tarfile.TarInfo):
-    """A header with the bytes that a ``Writer`` gives it.
+    """A header with the bytes that ``write`` gives it.
 
     ``tarfile`` reads an extended one of any size into memory, and names and numbers that other
     readers understand otherwise. It reads a damaged or missing header as the end, which is

@@ -23,8 +23,9 @@ from tests.farm.test_pack import MTIME, refused, tarball
 def test_zstd_frame_has_a_small_window_and_a_checksum(tmp_path: Path) -> None:
     content = os.urandom(1 << 20) * 20
     path = tmp_path / "x.tar.zst"
-    with path.open("wb") as raw, archive.write(raw, "tar.zst", MTIME) as writer:
-        writer.add(archive.TarMember("runtime/x", len(content), 0o644, io.BytesIO(content)))
+    member = archive.TarMember("runtime/x", len(content), 0o644, io.BytesIO(content))
+    with path.open("wb") as raw:
+        archive.write(raw, "tar.zst", [member], MTIME)
     magic, descriptor, window = struct.unpack_from("<IBB", path.read_bytes())
     assert magic == 0xFD2FB528
     assert descriptor & 0b100, "content checksum"
@@ -83,10 +84,16 @@ def test_tarball_of_more_bytes_than_a_release_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "MAX_BYTES", 10_000)
-    with (tmp_path / "w").open("wb") as raw, archive.write(raw, "tar.gz", 0) as writer:
-        writer.add(TarMember("runtime/a", 8_000, 0o644, io.BytesIO(bytes(8_000))))
-        with pytest.raises(PackError, match="more than a release"):  # under another name
-            writer.add(TarMember("runtime/b", 8_000, 0o644, io.BytesIO(bytes(8_000))))
+
+    def written(names: str) -> None:
+        content = [(f"runtime/{name}", io.BytesIO(bytes(8_000))) for name in names]
+        members = (TarMember(name, 8_000, 0o644, stream) for name, stream in content)
+        with (tmp_path / "w").open("wb") as raw:
+            archive.write(raw, "tar.gz", members, 0)
+
+    written("a")
+    with pytest.raises(PackError, match="more than a release"):  # under another name
+        written("ab")
     entries = ((f"runtime/{name}", {}, bytes(5_000)) for name in "abc")
     path = tarball(tmp_path / "x.tar.gz", *entries)
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))

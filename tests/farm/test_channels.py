@@ -642,7 +642,7 @@ def test_links_where_releases_lie_cost_no_person_a_file(
     folder = tiny_release.of_build(kept, 11551, tmp_path / "third")
     plan = publishing.prepare(folder, signed.to, lambda _: None)
     with refused("DESTINATION_NOT_WRITABLE", PublishError):
-        publishing.publish(plan, signed.to, lambda _: None)
+        signed.to.publish(plan, lambda _: None)
     gathered.unlink()
 
     def replace_the_folder(_: str) -> None:
@@ -650,7 +650,7 @@ def test_links_where_releases_lie_cost_no_person_a_file(
             gathered.rename(tmp_path / "aside")
             gathered.symlink_to(mine)
 
-    publishing.publish(plan, signed.to, replace_the_folder)
+    signed.to.publish(plan, replace_the_folder)
     found = {path.name: path.read_text() for path in mine.iterdir()}
     assert found == {"letter": "letter", "photo": "photo"}
 

@@ -48,7 +48,7 @@ def test_two_processes_publish_to_a_folder_at_the_same_time(released: Path, tmp_
     to = places.parse(str(tmp_path / "published"))
     planned, said = publishing.prepare(released, to), []
     with ThreadPoolExecutor(2) as pool:
-        for _ in pool.map(lambda _: publishing.publish(planned, to, said.append), range(2)):
+        for _ in pool.map(lambda _: to.publish(planned, said.append), range(2)):
             pass
     sent = [line for line in said if not line.startswith("waiting")]
     assert len(sent) == len(NAMES)

@@ -124,7 +124,7 @@ def test_a_release_is_one_commit_and_its_tag_which_never_moves(
     assert sorted(repository.commits[1]) == sorted(f"b11549-1/{name}" for name in NAMES)
     to, wheel = places.parse("hf:owner/name"), tmp_path / "llama_space-1-py3-none-any.whl"
     wheel.write_bytes(b"what is added later")
-    publishing.publish(publishing.prepare(released, to, wheel=wheel), to, lambda _: None)
+    to.publish(publishing.prepare(released, to, wheel=wheel), lambda _: None)
     assert len(repository.commits) == 3
     assert repository.tags == {"b11549-1": hub_repository.oid(1)}
     assert not any(call.startswith("DELETE") for call in hub.calls)
@@ -152,5 +152,5 @@ def test_a_commit_in_between_is_not_overwritten(
 
     monkeypatch.setattr(to, "_head", and_then_somebody_commits)
     with refused("HUB_REFUSED", PublishError, "412"):
-        publishing.publish(planned, to, lambda _: None)
+        to.publish(planned, lambda _: None)
     monkeypatch.undo()

@@ -84,11 +84,8 @@ def test_token_follows_no_address_of_another_server_out_of_an_answer(
             monkeypatch.setenv("GITHUB_API_URL", url)
             monkeypatch.setenv("HF_ENDPOINT", url)
             with refused("PLACE_UNUSABLE", PublishError, elsewhere):
-                publishing.publish(
-                    publishing.prepare(released, places.parse(place), lambda _: None),
-                    places.parse(place),
-                    lambda _: None,
-                )
+                plan = publishing.prepare(released, places.parse(place), lambda _: None)
+                places.parse(place).publish(plan, lambda _: None)
     assert seen == []
 
 

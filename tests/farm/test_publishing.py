@@ -81,7 +81,7 @@ def test_wheel_is_published_beside_the_manifest_for_pip_and_stays_as_it_is(
     wheel.write_bytes(b"a wheel")
     plan_ = publishing.prepare(released, place.open(), wheel=wheel)
     assert [part.name for part in plan_.new] == [*NAMES[:-1], wheel.name, NAMES[-1]]
-    publishing.publish(plan_, place.open(), lambda _: None)
+    place.open().publish(plan_, lambda _: None)
     line = publishing.requirement(plan_, place.open())
     assert line is not None
     url, _, digest = line.removeprefix("llama-space @ ").partition("#sha256=")
@@ -151,7 +151,7 @@ def test_file_that_changes_after_it_was_verified_is_not_published(
     plan = publishing.prepare(released, place, lambda _: None)
     path.unlink()
     path.symlink_to("/etc/hostname")
-    publishing.publish(plan, place, lambda _: None)
+    place.publish(plan, lambda _: None)
     assert (tmp_path / "published" / plan.release / path.name).read_bytes() == genuine.read_bytes()
 
 
@@ -195,10 +195,10 @@ def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path
     first, second = (publishing.prepare(released, place.open()) for _ in range(2))
     assert first.new == second.new
     for planned in (first, second):
-        publishing.publish(planned, place.open(), lambda _: None)
+        place.open().publish(planned, lambda _: None)
     again = publishing.prepare(released, place.open())
     assert ([part.name for part in again.there], again.new) == (NAMES, ())
-    publishing.publish(again, place.open(), lambda _: None)
+    place.open().publish(again, lambda _: None)
     assert place.large_files_sent() == 1
     assert place.open().releases() == ("b11549-1",)
 
@@ -212,9 +212,9 @@ def test_of_two_publishers_with_other_bytes_the_second_is_refused(
     changed = replace(first.new[-2], path=other, size=6, sha256=sha256(b"other\n").hexdigest())
     assert changed.name == "SHA256SUMS"
     second = replace(first, new=(*first.new[:-2], changed, first.new[-1]))
-    publishing.publish(first, place.open(), lambda _: None)
+    place.open().publish(first, lambda _: None)
     with refused("PUBLISHED_DIFFERS", PublishError):
-        publishing.publish(second, place.open(), lambda _: None)
+        place.open().publish(second, lambda _: None)
     assert b"".join(place.open().read("b11549-1", "SHA256SUMS")) != b"other\n"
 
 

@@ -34,9 +34,12 @@ def tarball(
 ) -> Path:
     folder.mkdir()
     path = folder / "x.tar.zst"
-    with path.open("wb") as raw, archive.write(raw, "tar.zst", mtime, level=level) as writer:
-        for name, content, mode in members:
-            writer.add(TarMember(f"runtime/{name}", len(content), mode, io.BytesIO(content)))
+    made = (
+        TarMember(f"runtime/{name}", len(content), mode, io.BytesIO(content))
+        for name, content, mode in members
+    )
+    with path.open("wb") as raw:
+        archive.write(raw, "tar.zst", made, mtime, level=level)
     return path
 
 

@@ -363,8 +363,8 @@ def test_products_that_cannot_be_used_fail_their_set_and_not_the_run(
         if (folder / "llama-cli").exists():
             return honest(folder, programs)
         made = io.BytesIO()
-        with archive.write(made, "tar.zst", 0) as writer:
-            writer.add(archive.TarMember("../outside", 0, archive.FILE_MODE, io.BytesIO()))
+        outside = archive.TarMember("../outside", 0, archive.FILE_MODE, io.BytesIO())
+        archive.write(made, "tar.zst", [outside], 0)
         return made.getvalue()
 
     monkeypatch.setattr(host, "pack_products", hostile)

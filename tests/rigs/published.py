@@ -86,7 +86,9 @@ def serving(kind: str, root: Path, patch: pytest.MonkeyPatch) -> Iterator[Place]
 def publish(place: Place | Destination, folder: Path) -> str:
     """Publish a folder; returns the manifest's URL."""
     to = place.open() if isinstance(place, Place) else place
-    return publishing.publish(publishing.prepare(folder, to, lambda _: None), to, lambda _: None)
+    plan = publishing.prepare(folder, to, lambda _: None)
+    to.publish(plan, lambda _: None)
+    return to.manifest_url(plan.release)
 
 
 @contextmanager
