@@ -61,7 +61,7 @@ class KeptTree:
         return self.state / "journal" / f"{self.plan.key}.json"
 
     def entry(self) -> JournalEntry:
-        """Return the plan's entry: of another plan its seconds alone; an empty one if unreadable."""
+        """Return the plan's entry: of another plan the seconds alone; an empty one if damaged."""
         try:
             entry = msgspec.json.decode(self._record.read_bytes(), type=JournalEntry)
         except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
