@@ -13,8 +13,6 @@ configuring, copying and linking with it: a shared machine does not matter. Hits
 ccache's own, file by file (its ``stats_log``).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -74,10 +72,8 @@ def results(log: Path) -> list[tuple[str, bool]]:
     found = []
     for entry in log.read_text("utf-8").split("# ")[1:]:
         name, *counters = entry.split("\n")
-        if HITS & set(counters):
-            found.append((Path(name).name, True))
-        elif "cache_miss" in counters:
-            found.append((Path(name).name, False))
+        if counted := {*HITS, "cache_miss"} & {*counters}:
+            found.append((Path(name).name, bool(counted & HITS)))
     return found
 
 

@@ -10,8 +10,6 @@ writes every single figure, with the machine's facts, as JSON. ``--plot FILE.svg
 draws what was measured before.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -23,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import requests
@@ -37,9 +36,6 @@ from farm.serve import ReleaseServer
 from llama_loader import host, settings
 from llama_loader.client import Client
 from llama_loader.server import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 RUNNING_PYTHON: Final = Path(running_python.__file__)
 RUNNING: Final = "installed, in a running Python"
@@ -116,7 +112,7 @@ class Bench:
             if running:
                 _line(process, running_python.READY)
                 began = time.monotonic()
-                _tell(process)
+                print(file=process.stdin, flush=True)
             told = _line(process, "{")
             url = _line(process, "ready ").split()[1]
             first = time.monotonic() - began
@@ -138,7 +134,7 @@ class Bench:
         url = f"http://127.0.0.1:{port}"
         began = time.monotonic()
         with _process(command, cache, LD_LIBRARY_PATH=libraries) as process:
-            _await_health(url, process)
+            _await_health(port, process)
             ready = time.monotonic() - began
             _generate(url, 1)
             first = time.monotonic() - began
@@ -165,13 +161,11 @@ def measure(bench: Bench, upstream: Path | None, rounds: int) -> Iterator[list[S
         uri = (upstream / "manifest.json").resolve().as_uri()
         other = Bench(upstream, bench.model, bench.scratch, uri)
         theirs = Path(other.fetch(bench.scratch / "upstream")["folder"])
-        sides["upstream's list, bare"] = lambda number: bench.bare(
-            theirs, libraries, bench.scratch / f"jit-theirs{number}"
-        )
-        # what the cold run of the same round has left there
-        sides["upstream's list, warm JIT cache"] = lambda number: bench.bare(
-            theirs, libraries, bench.scratch / f"jit-theirs{number}"
-        )
+        # the second finds what the cold run of the same round has left
+        for name in ("upstream's list, bare", "upstream's list, warm JIT cache"):
+            sides[name] = lambda number: bench.bare(
+                theirs, libraries, bench.scratch / f"jit-theirs{number}"
+            )
     found = [Side(name) for name in sides]
     bench.bare(ours, libraries, bench.scratch / "warm-ours")  # reads everything into memory once
     for number in range(rounds):
@@ -301,16 +295,13 @@ def _speed(client: Client) -> float:
     return answer.tokens_per_second or 0.0
 
 
-def _await_health(url: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + _START_SECONDS
+def _await_health(port: int, process: subprocess.Popen[str]) -> None:
+    client, deadline = Client(port, None, timeout=5), time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise SystemExit(f"llama-server ended with status {process.returncode}")
-        try:
-            if requests.get(f"{url}/health", timeout=5).status_code == _OK:
-                return
-        except requests.ConnectionError:
-            pass
+        if client.health(timeout=5) == _OK:
+            return
         time.sleep(_POLL)
     raise SystemExit(f"llama-server was not ready within {_START_SECONDS:g} s")
 
@@ -340,12 +331,6 @@ def _process(command: list[str], cache: Path, **extra: str) -> Iterator[subproce
                 if stream is not None:
                     stream.close()
             process.wait()
-
-
-def _tell(process: subprocess.Popen[str]) -> None:
-    if process.stdin is not None:
-        process.stdin.write("\n")
-        process.stdin.flush()
 
 
 def _line(process: subprocess.Popen[str], beginning: str) -> str:

@@ -10,8 +10,6 @@ but root. Executable memory without a file behind it is as bad as a file that
 nobody vouches for. The exit status is 1 where there is either.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -92,10 +90,8 @@ def vouched(path: str, listed: dict[str, str], cuda: set[str]) -> str:
     """Say what vouches for a file: ``manifest``, ``cuda``, ``system`` or, bad, ``nobody``."""
     real = Path(os.path.realpath(path))
     if str(real) in listed:
-        right = (
-            real.is_file() and hashlib.sha256(real.read_bytes()).hexdigest() == listed[str(real)]
-        )
-        return "manifest" if right else "nobody"
+        digest = hashlib.sha256(real.read_bytes()).hexdigest() if real.is_file() else ""
+        return "manifest" if digest == listed[str(real)] else "nobody"
     if str(real) in cuda:
         return "cuda"
     return "system" if _is_the_systems(real) else "nobody"

@@ -92,7 +92,7 @@ def _feed(name: str, inputs: int, seed: int, kept: Path, told: SynchronizedArray
     places: set[str] = set()
     sys.setswitchinterval(1e-4)  # the server that sends the input is a thread of this process
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        _bound_memory(hard)
+        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") * 1024 + MEMORY, hard))
         while told[_DONE] < inputs:
             index = told[_DONE]
             told[_DONE] = index + 1
@@ -118,10 +118,6 @@ def _feed(name: str, inputs: int, seed: int, kept: Path, told: SynchronizedArray
 def _set_alarms(computed: float, waited: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, computed)
     signal.setitimer(signal.ITIMER_REAL, waited)
-
-
-def _bound_memory(hard: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") * 1024 + MEMORY, hard))
 
 
 def _status(field: str) -> int:

@@ -9,8 +9,6 @@ end, ``install`` what the installation takes in a process that has its modules (
 installation over a link of 20 MB/s, against the link's own time. The server is another process.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -23,18 +21,16 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from farm.serve import ReleaseServer
 from llama_loader import manifest
 from tests.rigs import fault_server as faults
 from tests.rigs import installer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from multiprocessing.connection import Connection
 
 RATE = 20e6
 """Bytes a second of the shaped link."""

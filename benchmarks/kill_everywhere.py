@@ -10,8 +10,6 @@ Three beginnings: an empty store, a store with an older release, a store whose r
 only. What Python imports is imported before: that reads, and changes nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -21,20 +19,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from llama_loader.errors import LoaderError
 from llama_loader.fetch import Fetcher
+from llama_loader.manifest import Artifact
 from llama_loader.store import Store
 from tests.rigs import archives, tracer
 from tests.rigs.fault_server import FaultServer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llama_loader.manifest import Artifact
 
 BEGINNINGS: Final = ("empty", "older release", "damaged")
 _COUNTED: Final = ("killed", "absent", "whole", "as before", "partial", "lost", "not repaired")

@@ -11,8 +11,6 @@ dropped before each start. Prints medians, and writes every figure as JSON. ``--
 draws the first series of what ``--out`` has.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import json
@@ -22,18 +20,16 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from benchmarks import cold_start
 from benchmarks.cold_start import RUNNING, Bench, Side
 from farm.serve import ReleaseServer
 from llama_loader.server import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 AS_LOADED: Final = ("--no-warmup", "--fit", "off", "--threads", "1")
 """What the loader adds to a start on one GPU (spaces/llama_loader/server_plan.py)."""

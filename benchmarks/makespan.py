@@ -10,8 +10,6 @@ of them one after the other, by default as many as CPUs. With ``--throttled`` ea
 control group (version 1, root) that gets its equal part of the CPUs and no more: a slow host.
 """
 
-from __future__ import annotations
-
 import argparse
 import heapq
 import json
@@ -22,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from distributed import Client
 from rich.console import Console
@@ -39,9 +38,6 @@ from farm.options import BuildRequest
 from farm.plan import BuildPlan
 from farm.terminal.progress import BuildReport, Fleet
 from tests.rigs import control_group
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 PROJECT: Final = Path(__file__).parent.parent
 TINY: Final = PROJECT / "tests" / "rigs" / "tiny_llama"
@@ -67,7 +63,7 @@ def matrix() -> dict[str, float]:
     """Return the recorded seconds of every set on every CUDA line that can build it."""
     measured: dict[str, float] = json.loads(COST.read_text("utf-8"))["cpu_seconds"]
     table = targets.load()
-    keys = []
+    keys: dict[str, str] = {}
     for line in table.lines.values():
         for arch_set in table.sets.values():
             try:
@@ -75,10 +71,9 @@ def matrix() -> dict[str, float]:
             except FarmError:
                 continue
             if line.is_cuda and arch_set.archs:
-                keys.append((line.name, arch_set.name))
-    recorded = {f"{line}-{name}": measured[name] for line, name in keys if name in measured}
-    other = median(recorded.values())
-    return {key: recorded.get(key, other) for key in (f"{line}-{name}" for line, name in keys)}
+                keys[f"{line.name}-{arch_set.name}"] = arch_set.name
+    other = median(measured[name] for name in keys.values() if name in measured)
+    return {key: measured.get(name, other) for key, name in keys.items()}
 
 
 def finish(durations: Sequence[float], hosts: int) -> float:

@@ -8,15 +8,13 @@ TranslateGemma 4B or 27B, Q4_K and Q6_K as in a Q4_K_M file. Its answers mean no
 layers are the same one.
 """
 
-from __future__ import annotations
-
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import gguf
 import numpy as np
+from gguf import GGMLQuantizationType
 
 from tests.rigs import tiny_model
 from tests.rigs.tiny_model import Shape
@@ -30,24 +28,22 @@ SIZES: Final = {
 VOCABULARY: Final = 262_144
 """Tokens that Gemma 3 knows: sampling looks at each of them."""
 _BLOCK: Final = 256
-_Q4_BYTES, _Q6_BYTES = 144, 210
-_SMALL: Final = np.float16(2**-11).tobytes()
+_SMALL: Final = np.float16(2**-11)
+_KINDS: Final[dict[GGMLQuantizationType, tuple[int, dict[int, np.float16]]]] = {
+    GGMLQuantizationType.Q4_K: (144, {0: _SMALL, 2: np.float16(7.5 * 2**-11)}),
+    GGMLQuantizationType.Q6_K: (210, {208: _SMALL}),
+}
+"""Bytes of a block, and its scale and offset by their place in it."""
 
 
-def q4_k(noise: np.random.Generator, rows: int, width: int) -> np.ndarray:
-    """Return ``rows`` rows of Q4_K blocks: a small scale and offset, everything else noise."""
-    count = rows * width // _BLOCK
-    blocks = noise.integers(0, 256, (count, _Q4_BYTES), np.uint8)
-    blocks[:, :2] = np.frombuffer(_SMALL, np.uint8)
-    blocks[:, 2:4] = np.frombuffer(np.float16(7.5 * 2**-11).tobytes(), np.uint8)
-    return blocks.reshape(rows, -1)
-
-
-def q6_k(noise: np.random.Generator, rows: int, width: int) -> np.ndarray:
-    """Return ``rows`` rows of Q6_K blocks, whose scale is the last two bytes."""
-    count = rows * width // _BLOCK
-    blocks = noise.integers(0, 256, (count, _Q6_BYTES), np.uint8)
-    blocks[:, -2:] = np.frombuffer(_SMALL, np.uint8)
+def quantised(
+    noise: np.random.Generator, kind: GGMLQuantizationType, rows: int, width: int
+) -> np.ndarray:
+    """Return ``rows`` rows of blocks: a small scale and offset, everything else noise."""
+    size, scales = _KINDS[kind]
+    blocks = noise.integers(0, 256, (rows * width // _BLOCK, size), np.uint8)
+    for place, scale in scales.items():
+        blocks[:, place : place + 2] = np.frombuffer(scale.tobytes(), np.uint8)
     return blocks.reshape(rows, -1)
 
 
@@ -62,14 +58,10 @@ def write(path: Path, size: str) -> None:
     unused = [f"<unused{number}>" for number in range(VOCABULARY - len(known))]
     tiny_model.add_tokenizer(writer, [*known, *unused])
     noise = np.random.default_rng(1)
-    makers = {
-        gguf.GGMLQuantizationType.Q4_K: partial(q4_k, noise),
-        gguf.GGMLQuantizationType.Q6_K: partial(q6_k, noise),
-    }
-    made: dict[tuple[int, int, gguf.GGMLQuantizationType], np.ndarray] = {}
+    made: dict[tuple[int, int, GGMLQuantizationType], np.ndarray] = {}
     for name, (rows, width, kind) in _tensors(shape).items():
         if (rows, width, kind) not in made:
-            made[rows, width, kind] = makers[kind](rows, width)
+            made[rows, width, kind] = quantised(noise, kind, rows, width)
         writer.add_tensor(name, made[rows, width, kind], raw_dtype=kind)
     norm = np.ones(shape.width, np.float32)
     for layer in range(shape.layers):
@@ -79,9 +71,9 @@ def write(path: Path, size: str) -> None:
     tiny_model.finish(writer)
 
 
-def _tensors(shape: Shape) -> dict[str, tuple[int, int, gguf.GGMLQuantizationType]]:
+def _tensors(shape: Shape) -> dict[str, tuple[int, int, GGMLQuantizationType]]:
     """Return rows, width and kind of every quantised tensor, as Q4_K_M mixes them."""
-    q4, q6 = gguf.GGMLQuantizationType.Q4_K, gguf.GGMLQuantizationType.Q6_K
+    q4, q6 = GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K
     width, keys = shape.width, shape.key_heads * shape.head
     found = {"token_embd.weight": (VOCABULARY, width, q4), "output.weight": (VOCABULARY, width, q6)}
     for layer in range(shape.layers):

@@ -8,8 +8,6 @@ recipe stays, so that it can be called again. The figures are taken also where a
 exit status is 1 then.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

@@ -6,8 +6,6 @@ That is what a Space's process is when somebody asks for a translation: ``cold_s
 it beside a loader whose Python starts first.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Final
 

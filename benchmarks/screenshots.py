@@ -5,21 +5,21 @@ widths. Runs the app with the variables that are set, as the Space does (docs/se
 ``YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL``, ``YAKULINGO_SPACES_GGUF_PATH`` …
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
 import sys
 import time
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import requests
 from PIL import Image, ImageDraw
+from playwright.sync_api import Page as Tab
 from playwright.sync_api import TimeoutError as TookTooLong
 from playwright.sync_api import sync_playwright
 
@@ -29,16 +29,10 @@ from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Note
 from llama_loader.server import free_port
 from llama_space import Engine, Failure, Figures, Piece, Progress, Status
+from llama_space.request import Work
+from llama_space.values import Item, Waiting
 from translator.detection import detect
 from translator.page import CONCURRENCY, Page
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-
-    from playwright.sync_api import Page as Tab
-
-    from llama_space.request import Work
-    from llama_space.values import Item, Waiting
 
 Scheme = Literal["light", "dark"]
 LOOKS: Final[tuple[tuple[Scheme, str], ...]] = (("light", "en-GB"), ("dark", "ja-JP"))
@@ -115,8 +109,6 @@ LENT: Final = (
     ),
     Shown("GPU seconds", ("translate", "owners"), whole=True),
 )
-
-
 _PREPARING: Final = Status(
     "preparing",
     release="b11549-1",
@@ -134,8 +126,6 @@ _PREPARING: Final = Status(
         ),
     ),
 )
-
-
 _CALLS: Final = (
     Figures(0, 1.9, 6.2, 141, warm=False, tokens_per_second=61.0, reserved=22, used=4.8),
     Figures(0, 0.3, 1.4, 38, warm=True, tokens_per_second=63.0, reserved=15, used=1.2, left=64),
@@ -228,8 +218,7 @@ def _ask(tab: Tab, shown: Shown) -> None:
     tab.wait_for_selector(".status")
 
 
-def _stop(tab: Tab, shown: Shown) -> None:
-    del shown
+def _stop(tab: Tab, _: Shown) -> None:
     tab.locator("#stop").click()
     tab.wait_for_selector(".status.stopped")
 
@@ -241,8 +230,7 @@ def _refused(tab: Tab, shown: Shown) -> None:
     tab.wait_for_selector(".status.failed")
 
 
-def _file(tab: Tab, shown: Shown) -> None:
-    del shown
+def _file(tab: Tab, _: Shown) -> None:
     with tab.expect_file_chooser() as chosen:
         tab.locator("#open_file").click()
     chosen.value.set_files({"name": "film.mp4", "mimeType": "video/mp4", "buffer": b"film"})
@@ -250,8 +238,7 @@ def _file(tab: Tab, shown: Shown) -> None:
 
 
 def _list(box: str, typed: str) -> Any:
-    def opened(tab: Tab, shown: Shown) -> None:
-        del shown
+    def opened(tab: Tab, _: Shown) -> None:
         tab.keyboard.press("Escape")
         tab.locator(f"#{box} input").click()
         tab.keyboard.type(typed)
@@ -260,21 +247,18 @@ def _list(box: str, typed: str) -> Any:
     return opened
 
 
-def _programs(tab: Tab, shown: Shown) -> None:
-    del shown
+def _programs(tab: Tab, _: Shown) -> None:
     if not tab.locator(".api-docs-wrap").count():
         tab.locator("footer button").first.click()
         tab.wait_for_selector(".api-docs-wrap .snippet")
 
 
-def _python(tab: Tab, shown: Shown) -> None:
-    del shown
+def _python(tab: Tab, _: Shown) -> None:
     tab.locator(".api-docs-wrap .snippet", has_text="Python").first.click()
     tab.wait_for_selector(".api-docs-wrap .snippet.current-lang:has-text('Python')")
 
 
-def _owners(tab: Tab, shown: Shown) -> None:
-    del shown
+def _owners(tab: Tab, _: Shown) -> None:
     tab.locator("#owners").click()
 
 

@@ -9,8 +9,6 @@ Prints JSON. The exit status is 1 unless every answer came from a server on the 
 was left there by a worker that is gone. The CPU is not allowed to stand in.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -20,20 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import requests
 
 from llama_loader import host, settings
 from tests.rigs import space
 from tests.rigs.zerogpu import Emulator
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
 TEXT: Final = "Parcel {} left the harbour at noon and arrives on the third day."
 GONE_WITHIN: Final = 10.0
@@ -86,14 +81,18 @@ def words(answer: requests.Response) -> Iterator[str]:
 
 def on_the_gpu() -> dict[int, int]:
     """Return the processes that compute on the GPUs, and their memory in MiB."""
-    done = subprocess.run(
-        ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    rows = (line.split(",") for line in done.stdout.splitlines() if line.strip())
+    rows = (line.split(",") for line in _told("--query-compute-apps=pid,used_memory"))
     return {int(pid): int(memory) for pid, memory in rows}
+
+
+def uuids() -> list[str]:
+    """Return the GPUs of this machine as the device API names them."""
+    return _told("--query-gpu=uuid")
+
+
+def _told(query: str) -> list[str]:
+    argv = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def servers(app: int) -> list[int]:
@@ -128,9 +127,8 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 def measure(release: Path, model: Path, calls: int, home: Path) -> dict[str, Any]:
     """Start the app, call it, kill its worker, leave in the middle; return what was seen."""
     facts = host.detect(settings.load(environ={}))
-    gpus = uuids()
     manifest = f"file://{(release / 'manifest.json').resolve()}"
-    variables = {
+    variables: dict[str, Any] = {
         **space.pinned(manifest),
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "allow_cpu": "0",
@@ -138,7 +136,10 @@ def measure(release: Path, model: Path, calls: int, home: Path) -> dict[str, Any
         "max_new_tokens": "64",
     }
     measured, checks = Measured(), {}
-    with Emulator(uuids=gpus) as emulator, _app(home, variables | emulator.environment) as served:
+    with (
+        Emulator(uuids=uuids()) as emulator,
+        space.serving(home, **(variables | emulator.environment)) as served,
+    ):
         before = on_the_gpu()
         checks["nothing on the GPU before the first call"] = not servers(served.pid)
         said = measured.call(served.url, "first call: a new worker, a new server", 0)
@@ -173,21 +174,6 @@ def measure(release: Path, model: Path, calls: int, home: Path) -> dict[str, Any
         "next_calls_median": round(statistics.median(measured.first["next calls"]), 4),
         "checks": checks,
     }
-
-
-def _app(home: Path, variables: dict[str, Any]) -> AbstractContextManager[space.Space]:
-    return space.serving(home, **variables)
-
-
-def uuids() -> list[str]:
-    """Return the GPUs of this machine as the device API names them."""
-    done = subprocess.run(
-        ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()
 
 
 def main() -> int:

@@ -15,8 +15,6 @@ the file (the linker's audit interface tells when). A tiny runtime whose plugin 
 stands for a CUDA release.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -26,20 +24,17 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from unittest.mock import patch
 
 from llama_loader import receipt, self_test
+from llama_loader.disk import Folder
 from llama_loader.server import Server
 from tests.rigs import swap_attack
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llama_loader.disk import Folder
 
 _LISTINGS: Final = 8
 _EACH: Final = _LISTINGS + 2
@@ -170,12 +165,8 @@ def spread(values: list[float]) -> dict[str, float]:
     """Return the median, the 99th percentile and the maximum."""
     ordered = sorted(values)
     late = ordered[math.ceil(len(ordered) * 0.99) - 1]
-    median = statistics.median(ordered)
-    return {
-        "median": round(median, 1),
-        "99 %": round(late, 1),
-        "maximum": round(ordered[-1], 1),
-    }
+    found = {"median": statistics.median(ordered), "99 %": late, "maximum": ordered[-1]}
+    return {name: round(value, 1) for name, value in found.items()}
 
 
 def when_mapped(log: Path) -> dict[str, float]:
