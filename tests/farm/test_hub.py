@@ -105,6 +105,21 @@ def test_address_that_the_hub_names_for_large_files_gets_no_token(
     assert seen == {"/verify": None}
 
 
+def test_cookies_of_the_hub_are_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str | None] = []
+
+    def answer(asked: Request) -> Answer:
+        sent.append(asked.headers.get("Cookie"))
+        return Answer(200, {"id": "me/builds"}, {"Set-Cookie": "name=value"})
+
+    with http_served.serving(answer) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        client = api()
+        client.model_info("me/builds")
+        client.model_info("me/builds")
+    assert sent == [None, None]
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_repository.Hub]:
     with published.serving("hub", tmp_path, monkeypatch) as place:
