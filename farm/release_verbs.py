@@ -57,7 +57,7 @@ def publish(
         from farm.publish import channels
 
         own = channels.Channel(place, wanted, signer)
-        show.promotion(own.promote(plan.release, checked=checked), place.channels())
+        show.promotion(own.promote(plan.release, checked=checked))
 
 
 @verb
@@ -111,8 +111,7 @@ def promote(
     checked = checking.require_gate(own.place, name, show.check, checked=sha256)
     if sha256 is None:
         show.not_started(f"--to {own.place.where} --release {name}")
-    done = own.promote(name, days=asked.days, at_least=serial, checked=checked)
-    show.promotion(done, own.place.channels())
+    show.promotion(own.promote(name, days=asked.days, at_least=serial, checked=checked))
 
 
 @verb

@@ -49,6 +49,7 @@ class Promotion:
     serial: int
     expires: datetime
     url: str
+    others: tuple[str, ...] = ()  # the place's other channels, where this one is new
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ class Channel:
         before = chain(kept, self._elsewhere())
         signed = next((one for one in before if one.release == release), None)
         known = (one.serial for one in (*kept, present) if one is not None)
-        return self._promote(release, present, signed, max(at_least - 1, *known, 0), days, checked)
+        others = () if present else self.place.other_channels(self.name)
+        last = max(at_least - 1, *known, 0)
+        done = self._promote(release, present, signed, last, days, checked)
+        return replace(done, others=others)
 
     def renew(self, *, days: int = DAYS, checked: str | None = None) -> Promotion:
         """Sign the channel's manifest again, with a higher serial and a later end.
@@ -222,10 +226,9 @@ class Channel:
 
         A channel that is damaged, or signed by another key, is skipped: it stops no promotion here.
         """
-        for name in self.place.channels():
+        for name in self.place.other_channels(self.name):
             other = replace(self, name=name)
-            serials = () if name == self.name else self.place.channel_serials(name)
-            for serial in serials[-_ELSEWHERE:]:
+            for serial in self.place.channel_serials(name)[-_ELSEWHERE:]:
                 with suppress(FarmError, LoaderError):
                     yield other.numbered(serial, older=True)
 
@@ -345,7 +348,7 @@ def missing(destination: Destination, name: str) -> PublishError:
     """Return the error of a channel that is not there, with the names of those that are."""
     names: tuple[str, ...] = ()
     with suppress(FarmError):  # the place itself may be missing
-        names = tuple(one for one in destination.channels() if one != name)
+        names = destination.other_channels(name)
     hint = f"there is {', '.join(names)}" if names else "invoke promote makes one"
     return PublishError("CHANNEL_MISSING", hint=hint, where=destination.where, name=name)
 

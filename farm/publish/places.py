@@ -133,6 +133,10 @@ class Destination(ABC):
         found = (one.removeprefix(start) for one in self.folders() if one.startswith(start))
         return tuple(sorted(one for one in found if "/" not in one))
 
+    def other_channels(self, channel: str) -> tuple[str, ...]:
+        """Return the names of all channels but one."""
+        return tuple(one for one in self.channels() if one != channel)
+
     def manifest_url(self, release: str) -> str:
         """Return the URL that loaders read a release at."""
         return self.download_url(release, MANIFEST)

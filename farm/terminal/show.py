@@ -132,16 +132,16 @@ def plan(planned: Plan, *, each: bool) -> None:
         line(f"  {word} {part}  sha256 {part.sha256}")
 
 
-def promotion(done: Promotion, others: Iterable[str] = ()) -> None:
-    """Print the release that a channel now names; for a new channel a note with the ``others``."""
+def promotion(done: Promotion) -> None:
+    """Print the release that a channel now names, and a note for a new one beside others."""
     before = f" (before: {done.before})" if done.before else ""
     line(
         f"channel {done.channel} → {done.release}{before}, serial {done.serial}, until"
         f" {done.expires:%Y-%m-%d}"
     )
     line(done.url)
-    if done.before is None and (named := ", ".join(one for one in others if one != done.channel)):
-        note(remark("CHANNEL_NEW", channel=done.channel, named=named))
+    if done.others:
+        note(remark("CHANNEL_NEW", channel=done.channel, named=", ".join(done.others)))
 
 
 def check(made: GateCheck) -> None:
