@@ -84,14 +84,19 @@ def prove(request: BuildRequest, report: BuildReport) -> None:
     line, sets = resolve(request)
     if line is not None and request.engine != "local" and request.image is None:
         request = replace(pipeline.with_image(request, line.name, report), line=line.name)
-    differing = [one.name for one in sets if not _is_same_twice(request, line, one, report)]
+    differing = [one.name for one in sets if not _is_same_twice(request, line, one, sets, report)]
     if differing:
         raise BuildError("NOT_REPRODUCIBLE", differing=", ".join(differing), kept=KEPT)
 
 
 def _is_same_twice(
-    request: BuildRequest, line: Line | None, arch_set: ArchSet, report: BuildReport
+    request: BuildRequest,
+    line: Line | None,
+    arch_set: ArchSet,
+    sets: tuple[ArchSet, ...],
+    report: BuildReport,
 ) -> bool:
+    """Build one of the sets twice; the first build refuses a line that cannot build all of them."""
     made = []
     with tempfile.TemporaryDirectory(prefix="llama-farm-twice-") as name:
         for jobs, side in enumerate(SIDES, request.jobs or cgroups.processors()):
@@ -100,7 +105,7 @@ def _is_same_twice(
                 closing(pipeline.choose_engine(asked, line, report)) as engine,
                 choose_source(asked).private() as own,
             ):
-                settled = pipeline.settled(engine, asked, line, report, (arch_set,))
+                settled = pipeline.settled(engine, asked, line, report, sets)
                 plan = BuildPlan(arch_set, settled, own)
                 report.say(f"{plan.key}: {side} build, -j {jobs}, no compiler cache")
                 made.append(_tarball(plan, engine, asked, report, Path(name) / side))

@@ -6,14 +6,19 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from farm import durable, reproduce
-from farm.errors import BuildError, PackError
+from farm.errors import BuildError, PackError, UsageError
+from farm.options import BuildRequest
 from farm.reproduce import compare
 from farm.tarball import archive
 from farm.tarball.archive import TarMember
+from farm.terminal.progress import BuildReport
+from tests.farm.test_toolkit import make_toolkit
 from tests.rigs.heard import script
 from tests.rigs.refusals import refused
+from tests.rigs.tiny_release import TINY
 from tests.rigs.waiting import comes
 
 MEMBERS = [("a", b"alpha", 0o644), ("b", b"beta", 0o644)]
@@ -147,3 +152,19 @@ def test_a_damaged_tarball_or_a_fifo_in_its_place_is_one_error(
         put(first)
         with pytest.raises(OSError, match=why):
             compare(first, second, tmp_path / "kept", lambda _: None)
+
+
+def test_toolkit_that_cannot_build_the_last_set_is_refused_before_the_first_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.defpath)
+    cuda = make_toolkit(tmp_path / "cuda", "12.9")
+    nvcc = cuda / "bin" / "nvcc"
+    nvcc.write_text(nvcc.read_text().replace("sm_100", "sm_120"))
+    asked = BuildRequest(
+        engine="local", toolkit=str(cuda), arch_set="zerogpu", source=TINY, patches="none"
+    )
+    told = io.StringIO()
+    with refused("ARCH_NOT_IN_LINE", UsageError, "90"):
+        reproduce.prove(asked, BuildReport(Console(file=told, width=200)))
+    assert "build, -j" not in told.getvalue()
