@@ -125,7 +125,7 @@ def copy(path: Path, place: Path) -> None:
         return
     with open_regular(path, follow=False) as stream, place.open("xb") as out:
         if opened(stream.fileno()).readlink() != path:  # another user can swap a folder on the way
-            raise beyond(path, "a link leads there")
+            raise unreadable(path, "a link leads there")
         shutil.copyfileobj(stream, out, 1 << 20)
         found = os.fstat(stream.fileno())
     place.chmod(stat.S_IMODE(found.st_mode))
@@ -174,7 +174,7 @@ def new_file(path: Path) -> io.FileIO:
 @contextmanager
 def handle_of(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     """Open a file or folder until the context is left, with flags of open(2); give its handle."""
-    handle = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    handle = os.open(path, flags | os.O_CLOEXEC)
     try:
         yield handle
     finally:
@@ -404,7 +404,7 @@ def files(
         if path != folder and (path.is_symlink() or not path.is_dir()):
             left = None if left is None else left - path.lstat().st_size
             if left is not None and left < 0:
-                raise beyond(path, f"beyond {(most or 0) >> 20} MiB")
+                raise unreadable(path, f"beyond {(most or 0) >> 20} MiB")
             yield path
             continue
         with os.scandir(path) as found:  # a folder's names may fill the memory
@@ -412,12 +412,12 @@ def files(
             chosen = sorted(islice((one for one in paths if one not in without), room + 1))
         room -= len(chosen)
         if room < 0:
-            raise beyond(path, f"beyond {MOST_FILES} files and folders")
+            raise unreadable(path, f"beyond {MOST_FILES} files and folders")
         if chosen and len(path.relative_to(folder).parts) == MOST_NAMES:
-            raise beyond(path, f"more than {MOST_NAMES} folders in one another")
+            raise unreadable(path, f"more than {MOST_NAMES} folders in one another")
         waiting += reversed(chosen)
 
 
-def beyond(path: Path, why: str) -> UsageError:
-    """Return the error of a source that has more than any has: ``SOURCE_UNREADABLE``."""
+def unreadable(path: Path, why: str) -> UsageError:
+    """Return the error of a path that the farm does not read: ``SOURCE_UNREADABLE``."""
     return UsageError("SOURCE_UNREADABLE", shown=_encodable(str(path)), why=why)

@@ -309,7 +309,7 @@ def _require_own(tree: Path, paths: Iterable[Path]) -> None:
             continue
         why = "a name that is not UTF-8" if plain else "neither a file, a folder nor a link"
         why = why if inside else "a link that leads out of the tree"
-        raise durable.beyond(path, why)
+        raise durable.unreadable(path, why)
 
 
 def _leads_inside(path: Path, root: Path) -> bool:

@@ -118,7 +118,7 @@ def ignored(tree: Path) -> Iterator[Path]:
     with foreign(tree) as at:
         told = call(*asked, "--directory", "-z", at=at)
     if told.count("\0") > durable.MOST_FILES:
-        raise durable.beyond(tree, f"git ignores more than {durable.MOST_FILES} files there")
+        raise durable.unreadable(tree, f"git ignores more than {durable.MOST_FILES} files there")
     yield from (tree / name for name in told.split("\0") if name)
 
 

@@ -52,7 +52,7 @@ _LARGEST: Final = 16 << 20
 """Bytes of an answer that is no file; GitHub lists the files of a hundred releases on a page."""
 _SHOWN: Final = 64 << 10
 _LONGEST_HEADERS: Final = 32 << 10
-"""Bytes of an answer's headers; GitHub's have 5 KB. http.client accepts 6.5 MB."""
+"""Bytes of an answer's headers; http.client accepts a hundred lines of 64 KiB."""
 _LARGEST_PAGE: Final = 4 << 20
 """Bytes of a project's page, and of its files' addresses; the largest page has 0.5 MB."""
 _LINK: Final = re.compile(rb"""\bhref\s*=\s*["']([^"']*)""", re.IGNORECASE)
